@@ -1,0 +1,73 @@
+"""Torch tensors and numpy arrays as flat host buffers that MPI can move: the one place that a new device would extend.
+
+A buffer is a flat, contiguous numpy view of the caller's memory, never a copy of it, so that what is received lands where the
+caller looks. bfloat16, which numpy doesn't have, is viewed as 2-byte integers: it can be moved, and the dtype gate of
+`Communicator` sees its real name before any reduction.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dist_ml.errors import CommunicationError
+
+Array: TypeAlias = npt.NDArray[Any]
+Tensor: TypeAlias = torch.Tensor | Array
+
+_TORCH_NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.int64: "int64",
+    torch.int32: "int32",
+    torch.int16: "int16",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
+    torch.bool: "bool",
+}
+_NUMPY_NAMES = frozenset(_TORCH_NAMES.values()) | {"uint16", "uint32", "uint64"}
+
+
+class Buffer(NamedTuple):
+    """A flat view of the caller's memory and the caller's name of its dtype."""
+
+    array: Array
+    dtype: str
+
+
+def as_buffer(x: Tensor) -> Buffer:
+    """The flat view of a contiguous tensor; `CommunicationError` for other devices, dtypes and layouts."""
+    if isinstance(x, torch.Tensor):
+        return _from_torch(x)
+    if not isinstance(x, np.ndarray):
+        raise CommunicationError(f"a {type(x).__name__} can't be communicated; pass a torch tensor or a numpy array")
+    if x.dtype.name not in _NUMPY_NAMES or not x.dtype.isnative:
+        raise CommunicationError(f"dtype {x.dtype} can't be communicated; use one of {', '.join(sorted(_NUMPY_NAMES))}")
+    if not x.flags.c_contiguous:
+        raise CommunicationError(_layout(x.shape, tuple(stride // x.itemsize for stride in x.strides)))
+    return Buffer(x.reshape(-1), x.dtype.name)
+
+
+def is_contiguous(x: Tensor) -> bool:
+    return x.is_contiguous() if isinstance(x, torch.Tensor) else bool(x.flags.c_contiguous)
+
+
+def _from_torch(x: torch.Tensor) -> Buffer:
+    dtype = _TORCH_NAMES.get(x.dtype)
+    if dtype is None:
+        raise CommunicationError(f"dtype {x.dtype} can't be communicated; use one of {', '.join(_TORCH_NAMES.values())}")
+    if x.device.type != "cpu":
+        raise CommunicationError(f"the tensor lives on {x.device}, and only host memory is communicated; pass x.cpu()")
+    if not x.is_contiguous():
+        raise CommunicationError(_layout(tuple(x.shape), x.stride()))
+    flat = x.detach().view(-1)
+    if dtype == "bfloat16":
+        flat = flat.view(torch.int16)
+    return Buffer(flat.numpy(), dtype)
+
+
+def _layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> str:
+    return f"a tensor of shape {shape} and strides {strides} is not contiguous; pass x.contiguous() and copy the result back"

@@ -1,0 +1,250 @@
+"""The one way to communicate: checked, counted, and the same on one rank or many."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from dist_ml import partition
+from dist_ml.comm import traffic as words
+from dist_ml.comm.buffer import Array, Buffer, Tensor, as_buffer, is_contiguous
+from dist_ml.comm.group import Group, expect
+from dist_ml.comm.reduction import check_reducible, is_half, narrow, widen
+from dist_ml.comm.request import Request
+from dist_ml.comm.traffic import Words
+from dist_ml.errors import CommunicationError
+
+Op: TypeAlias = Literal["sum", "mean", "max", "min"]
+
+# Half-precision buffers are widened this many elements at a time, so that a large one needs little extra memory.
+HALF_PIECE = 1 << 20
+
+
+class Communicator(Group):
+    """Collectives and messages between the ranks of one mesh axis.
+
+    Takes torch tensors and numpy arrays in host memory. What is received is written into the caller's memory; tensors that are
+    not contiguous are refused, except in place by the blocking `allreduce` and `broadcast`, which copy back. Empty tensors are
+    fine, and so are counts above 2^31. Every call is entered in `traffic` under `axis`. A call on a group of one moves nothing.
+
+    bfloat16 and float16 are summed in float32 and rounded once, because a raw MPI sum of bfloat16 returns garbage on Open MPI
+    and aborts on MPICH.
+    """
+
+    def allreduce(self, x: Tensor, op: Op = "sum") -> None:
+        """Reduce `x` (same shape and dtype on all ranks) over the group, in place. Words: 2n(P-1)/P of the direct algorithm."""
+        if not is_contiguous(x):
+            _in_contiguous(x, lambda dense: self.allreduce(dense, op))
+            return
+        buffer = self._enter_allreduce(x, op)
+        if self.size > 1:
+            self._timed("allreduce", lambda: self._allreduce(buffer, op))
+
+    def iallreduce(self, x: Tensor, op: Op = "sum") -> Request:
+        """`allreduce`, completed by the returned request; `x` belongs to it until then."""
+        buffer = self._enter_allreduce(x, op)
+        if self.size == 1:
+            return Request()
+        if not is_half(buffer):
+            return self.transport.iallreduce(buffer.array, _mpi_op(op)).then(lambda: self._divide(buffer.array, op))
+        wide = widen(buffer)
+        return self.transport.iallreduce(wide, _mpi_op(op)).then(lambda: narrow(self._divide(wide, op), buffer))
+
+    def reduce_scatter(self, send: Tensor, receive: Tensor, op: Op = "sum", counts: Sequence[int] | None = None) -> None:
+        """Reduce `send` (n elements) and leave rank r the r-th of `counts` consecutive elements in `receive`.
+
+        `counts` default to the balanced block partition of n. Words sent: n - counts[rank].
+        """
+        source, target, counts = self._enter_reduce_scatter(send, receive, op, counts)
+        if not is_half(source):
+            self._timed("reduce_scatter", lambda: self.transport.reduce_scatter(source.array, target.array, counts, _mpi_op(op)))
+            self._divide(target.array, op)
+            return
+        wide = np.empty(target.array.size, dtype=np.float32)
+        self._timed("reduce_scatter", lambda: self.transport.reduce_scatter(widen(source), wide, counts, _mpi_op(op)))
+        narrow(self._divide(wide, op), target)
+
+    def ireduce_scatter(self, send: Tensor, receive: Tensor, op: Op = "sum", counts: Sequence[int] | None = None) -> Request:
+        """`reduce_scatter`, completed by the returned request."""
+        source, target, counts = self._enter_reduce_scatter(send, receive, op, counts)
+        if not is_half(source):
+            request = self.transport.ireduce_scatter(source.array, target.array, counts, _mpi_op(op))
+            return request.then(lambda: self._divide(target.array, op))
+        wide = np.empty(target.array.size, dtype=np.float32)
+        request = self.transport.ireduce_scatter(widen(source), wide, counts, _mpi_op(op))
+        return request.then(lambda: narrow(self._divide(wide, op), target))
+
+    def allgather(self, send: Tensor | None, receive: Tensor, counts: Sequence[int] | None = None) -> None:
+        """Concatenate every rank's `send` (counts[rank] elements) into `receive` (n elements) on all ranks.
+
+        `counts` default to the balanced block partition of n. `send=None` means that this rank's share is in its place in
+        `receive` already. Words sent: counts[rank] (P-1).
+        """
+        source, target, counts = self._enter_allgather(send, receive, counts)
+        self._timed("allgather", lambda: self.transport.allgather(source, target, counts))
+
+    def iallgather(self, send: Tensor | None, receive: Tensor, counts: Sequence[int] | None = None) -> Request:
+        """`allgather`, completed by the returned request."""
+        return self.transport.iallgather(*self._enter_allgather(send, receive, counts))
+
+    def alltoall(self, send: Tensor, receive: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int]) -> None:
+        """Send the i-th of `send_counts` consecutive elements to rank i, and receive likewise.
+
+        What rank i sends to rank j must be what j expects from i: `exchange_counts` tells. Words sent: all but one's own.
+        """
+        source, target = as_buffer(send), as_buffer(receive)
+        for name, buffer, counts in (("send", source, send_counts), ("receive", target, receive_counts)):
+            if len(counts) != self.size:
+                raise CommunicationError(f"alltoall needs one of {name}_counts a rank: {self.size}, not {len(counts)}")
+            expect("alltoall", name, buffer, sum(counts), source.dtype)
+        kept, expected = send_counts[self.rank], receive_counts[self.rank]
+        if kept != expected:
+            raise CommunicationError(
+                f"alltoall: rank {self.rank} sends itself {kept} elements but expects {expected}"
+            )
+        self._check("alltoall", source.dtype)
+        moved = words.alltoall_words(send_counts, receive_counts, self.rank)
+        self._count("alltoall", moved, source.array.itemsize)
+        self._timed("alltoall", lambda: self.transport.alltoall(source.array, target.array, send_counts, receive_counts))
+
+    def exchange_counts(self, send_counts: Sequence[int]) -> list[int]:
+        """How many elements each rank will send here, given how many go to each."""
+        sent, received = np.array(send_counts, dtype=np.int64), np.empty(self.size, dtype=np.int64)
+        self.alltoall(sent, received, [1] * self.size, [1] * self.size)
+        return [int(count) for count in received]
+
+    def broadcast(self, x: Tensor, root: int = 0) -> None:
+        """Overwrite `x` with the root's, on all ranks. Words: n (P-1) sent by the root, n received elsewhere."""
+        if not is_contiguous(x):
+            _in_contiguous(x, lambda dense: self.broadcast(dense, root))
+            return
+        array = self._enter_broadcast(x, root)
+        self._timed("broadcast", lambda: self.transport.broadcast(array, root))
+
+    def ibroadcast(self, x: Tensor, root: int = 0) -> Request:
+        """`broadcast`, completed by the returned request."""
+        return self.transport.ibroadcast(self._enter_broadcast(x, root), root)
+
+    def send(self, x: Tensor, destination: int, tag: int = 0) -> None:
+        """Send all of `x`; the receiver's tensor must have as many elements of the same dtype."""
+        array = self._enter_send(x, destination)
+        self._timed("send", lambda: self.transport.send(array, destination, tag))
+
+    def receive(self, x: Tensor, source: int, tag: int = 0) -> None:
+        """Receive into all of `x`."""
+        array = self._enter_receive(x, source)
+        self._timed("send", lambda: self.transport.receive(array, source, tag))
+
+    def isend(self, x: Tensor, destination: int, tag: int = 0) -> Request:
+        """`send`, completed by the returned request; `x` must stay unchanged until then."""
+        return self.transport.isend(self._enter_send(x, destination), destination, tag)
+
+    def ireceive(self, x: Tensor, source: int, tag: int = 0) -> Request:
+        """`receive`, completed by the returned request."""
+        return self.transport.ireceive(self._enter_receive(x, source), source, tag)
+
+    # What each call checks and counts before anything moves
+
+    def _enter_allreduce(self, x: Tensor, op: Op) -> Buffer:
+        buffer = as_buffer(x)
+        check_reducible("allreduce", buffer, op)
+        if self._checker:
+            self._checker.check(f"allreduce {op}", buffer.dtype, buffer.array.size, None)
+        if self.size > 1:
+            n = buffer.array.size
+            own = n // self.size + (self.rank < n % self.size)
+            self.traffic.count(self.axis, "allreduce", words.allreduce_words(n, own, self.size), _reduced_bytes(buffer))
+        return buffer
+
+    def _enter_reduce_scatter(
+        self, send: Tensor, receive: Tensor, op: Op, counts: Sequence[int] | None
+    ) -> tuple[Buffer, Buffer, Sequence[int]]:
+        source, target = as_buffer(send), as_buffer(receive)
+        check_reducible("reduce_scatter", source, op)
+        counts = self._shares(counts, source.array.size)
+        expect("reduce_scatter", "send", source, sum(counts), source.dtype)
+        expect("reduce_scatter", "receive", target, counts[self.rank], source.dtype)
+        self._check(f"reduce_scatter {op}", source.dtype, source.array.size)
+        moved = words.reduce_scatter_words(source.array.size, counts[self.rank], self.size)
+        self._count("reduce_scatter", moved, _reduced_bytes(source))
+        return source, target, counts
+
+    def _enter_allgather(
+        self, send: Tensor | None, receive: Tensor, counts: Sequence[int] | None
+    ) -> tuple[Array | None, Array, Sequence[int]]:
+        target = as_buffer(receive)
+        counts = self._shares(counts, target.array.size)
+        expect("allgather", "receive", target, sum(counts), target.dtype)
+        source = as_buffer(send) if send is not None else None
+        if source is not None:
+            expect("allgather", "send", source, counts[self.rank], target.dtype)
+        self._check("allgather", target.dtype, target.array.size)
+        moved = words.allgather_words(target.array.size, counts[self.rank], self.size)
+        self._count("allgather", moved, target.array.itemsize)
+        return source.array if source is not None else None, target.array, counts
+
+    def _enter_broadcast(self, x: Tensor, root: int) -> Array:
+        buffer = as_buffer(x)
+        self._check("broadcast", buffer.dtype, buffer.array.size, root)
+        moved = words.broadcast_words(buffer.array.size, root, self.rank, self.size)
+        self._count("broadcast", moved, buffer.array.itemsize)
+        return buffer.array
+
+    def _enter_send(self, x: Tensor, destination: int) -> Array:
+        array = as_buffer(x).array
+        self._check_rank("destination", destination)
+        if destination != self.rank:
+            self.traffic.count(self.axis, "send", Words(array.size, 0, 1), array.itemsize)
+        return array
+
+    def _enter_receive(self, x: Tensor, source: int) -> Array:
+        array = as_buffer(x).array
+        self._check_rank("source", source)
+        if source != self.rank:
+            self.traffic.count(self.axis, "send", Words(0, array.size, 0), array.itemsize)
+        return array
+
+    def _timed(self, collective: str, call: Callable[[], None]) -> None:
+        if not self.traffic.timing:
+            call()
+            return
+        with self.traffic.timed(self.axis, collective):
+            call()
+
+    def _allreduce(self, buffer: Buffer, op: Op) -> None:
+        if not is_half(buffer):
+            self.transport.allreduce(buffer.array, _mpi_op(op))
+            self._divide(buffer.array, op)
+            return
+        for piece in partition.pieces(buffer.array.size, HALF_PIECE):
+            part = Buffer(buffer.array[piece.slice], buffer.dtype)
+            wide = widen(part)
+            self.transport.allreduce(wide, _mpi_op(op))
+            narrow(self._divide(wide, op), part)
+
+    def _divide(self, array: Array, op: Op) -> Array:
+        if op == "mean":
+            array /= self.size
+        return array
+
+
+def _mpi_op(op: Op) -> str:
+    return "sum" if op == "mean" else op
+
+
+def _reduced_bytes(buffer: Buffer) -> int:
+    """The bytes of a word on its way through a reduction, where half precision is widened."""
+    return 4 if is_half(buffer) else buffer.array.itemsize
+
+
+def _in_contiguous(x: Tensor, call: Callable[[Tensor], None]) -> None:
+    """Let `call` work in place on a contiguous copy of `x`, and copy the result back."""
+    if isinstance(x, torch.Tensor):
+        dense = x.detach().contiguous()
+        call(dense)
+        x.detach().copy_(dense)
+    else:
+        array = np.ascontiguousarray(x)
+        call(array)
+        x[...] = array

