@@ -1,0 +1,117 @@
+"""The configuration of a training run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dist_ml.config.data import DataConfig
+from dist_ml.config.model import ModelConfig
+from dist_ml.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Ranks along each axis; one may be null and takes the ranks that the others leave."""
+
+    data: int | None  # replicas of the model, each with its share of the batch
+    pipeline: int | None  # stages of the model
+    operator: int | None  # shards of each layer
+
+    def __post_init__(self) -> None:
+        for name in ("pipeline", "operator"):
+            size = getattr(self, name)
+            if size not in (1, None):
+                raise ConfigError(f"{name}={size} is not built yet: only the data axis trains; set {name}=1")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Which of torch's optimizers updates the parameters, and its own parameters."""
+
+    name: Literal["sgd", "adamw"]
+    lr: float  # learning rate at the end of the warm-up
+    weight_decay: float  # decoupled for adamw, L2 for sgd
+    momentum: float = 0.0  # sgd
+    nesterov: bool = False  # sgd
+    betas: tuple[float, ...] = (0.9, 0.999)  # adamw
+    eps: float = 1e-8  # adamw
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ConfigError(f"lr={self.lr} must be above 0")
+        if self.weight_decay < 0:
+            raise ConfigError(f"weight_decay={self.weight_decay} must be at least 0")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum={self.momentum} must be in [0, 1)")
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("nesterov=True needs momentum above 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas={list(self.betas)} must be two numbers in [0, 1)")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate changes over the steps of a run."""
+
+    name: Literal["constant", "cosine"]
+    warmup_steps: int  # the rate rises linearly from 0 over so many steps
+    final_fraction: float  # cosine: what is left of the rate at the last step
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps={self.warmup_steps} must be at least 0")
+        if not 0 <= self.final_fraction <= 1:
+            raise ConfigError(f"final_fraction={self.final_fraction} must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class CommConfig:
+    """How ranks communicate."""
+
+    checked: bool  # compare the ranks' calls before each collective: slow, finds mismatches instead of hanging
+    timing: bool  # take the seconds of every collective into the ledger
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Where metrics go beside metrics.jsonl, which is always written."""
+
+    tensorboard: bool  # event files in the run folder's tensorboard/ (extra: tensorboard)
+    mlflow: bool  # an MLflow run (extra: mlflow)
+    mlflow_uri: str | None  # where MLflow keeps its runs; null: the run folder's mlflow/
+    mlflow_experiment: str  # the MLflow experiment that the run belongs to
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run: what `configs/train.yaml` composes."""
+
+    name: str  # names the run's folder
+    folder: str  # the run folder, made by rank 0
+    seed: int  # of initial weights, sampling, dropout and synthetic data
+    ranks: int | None  # the ranks that this run must have; null: as many as were started
+    epochs: int  # passes over the training samples
+    batch_size: int  # samples of one optimizer step, over all ranks
+    accumulation: int  # pieces that each rank's share of a batch is computed in, to bound its memory
+    precision: Literal["fp32", "fp64", "bf16"]  # bf16: autocast, with fp32 parameters and gradients
+    clip_norm: float | None  # the gradient's largest global norm; null: not clipped
+    nonfinite: Literal["stop", "skip"]  # what to do at a loss or gradient that is NaN or infinite
+    log_every: int  # steps between lines of metrics.jsonl
+    evaluate_every: int  # epochs between evaluations; the last epoch is always followed by one
+    mesh: MeshConfig
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    comm: CommConfig
+    tracker: TrackerConfig
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation", "log_every", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.ranks is not None and self.ranks < 1:
+            raise ConfigError(f"ranks={self.ranks} must be at least 1, or null for as many as were started")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed} must be at least 0")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError(f"clip_norm={self.clip_norm} must be above 0, or null not to clip")
