@@ -1,0 +1,1 @@
+"""Data parallelism: who trains on which samples, and how the ranks' gradients become one."""
