@@ -82,7 +82,9 @@ def run(
     return run_command(argv, chosen, time_limit_seconds=time_limit_seconds, capture=capture)
 
 
-def run_command(argv: Sequence[str], environment: Mapping[str, str], *, time_limit_seconds: float | None, capture: bool) -> Completed:
+def run_command(
+    argv: Sequence[str], environment: Mapping[str, str], *, time_limit_seconds: float | None, capture: bool
+) -> Completed:
     """`run` for any command line that starts ranks."""
     name, value = "DIST_ML_JOB", uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="dist_ml-") as path, sigterm_raises():

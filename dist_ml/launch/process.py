@@ -30,7 +30,7 @@ def end_with_parent(death_signal: signal.Signals = signal.SIGTERM) -> Callable[[
 def sigterm_raises() -> Iterator[None]:
     """Within the block SIGTERM raises `SystemExit(143)`, so that `finally` clauses run; only the main thread can arrange it."""
 
-    def raise_exit(signum: int, frame: FrameType | None) -> None:
+    def raise_exit(signum: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
     try:

@@ -6,7 +6,6 @@ of the interpreter's C code: it fires inside a blocking MPI call too.
 
 import faulthandler
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def arm() -> None:
         return
     folder = os.environ.get(FOLDER)
     if folder is None:
-        faulthandler.dump_traceback_later(float(limit), exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(float(limit), exit=True, file=2)  # stderr's descriptor
         return
     # An open descriptor instead of a file object: it must outlive every frame, and nobody closes it before the process ends.
     descriptor = os.open(Path(folder, f"rank-{rank(os.environ)}.stack"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -45,8 +44,8 @@ def collect(folder: Path) -> str:
     """All ranks' stacks that were written to `folder`, each under a line that names the rank."""
     parts = []
     for file in sorted(folder.glob("rank-*.stack"), key=lambda file: int(file.stem.removeprefix("rank-"))):
-        text = file.read_text(errors="replace").strip()
-        parts.append(f"--- rank {file.stem.removeprefix('rank-')} stood here\n{text or '(no stack: it ended or never returned)'}\n")
+        text = file.read_text(errors="replace").strip() or "(no stack: it had ended)"
+        parts.append(f"--- rank {file.stem.removeprefix('rank-')} stood here\n{text}\n")
     return "".join(parts)
 
 
