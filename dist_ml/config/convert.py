@@ -98,7 +98,9 @@ def _scalar(hint: Any, value: Any, key: str) -> Any:
 def _one_of(allowed: tuple[Any, ...], value: Any, key: str) -> Any:
     if value in allowed and not isinstance(value, bool):
         return value
-    raise ConfigError(f"{key}={value} is not one of {', '.join(map(str, allowed))}{_did_you_mean(str(value), [str(a) for a in allowed])}")
+    raise ConfigError(
+        f"{key}={value} is not one of {', '.join(map(str, allowed))}{_did_you_mean(str(value), [str(a) for a in allowed])}"
+    )
 
 
 def _sequence(value: Any, key: str, hint: Any) -> list[Any] | tuple[Any, ...]:

@@ -1,0 +1,100 @@
+"""Deals samples to ranks by global id: any rank can say what any rank sees in any step.
+
+The order of an epoch is a keyed permutation that is computed, not stored: two numbers (left, right) of the bases a and b, with
+a b >= n, go through rounds that add a random function of one to the other, modulo its base; each round can be undone, so the
+whole is a bijection of 0 … ab-1. An id >= n is sent through again until it falls below n ("cycle walking"), which makes it one
+of 0 … n-1 (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, sections 3 and 4).
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_ml.counter_random import bits, stream
+from dist_ml.partition import Range, block
+
+Ids = NDArray[np.int64]
+
+_NUM_ROUNDS = 8
+
+
+class GlobalSampler:
+    """Cuts each epoch's permutation of 0 … num_samples-1 into global batches and those into the ranks' shares.
+
+    The global batch of a step depends on (seed, epoch, step) alone. The last batch of an epoch holds what is left.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, shuffle: bool = True) -> None:
+        assert min(num_samples, batch_size) >= 1, (num_samples, batch_size)
+        self.num_samples = num_samples
+        self.batch_size = min(batch_size, num_samples)
+        self.seed = seed
+        self.shuffle = shuffle
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    def batch_size_at(self, step: int) -> int:
+        """Samples over all ranks in step 0 … steps_per_epoch-1 of an epoch: what the gradient's sum is divided by."""
+        return self._positions(step).size
+
+    def batch(self, epoch: int, step: int) -> Ids:
+        """The sample ids of the global batch, in order."""
+        return self._ids(epoch, self._positions(step))
+
+    def share(self, epoch: int, step: int, rank: int, size: int, microbatch: int = 0, num_microbatches: int = 1) -> Ids:
+        """The ids of one microbatch of `rank`: a block of the rank's block of the global batch; empty where there are too few."""
+        batch = self._positions(step)
+        mine = block(batch.size, size, rank)
+        part = block(mine.size, num_microbatches, microbatch)
+        start = batch.start + mine.start + part.start
+        return self._ids(epoch, Range(start, start + part.size))
+
+    def _positions(self, step: int) -> Range:
+        assert 0 <= step < self.steps_per_epoch, (step, self.steps_per_epoch)
+        start = step * self.batch_size
+        return Range(start, min(start + self.batch_size, self.num_samples))
+
+    def _ids(self, epoch: int, positions: Range) -> Ids:
+        places = np.arange(positions.start, positions.stop, dtype=np.int64)
+        return permute(places, self.num_samples, self.seed, epoch) if self.shuffle else places
+
+
+def permute(places: Ids, n: int, seed: int, epoch: int) -> Ids:
+    """Where the permutation of 0 … n-1 keyed by (seed, epoch) sends each of `places`: new int64 array, memory O(len(places))."""
+    left_base, right_base = _bases(n)
+    keys = _round_keys(seed, epoch)
+    ids = _encipher(places.astype(np.uint64), left_base, right_base, keys)
+    while left_base * right_base > n:
+        outside = np.flatnonzero(ids >= n)
+        if not len(outside):
+            break
+        ids[outside] = _encipher(ids[outside], left_base, right_base, keys)
+    return ids.astype(np.int64)
+
+
+def _bases(n: int) -> tuple[int, int]:
+    """Nearly equal bases with the smallest product >= n that the larger one allows."""
+    left = math.isqrt(n - 1) + 1
+    return left, -(-n // left)
+
+
+@lru_cache(maxsize=8)
+def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
+    return tuple(stream("sampler", seed, epoch, number) for number in range(_NUM_ROUNDS))
+
+
+def _encipher(ids: NDArray[np.uint64], left_base: int, right_base: int, keys: tuple[int, ...]) -> NDArray[np.uint64]:
+    bases = np.uint64(left_base), np.uint64(right_base)
+    right, left = np.divmod(ids, bases[0])
+    halves = [left, right]
+    for number, key in enumerate(keys):
+        side = number % 2
+        random = bits(key, halves[1 - side])
+        random >>= np.uint64(1)  # room for the sum
+        random += halves[side]
+        halves[side] = np.remainder(random, bases[side], out=random)
+    return halves[0] + halves[1] * bases[0]
