@@ -7,7 +7,8 @@ import pytest
 
 from dist_ml.launch import stacks
 
-MPI_TESTS = Path(__file__).parent / "mpi"
+TESTS = Path(__file__).parent
+MPI_TESTS = TESTS / "mpi"
 
 hypothesis.settings.register_profile("dist_ml", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("dist_ml")
@@ -19,5 +20,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Without --with-mpi, tests/mpi runs through test_mpi_worlds.py alone and would only appear here as skipped."""
-    named = any(MPI_TESTS == Path(argument.split("::")[0]).resolve() for argument in config.args)
+    arguments = [Path(argument.split("::")[0]).resolve() for argument in config.args]
+    named = any(MPI_TESTS in (argument, *argument.parents) for argument in arguments)
     return True if collection_path == MPI_TESTS and not config.getoption("--with-mpi") and not named else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What fails soonest runs first."""
+    order = ["test_static.py", "unit", "test_mpi_worlds.py", "mpi", "cluster"]
+    items.sort(key=lambda item: order.index(item.path.relative_to(TESTS).parts[0]))

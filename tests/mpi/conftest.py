@@ -4,6 +4,7 @@ A test that fails on one rank fails on all and names that rank, so that the rank
 wait for it inside the test ends the job after a while instead: they would wait for ever.
 """
 
+import io
 import json
 import os
 import sys
@@ -65,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(CollectiveOutcomes(agreement), "collective-outcomes")
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if agreement.comm.rank > 0 and reporter is not None:  # every rank would print the same
-        reporter._tw = create_terminal_writer(config, open(os.devnull, "w"))
+        reporter._tw = create_terminal_writer(config, io.StringIO())
 
 
 class CollectiveOutcomes:

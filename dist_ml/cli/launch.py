@@ -1,0 +1,45 @@
+"""`dist-ml launch`: start any other command on P ranks with the chosen MPI, under a time limit.
+
+It only needs the standard library, so that a run starts as fast as its launcher does.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dist_ml.launch import mpi_installation, mpiexec
+
+# With one of these the command only shows something, or starts MPI jobs of its own.
+_NEEDS_NO_RANKS = frozenset({"-m", "--multirun", "-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"})
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `dist-ml launch`; returns the job's exit status, 124 when its time was up."""
+    parser = argparse.ArgumentParser(
+        prog="dist-ml launch", description="Start a dist-ml command on several ranks."
+    )
+    parser.add_argument("-n", "--ranks", type=_positive, default=2, help="how many ranks (default: %(default)s)")
+    parser.add_argument(
+        "--mpi", choices=mpi_installation.NAMES, help="which MPI (default: DIST_ML_MPI, else the first found)"
+    )
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="end the job then, after printing every rank's stack")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="a dist-ml command and its arguments, as in: train data=mnist")
+    options = parser.parse_args(arguments)
+    if not options.command:
+        parser.error("which command? For instance: dist-ml launch -n 2 train")
+    if not _NEEDS_NO_RANKS.isdisjoint(options.command):
+        from dist_ml.cli.main import main as dist_ml
+
+        return dist_ml(options.command)
+    program = [sys.executable, "-m", "dist_ml", *options.command]
+    try:
+        return mpiexec.run(program, options.ranks, options.mpi, time_limit_seconds=options.time_limit).returncode
+    except KeyboardInterrupt:
+        return 130
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a number of ranks; give 1 or more")
+    return value
