@@ -136,6 +136,18 @@ class Communicator(Group):
         array = self._enter_receive(x, source)
         self._timed("send", lambda: self.transport.receive(array, source, tag))
 
+    def receive_message(self, dtype: str, source: int, tag: int = 0) -> Array:
+        """All of the next message from `source`, whatever its size: a new flat array of `dtype`, which must be the sender's."""
+        self._check_rank("source", source)
+        if not self.traffic.timing:
+            array = self.transport.receive_message(dtype, source, tag)
+        else:
+            with self.traffic.timed(self.axis, "send"):
+                array = self.transport.receive_message(dtype, source, tag)
+        if source != self.rank:
+            self.traffic.count(self.axis, "send", Words(0, array.size, 0), array.itemsize)
+        return array
+
     def isend(self, x: Tensor, destination: int, tag: int = 0) -> Request:
         """`send`, completed by the returned request; `x` must stay unchanged until then."""
         return self.transport.isend(self._enter_send(x, destination), destination, tag)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
@@ -175,6 +177,14 @@ class MpiTransport:
     def receive(self, array: Array, source: int, tag: int) -> None:
         for part in _parts(array):
             self.comm.Recv(part, source, tag)
+
+    def receive_message(self, dtype: str, source: int, tag: int) -> Array:
+        """A matched probe tells the size. For messages of one part, of at most `PIECE` elements."""
+        status = self._mpi.Status()
+        message = self.comm.Mprobe(source, tag, status)
+        array = np.empty(status.Get_count(self._mpi.BYTE) // np.dtype(dtype).itemsize, dtype=dtype)
+        message.Recv(array)
+        return array
 
     def isend(self, array: Array, destination: int, tag: int) -> Request:
         return Request([self.comm.Isend(part, destination, tag) for part in _parts(array)], keep=array)
