@@ -28,10 +28,12 @@ class Dropout:
         return bits(stream("dropout", self._seed, step), sample_ids)
 
     def __call__(self, x: torch.Tensor, keys: Keys, layer: int) -> torch.Tensor:
-        """x [b, features] times the mask of hidden `layer`; differentiable. 16 random bits a feature."""
-        return x * self.mask(keys, layer, x.shape[1]).to(device=x.device, dtype=x.dtype).mul_(self._scale)
+        """x [b, features] times the factors of hidden `layer`, in the dtype of x; differentiable."""
+        exact = np.float64 if x.dtype == torch.float64 else np.float32
+        factors = np.multiply(self.kept(keys, layer, x.shape[1]), exact(self._scale))
+        return x * torch.from_numpy(factors).to(device=x.device, dtype=x.dtype)
 
-    def mask(self, keys: Keys, layer: int, num_features: int) -> torch.Tensor:
-        """Bool [b, features], true where the activation stays; a function of (key, layer, feature)."""
+    def kept(self, keys: Keys, layer: int, num_features: int) -> NDArray[np.bool_]:
+        """Bool [b, features], true where the activation stays; a function of (key, layer, feature), 16 random bits each."""
         levels = lanes(bits(stream("dropout layer", layer), keys), num_features, np.uint16)
-        return torch.from_numpy(levels >= self._first_kept)
+        return np.asarray(levels >= self._first_kept)
