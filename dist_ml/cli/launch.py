@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from dist_ml.cli import terminal
 from dist_ml.launch import mpi_installation, mpiexec
 
 # With one of these the command only shows something, or starts MPI jobs of its own.
@@ -32,10 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
         return dist_ml(options.command)
     program = [sys.executable, "-m", "dist_ml", *options.command]
-    try:
-        return mpiexec.run(program, options.ranks, options.mpi, time_limit_seconds=options.time_limit).returncode
-    except KeyboardInterrupt:
-        return 130
+    return mpiexec.run(program, options.ranks, options.mpi, time_limit_seconds=options.time_limit).returncode
 
 
 def _positive(text: str) -> int:
