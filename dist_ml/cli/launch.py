@@ -16,13 +16,9 @@ _NEEDS_NO_RANKS = frozenset({"-m", "--multirun", "-h", "--help", "--hydra-help",
 
 def main(arguments: Sequence[str]) -> int:
     """Run `dist-ml launch`; returns the job's exit status, 124 when its time was up."""
-    parser = argparse.ArgumentParser(
-        prog="dist-ml launch", description="Start a dist-ml command on several ranks."
-    )
-    parser.add_argument("-n", "--ranks", type=_positive, default=2, help="how many ranks (default: %(default)s)")
-    parser.add_argument(
-        "--mpi", choices=mpi_installation.NAMES, help="which MPI (default: DIST_ML_MPI, else the first found)"
-    )
+    parser = terminal.Parser(prog="dist-ml launch", description="Start a dist-ml command on several ranks.")
+    parser.add_argument("-n", "--ranks", type=number_of_ranks, default=2, help="how many ranks (default: %(default)s)")
+    parser.add_argument("--mpi", choices=mpi_installation.NAMES, help="which MPI (default: DIST_ML_MPI, else the first found)")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="end the job then, after printing every rank's stack")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="a dist-ml command and its arguments, as in: train data=mnist")
     options = parser.parse_args(arguments)
@@ -36,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     return mpiexec.run(program, options.ranks, options.mpi, time_limit_seconds=options.time_limit).returncode
 
 
-def _positive(text: str) -> int:
+def number_of_ranks(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a number of ranks; give 1 or more")
