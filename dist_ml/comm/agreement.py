@@ -1,12 +1,15 @@
 """Failing together: a mistake that one rank sees ends all of them, with one message."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from dist_ml import errors
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import DistMLError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -28,5 +31,25 @@ def collectively(comm: Communicator) -> Iterator[None]:
     name, message, host = reports[failed[0]]
     where = "" if len(failed) == comm.size else f"rank {failed[0]} on {host}: "
     agreed: DistMLError = getattr(errors, name)(where + message)
+    agreed.agreed = True
+    raise agreed from failure
+
+
+def from_root(comm: Communicator, make: Callable[[], T]) -> T:
+    """What `make` returns on rank 0, on all ranks; a `DistMLError` that it raises there is raised on all, marked as agreed.
+
+    The result travels as a small Python object. `make` must not communicate.
+    """
+    failure: DistMLError | None = None
+    answer: tuple[str | None, str, T | None] = (None, "", None)
+    if comm.rank == 0:
+        try:
+            answer = (None, "", make())
+        except DistMLError as error:
+            failure, answer = error, (type(error).__name__, str(error), None)
+    name, message, result = comm.broadcast_object(answer)
+    if name is None:
+        return result  # type: ignore[no-any-return]
+    agreed: DistMLError = getattr(errors, name)(message)
     agreed.agreed = True
     raise agreed from failure

@@ -1,0 +1,1 @@
+"""The `dist-ml` command: Hydra, the terminal and exit statuses live here, and nowhere below."""

@@ -1,0 +1,61 @@
+"""`dist-ml COMMAND …`: one table of commands, each in a module of its own that is imported when it is called."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from dist_ml.cli import terminal
+from dist_ml.errors import ConfigError
+from dist_ml.launch import stacks
+
+# What `dist-ml NAME` runs: `main(argv) -> exit status` of a module that imports torch and MPI only where it needs them.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("dist_ml.cli.train", "train a network on the ranks that were started, or a sweep with --multirun"),
+    "evaluate": ("dist_ml.cli.evaluate", "measure a finished run's saved weights on the test samples"),
+    "report": ("dist_ml.cli.report", "tabulate runs, and plot their losses and step times"),
+    "bench": ("dist_ml.cli.bench", "run a benchmark and hold its figures against their limits"),
+    "gemm": ("dist_ml.cli.gemm", "plan and run distributed matrix products"),
+    "launch": ("dist_ml.cli.launch", "start a program on P ranks of this machine"),
+    "doctor": ("dist_ml.cli.doctor", "tell what this machine, its MPI and its launcher can do, and what to mend"),
+}
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command and give its exit status; every failure has been put into words by then."""
+    stacks.arm()
+    debug = "--debug" in argv
+    return terminal.ending_in_words(lambda: _run(list(argv)), debug=debug)
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        terminal.say(_help())
+        return 0
+    if argv[0] == "--version":
+        from dist_ml import __version__
+
+        terminal.say(f"dist-ml {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise ConfigError(f"unknown command {argv[0]!r}; there are {', '.join(COMMANDS)} (dist-ml --help tells what they do)")
+    module = importlib.import_module(COMMANDS[argv[0]][0])
+    status: int = module.main(argv[1:])
+    return status
+
+
+def _help() -> str:
+    lines = [f"  {name:9} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: dist-ml COMMAND [options]        dist-ml COMMAND --help tells more",
+            "",
+            *lines,
+            "",
+            "On several ranks:  dist-ml launch -n 4 train     or     mpiexec -n 4 dist-ml train     or     srun … dist-ml train",
+        ]
+    )

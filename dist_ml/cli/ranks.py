@@ -1,0 +1,99 @@
+"""The one place where the world is made and where failures on ranks end.
+
+| what a rank raises                       | what is shown                             | how the ranks end              |
+|------------------------------------------|-------------------------------------------|--------------------------------|
+| `DistMLError` that all ranks agreed on   | `error: message`, by rank 0               | each returns its exit status   |
+| `DistMLError` on one rank                | `error on rank 2 (host): message`, by it  | abort                          |
+| any other exception                      | its traceback with rank and host, by it   | abort                          |
+| Ctrl-C                                   | `stopped by Ctrl-C`, by rank 0            | abort                          |
+
+Of several ranks that fail on their own the first one speaks; all of them write to their own `log/rank-<r>.log`.
+"""
+
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dist_ml.cli import terminal
+from dist_ml.errors import DistMLError, MachineError
+
+if TYPE_CHECKING:
+    from dist_ml.comm.communicator import Communicator
+
+# An abort ends the other ranks within milliseconds, so letting lower ranks go first is enough to have one of them speak.
+_TURN_SECONDS = 0.02
+_LONGEST_WAIT_SECONDS = 1.0
+_FAILED = 1
+
+
+def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> int:
+    """Make the world, run `body` on every rank of it, and give its exit status; see the table above for failures."""
+    try:
+        from dist_ml.comm import mpi
+
+        world = mpi.world()
+    except MachineError as error:
+        terminal.complain(f"error: {error}")
+        return error.exit_status
+    except KeyboardInterrupt:
+        terminal.complain("stopped by Ctrl-C")
+        os._exit(terminal.INTERRUPTED)
+    try:
+        return body(world)
+    except DistMLError as error:
+        if error.agreed or world.size == 1:
+            return _end_together(error, world.rank, debug)
+        _end_alone(world, error, debug)
+    except KeyboardInterrupt:
+        _end_interrupted(world)
+    except Exception as error:
+        if world.size == 1:
+            _log_failure(error)
+            raise
+        _end_alone(world, error, debug=True)
+    raise AssertionError("an abort returned")
+
+
+def _end_together(error: DistMLError, rank: int, debug: bool) -> int:
+    if rank == 0:
+        if debug:
+            traceback.print_exception(error)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return error.exit_status
+
+
+def _end_alone(world: "Communicator", error: Exception, debug: bool) -> None:
+    """Speak if no other rank has, then end the job."""
+    claimed = _log_failure(error)
+    if claimed is None:
+        time.sleep(min(world.rank * _TURN_SECONDS, _LONGEST_WAIT_SECONDS))
+    if claimed is not False:
+        where = f"rank {world.rank} of {world.size} on {socket.gethostname()}"
+        words = f"{''.join(traceback.format_exception(error))}error on {where}: " if debug else f"error on {where}: "
+        sys.stderr.write(f"{words}{_describe(error)}\n")
+        sys.stderr.flush()
+    else:
+        time.sleep(_LONGEST_WAIT_SECONDS)  # the speaker's abort ends this rank; its own is for a speaker that can't
+    world.abort(error.exit_status if isinstance(error, DistMLError) else _FAILED)
+
+
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, DistMLError) else f"{type(error).__name__}: {error}"
+
+
+def _log_failure(error: Exception) -> bool | None:
+    """Write the traceback to this rank's log; was it the run's first? None when there is no run folder yet."""
+    from dist_ml.train import logs
+
+    return logs.record_failure(error)
+
+
+def _end_interrupted(world: "Communicator") -> None:
+    if world.rank == 0:
+        sys.stderr.write("\nstopped by Ctrl-C\n")
+        sys.stderr.flush()
+    world.abort(terminal.INTERRUPTED)

@@ -1,0 +1,61 @@
+"""Words on the terminal, once: under a launcher only rank 0 speaks, by its launcher's variables, so that MPI isn't needed."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from dist_ml.errors import ConfigError, DistMLError
+from dist_ml.launch import stacks
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
+
+
+def is_speaker() -> bool:
+    """Is this the process whose words are shown: rank 0, or the only one?"""
+    return stacks.rank(os.environ) == 0
+
+
+def say(text: str) -> None:
+    """Print to stdout, on rank 0."""
+    if is_speaker():
+        print(text, flush=True)
+
+
+def complain(text: str) -> None:
+    """Print to stderr, on rank 0."""
+    if is_speaker():
+        print(text, file=sys.stderr, flush=True)
+
+
+def ending_in_words(command: Callable[[], int], debug: bool) -> int:
+    """The command's exit status; errors that are the user's, and interrupts, become a short message and a status.
+
+    For what runs outside the ranks' world; inside it, `ranks.run_on_ranks` ends failures first.
+    """
+    try:
+        return command()
+    except DistMLError as error:
+        if debug:
+            complain(traceback.format_exc())
+        complain(f"error: {error}")
+        return error.exit_status
+    except KeyboardInterrupt:
+        complain("stopped by Ctrl-C")
+        return INTERRUPTED
+    except BrokenPipeError:  # `dist-ml report … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that says what it has to say once, and raises `ConfigError` on wrong usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} ({self.prog} --help tells what there is)")
+
+    def _print_message(self, message: str, file: object = None) -> None:  # noqa: ARG002 — argparse's own signature
+        if message:
+            say(message.rstrip())

@@ -1,0 +1,71 @@
+"""Each rank's own log, `log/rank-0000.log …` in the run folder; nothing of it is repeated on the terminal.
+
+The library logs to the logger `dist_ml`. Its file handler is the only state, and it is the standard library's.
+"""
+
+import logging
+import os
+import socket
+from pathlib import Path
+
+LOGGER = logging.getLogger("dist_ml")
+_FIRST_FAILURE = "first-failure"
+
+
+def start(folder: Path, rank: int) -> Path:
+    """Send this rank's log, and Python's warnings, to `folder/log/rank-<rank>.log`, which is returned.
+
+    The folder must exist. A log that an earlier run in this process started is closed.
+    """
+    stop()
+    file = folder / "log" / f"rank-{rank:04}.log"
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for logger in _loggers():
+        logger.addHandler(handler)
+        logger.propagate = False
+    LOGGER.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    LOGGER.info("rank %d on %s, process %d", rank, socket.gethostname(), os.getpid())
+    return file
+
+
+def stop() -> None:
+    """Close this rank's log; without one, do nothing."""
+    handlers = set(_file_handlers())
+    for logger in _loggers():
+        for handler in handlers:
+            logger.removeHandler(handler)
+        logger.propagate = True
+    logging.captureWarnings(False)
+    for handler in handlers:
+        handler.close()
+
+
+def record_failure(error: BaseException) -> bool | None:
+    """Write the error's traceback to this rank's log; True on the one rank of the run that does so first.
+
+    None when no log was started: then nobody can tell who was first.
+    """
+    handlers = _file_handlers()
+    if not handlers:
+        return None
+    LOGGER.critical("this rank failed", exc_info=error)
+    log = Path(handlers[0].baseFilename)
+    try:
+        descriptor = os.open(log.with_name(_FIRST_FAILURE), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"{log.name} on {socket.gethostname()}: {type(error).__name__}: {error}\n")
+    return True
+
+
+def _loggers() -> list[logging.Logger]:
+    return [LOGGER, logging.getLogger("py.warnings")]
+
+
+def _file_handlers() -> list[logging.FileHandler]:
+    return [handler for handler in LOGGER.handlers if isinstance(handler, logging.FileHandler)]

@@ -1,0 +1,62 @@
+"""metrics.jsonl: one JSON object a logged step, valid JSON even where a loss is not a number."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from dist_ml.errors import DataError
+from dist_ml.train.run_folder import jsonable
+
+
+class JsonLines:
+    """The tracker that is always there. Each line reaches the file at once, so that `dist-ml report` sees a running run."""
+
+    def __init__(self, file: Path) -> None:
+        self._file: TextIO = file.open("a", buffering=1)
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """The configuration is in config.yaml already."""
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps({"step": step, **jsonable(values)}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """All lines of a metrics.jsonl. A last line that is cut short (a run that is killed or still writing) is left out;
+    any other that can't be read is a `DataError`, as is a missing file."""
+    try:
+        lines = file.read_text().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}") from error
+    return list(_parse(file, lines))
+
+
+def _parse(file: Path, lines: list[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            if number == len(lines):  # no newline after it
+                return
+            raise DataError(f"{file} line {number} is no JSON object ({error}); remove that line") from error
+        yield entry
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,122 @@
+"""What a run leaves behind, in one folder:
+
+    config.yaml           the whole configuration, resolved
+    metrics.jsonl         one line a logged step
+    summary.json          how the run ended
+    log/rank-0000.log …   one a rank
+    checkpoints/          model.safetensors: the trained weights, a plain state dict
+
+Written by rank 0, but for the logs.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dist_ml.comm.agreement import collectively, from_root
+from dist_ml.comm.communicator import Communicator
+from dist_ml.errors import ConfigError, DataError
+from dist_ml.train import logs
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.checkpoints / "model.safetensors"
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Rank 0's last word: what `dist-ml report` tables. A run without one has not finished."""
+        write_whole(self.summary, json.dumps(jsonable(summary), indent=2) + "\n")
+
+
+def create(path: str | Path, config: Mapping[str, Any], comm: Communicator) -> RunFolder:
+    """Make the folder and `config.yaml` on rank 0, and start every rank's log in it. Collective.
+
+    `ConfigError` on all ranks when the folder can't be written or holds a run already.
+    """
+    folder = RunFolder(Path(path).absolute())
+    from_root(comm, lambda: _make(folder, config))
+    with collectively(comm):
+        try:
+            folder.log.mkdir(parents=True, exist_ok=True)  # a node that doesn't share the file system has its logs alone
+            logs.start(folder.path, comm.rank)
+        except OSError as error:
+            raise ConfigError(f"folder={path} can't hold this rank's log: {error.strerror or error}; choose another") from error
+    return folder
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """The plain mapping in a run's config.yaml; `DataError` where there is none, or none that can be read."""
+    file = RunFolder(Path(path)).config
+    try:
+        mapping = yaml.safe_load(file.read_text())
+    except FileNotFoundError:
+        what = "has no config.yaml, so it is no run" if Path(path).is_dir() else "is no folder"
+        raise DataError(f"{path} {what}; give the folder of a run, such as runs/digits/<time>") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{file} can't be read: {' '.join(str(error).split())}") from error
+    if not isinstance(mapping, dict):
+        raise DataError(f"{file} must hold a mapping of keys, but holds a {type(mapping).__name__}; was it cut short?")
+    return mapping
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with what JSON can't say put right: non-finite numbers become null, array scalars numbers, paths text."""
+    if isinstance(value, Mapping):
+        return {str(name): jsonable(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, (bool, int, float, str, type(None))) and hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Replace `file` by `text`: whoever reads it meanwhile sees the old one or the new one, never a part."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(file)
+
+
+def _make(folder: RunFolder, config: Mapping[str, Any]) -> None:
+    if folder.config.exists():
+        raise ConfigError(f"folder={folder.path} holds a run already; choose another folder, or remove that one")
+    try:
+        for path in (folder.path, folder.log, folder.checkpoints):
+            path.mkdir(parents=True, exist_ok=True)
+        write_whole(folder.config, yaml.safe_dump(dict(config), sort_keys=False))
+    except OSError as error:
+        raise ConfigError(f"folder={folder.path} can't be written: {error.strerror or error}; choose another folder") from error

@@ -1,0 +1,115 @@
+"""Where a run's metrics go: JSON lines always, TensorBoard and MLflow when asked for. Trackers live on rank 0."""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from dist_ml.comm.agreement import from_root
+from dist_ml.comm.communicator import Communicator
+from dist_ml.config.train import TrackerConfig
+from dist_ml.errors import MachineError
+from dist_ml.train.metrics import JsonLines, flatten
+from dist_ml.train.run_folder import RunFolder
+
+
+class Tracker(Protocol):
+    """What takes a run's numbers."""
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """The run begins, with this resolved configuration."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of one step; steps don't decrease. A number may be infinite or NaN."""
+
+    def close(self) -> None:
+        """The run has ended, well or not."""
+
+
+class TensorBoard:
+    """Event files in the run folder's `tensorboard/`."""
+
+    def __init__(self, folder: RunFolder, _config: TrackerConfig) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder.path / "tensorboard"))
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        rows = [f"| {key} | {value} |" for key, value in flatten(config).items()]
+        self._writer.add_text("config", "\n".join(["| key | value |", "|---|---|", *rows]))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in flatten(values).items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class MLflow:
+    """A run of an MLflow experiment, in the run folder's `mlflow/` or wherever `tracker.mlflow_uri` points."""
+
+    def __init__(self, folder: RunFolder, config: TrackerConfig) -> None:
+        import mlflow
+
+        self._client = mlflow.MlflowClient(config.mlflow_uri or f"sqlite:///{folder.path / 'mlflow.db'}")
+        experiment = self._client.get_experiment_by_name(config.mlflow_experiment)
+        identity = experiment.experiment_id if experiment else self._client.create_experiment(config.mlflow_experiment)
+        self._run = self._client.create_run(identity, run_name=folder.path.name).info.run_id
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        for key, value in flatten(config).items():
+            self._client.log_param(self._run, key, value)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in flatten(values).items():
+            self._client.log_metric(self._run, name, value, step=step)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+# Each optional tracker: the module it needs, the extra that installs it, and what makes it.
+TRACKERS: dict[str, tuple[str, str, Callable[[RunFolder, TrackerConfig], Tracker]]] = {
+    "tensorboard": ("tensorboard", "tensorboard", TensorBoard),
+    "mlflow": ("mlflow", "mlflow", MLflow),
+}
+
+
+class Trackers:
+    """Several trackers as one; none at all on ranks other than 0."""
+
+    def __init__(self, trackers: list[Tracker]) -> None:
+        self._trackers = trackers
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.start(config)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, values)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def open_trackers(config: TrackerConfig, folder: RunFolder, comm: Communicator) -> Trackers:
+    """JSON lines and what `config` asks for on rank 0, nothing elsewhere. Collective.
+
+    `MachineError` on all ranks, naming the extra, where a tracker's package is missing.
+    """
+    wanted = [entry for name, entry in TRACKERS.items() if getattr(config, name)]
+    from_root(comm, lambda: _check_installed(wanted))
+    if comm.rank > 0:
+        return Trackers([])
+    return Trackers([JsonLines(folder.metrics), *(make(folder, config) for _, _, make in wanted)])
+
+
+def _check_installed(wanted: list[tuple[str, str, Callable[[RunFolder, TrackerConfig], Tracker]]]) -> None:
+    for module, extra, _ in wanted:
+        if importlib.util.find_spec(module) is None:
+            raise MachineError(
+                f"tracker.{extra}=true needs the package {module}, which is not installed; "
+                f"run: pip install 'dist_ml[{extra}]', or set tracker.{extra}=false"
+            )
