@@ -1,8 +1,8 @@
 """Torch tensors and numpy arrays as flat host buffers that MPI can move: the one place that a new device would extend.
 
 A buffer is a flat, contiguous numpy view of the caller's memory, never a copy of it, so that what is received lands where the
-caller looks. bfloat16, which numpy doesn't have, is viewed as 2-byte integers: it can be moved, and the dtype gate of
-`Communicator` sees its real name before any reduction.
+caller looks. bfloat16, which numpy doesn't have, is viewed as 2-byte integers, and bool, which MPIs don't compare, as bytes of 0 and 1:
+they can be moved, and the dtype gate of `Communicator` sees their real name before any reduction.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -29,6 +29,7 @@ _TORCH_NAMES = {
     torch.bool: "bool",
 }
 _NUMPY_NAMES = frozenset(_TORCH_NAMES.values()) | {"uint16", "uint32", "uint64"}
+_VIEWED_AS = {"bfloat16": torch.int16, "bool": torch.uint8}
 
 
 class Buffer(NamedTuple):
@@ -48,11 +49,15 @@ def as_buffer(x: Tensor) -> Buffer:
         raise CommunicationError(f"dtype {x.dtype} can't be communicated; use one of {', '.join(sorted(_NUMPY_NAMES))}")
     if not x.flags.c_contiguous:
         raise CommunicationError(_layout(x.shape, tuple(stride // x.itemsize for stride in x.strides)))
-    return Buffer(x.reshape(-1), x.dtype.name)
+    flat = x.reshape(-1)
+    return Buffer(flat.view(np.uint8) if x.dtype == np.bool_ else flat, x.dtype.name)
 
 
 def is_contiguous(x: Tensor) -> bool:
-    return x.is_contiguous() if isinstance(x, torch.Tensor) else bool(x.flags.c_contiguous)
+    """False for tensors that need a contiguous copy; whatever `as_buffer` refuses anyway counts as contiguous."""
+    if isinstance(x, torch.Tensor):
+        return x.is_contiguous()
+    return not isinstance(x, np.ndarray) or bool(x.flags.c_contiguous)
 
 
 def _from_torch(x: torch.Tensor) -> Buffer:
@@ -64,8 +69,8 @@ def _from_torch(x: torch.Tensor) -> Buffer:
     if not x.is_contiguous():
         raise CommunicationError(_layout(tuple(x.shape), x.stride()))
     flat = x.detach().view(-1)
-    if dtype == "bfloat16":
-        flat = flat.view(torch.int16)
+    if dtype in _VIEWED_AS:
+        flat = flat.view(_VIEWED_AS[dtype])
     return Buffer(flat.numpy(), dtype)
 
 
