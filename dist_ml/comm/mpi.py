@@ -202,6 +202,9 @@ class MpiTransport:
         gathered: list[Any] = self.comm.allgather(value)
         return gathered
 
+    def allocate_shared(self, num_bytes: int) -> "SharedWindow":
+        return SharedWindow(self._mpi, self.comm, num_bytes)
+
     def split(self, color: int | None, key: int) -> "MpiTransport | None":
         comm = self.comm.Split(self._mpi.UNDEFINED if color is None else color, key)
         return None if comm == self._mpi.COMM_NULL else MpiTransport(self._mpi, comm)
@@ -220,6 +223,18 @@ class MpiTransport:
         """End all ranks. MPICH may run on for some milliseconds after Abort, so leave at once."""
         self.comm.Abort(status)
         os._exit(status)
+
+
+class SharedWindow:
+    """An MPI shared window: the first rank's memory, mapped by all ranks of a group on one node. Collective to make and to free."""
+
+    def __init__(self, mpi: Any, comm: Any, num_bytes: int) -> None:
+        self._window = mpi.Win.Allocate_shared(num_bytes if comm.Get_rank() == 0 else 0, 1, comm=comm)
+        memory, _ = self._window.Shared_query(0)
+        self.array: Array = np.frombuffer(memory, dtype=np.uint8)
+
+    def free(self) -> None:
+        self._window.Free()
 
 
 def _parts(array: Array) -> list[Array]:

@@ -1,0 +1,156 @@
+"""Memory that all ranks of a node see: an MPI shared window, cut into one copy of a vector for each rank, and flags to wait by.
+
+    flags   one line a rank: how many reductions it has arrived at
+            one line a rank: how many of them it has finished
+    copies  rank 0's n elements | rank 1's n elements | ...        each on whole pages, so that each rank's lie in its own memory
+
+The memory has no name once it is mapped, so nothing of it is left behind when ranks are killed.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dist_ml.comm.agreement import collectively
+from dist_ml.comm.buffer import Array
+from dist_ml.comm.communicator import Communicator
+from dist_ml.errors import CommunicationError, MachineError
+
+LINE_BYTES = 64
+PAGE_BYTES = 4096
+PATIENCE_SECONDS = 1800.0  # a rank may be busy for long (an evaluation, a checkpoint), but not for ever
+_SHARED_FOLDER = "/dev/shm"
+_SPIN_SECONDS, _LOOK_SECONDS, _NAP_SECONDS = 0.002, 0.25, 0.0001
+_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+class Peer(NamedTuple):
+    """A process of this node and the namespace that its id is valid in."""
+
+    pid: int
+    namespace: str
+
+
+class SharedArena:
+    """One vector of n elements a rank of `node`, all of them visible to all ranks. Collective.
+
+    `own` is this rank's (zeros at first); `copies` is [size, stride], row r rank r's. `free` when no tensor of it is in use any
+    more. `MachineError`, on all ranks, when the node has less shared memory than size * n elements need.
+    """
+
+    def __init__(self, node: Communicator, n: int, dtype: torch.dtype) -> None:
+        if dtype not in _DTYPES:
+            raise CommunicationError(f"shared memory reduces float32 and float64, not {dtype}; use allreduce=native")
+        self.n = n
+        self.size = node.size
+        item_bytes = np.dtype(_DTYPES[dtype]).itemsize
+        row_bytes = _round_up(max(1, n) * item_bytes, PAGE_BYTES)
+        flag_bytes = _round_up(2 * node.size * LINE_BYTES, PAGE_BYTES)
+        needed = flag_bytes + node.size * row_bytes + PAGE_BYTES
+        _check_room(node, needed)
+        self._memory = node.transport.allocate_shared(needed)
+        start = -self._memory.array.ctypes.data % PAGE_BYTES
+        self.flags = self._memory.array[start : start + flag_bytes].view(np.int64)
+        rows = self._memory.array[start + flag_bytes : start + flag_bytes + node.size * row_bytes]
+        self.copies: Array = rows.view(_DTYPES[dtype]).reshape(node.size, -1)
+        self.own = torch.from_numpy(self.copies[node.rank, :n])
+        self.own.zero_()
+        if node.rank == 0:
+            self.flags.fill(0)
+        self.peers = [Peer(*peer) for peer in node.allgather_objects((os.getpid(), _pid_namespace()))]
+        node.barrier()
+
+    def offset_of(self, array: Array) -> int | None:
+        """The first element of `own` that `array` covers; None where it lies elsewhere or reaches beyond."""
+        if array.dtype != self.copies.dtype:
+            return None
+        start, odd = divmod(array.ctypes.data - self.own.data_ptr(), array.itemsize)
+        return start if odd == 0 and start >= 0 and start + array.size <= self.n else None
+
+    def free(self) -> None:
+        """Give the memory back. Collective; tensors that lie in it must not be touched any more."""
+        self._memory.free()
+
+
+class Patience:
+    """What to do between two looks at a flag: first nothing, then yield, then nap; and see that the ranks waited for still live."""
+
+    def __init__(self, peers: Sequence[Peer], limit_seconds: float = PATIENCE_SECONDS) -> None:
+        self._peers = peers
+        self._start = time.monotonic()
+        self._next_look = self._start + _LOOK_SECONDS
+        self._limit_seconds = limit_seconds
+
+    def between_looks(self) -> None:
+        """`CommunicationError` when a rank of this node has died, or has kept the others waiting beyond all patience."""
+        now = time.monotonic()
+        if now - self._start < _SPIN_SECONDS:
+            os.sched_yield()
+            return
+        time.sleep(_NAP_SECONDS)
+        if now > self._next_look:
+            self._next_look = now + _LOOK_SECONDS
+            self._look(now - self._start)
+
+    def _look(self, waited_seconds: float) -> None:
+        for rank, peer in enumerate(self._peers):
+            if not is_alive(peer):
+                raise CommunicationError(
+                    f"rank {rank} of this node (process {peer.pid}) died during a reduction in shared memory; start again"
+                )
+        if waited_seconds > self._limit_seconds:
+            raise CommunicationError(
+                f"waited {waited_seconds:.0f} s for the other ranks of this node in a shared-memory reduction; "
+                "every rank must reduce the same buffers in the same order"
+            )
+
+
+def is_alive(peer: Peer) -> bool:
+    """False once the process has ended, reaped or not; True where this process can't tell."""
+    if peer.namespace != _pid_namespace():
+        return True
+    try:
+        with open(f"/proc/{peer.pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return True
+
+
+def free_bytes() -> int:
+    """What this node's shared memory still has room for."""
+    try:
+        room = os.statvfs(_SHARED_FOLDER)
+    except OSError:
+        return 2**63 - 1  # no such folder: what limits it can't be told beforehand
+    return room.f_bavail * room.f_frsize
+
+
+def _check_room(node: Communicator, needed: int) -> None:
+    with collectively(node):
+        room = free_bytes()
+        if node.rank == 0 and needed > room:
+            raise MachineError(
+                f"allreduce in shared memory needs {_mib(needed)} in {_SHARED_FOLDER} for {node.size} ranks, but {_mib(room)} are "
+                "free there; enlarge it (mount -o remount,size=…, docker --shm-size=…), or use allreduce=ring"
+            )
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return "unknown"
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
+
+
+def _round_up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
