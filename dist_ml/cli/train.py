@@ -33,7 +33,7 @@ def train(world: "Communicator", request: Request) -> int:
 
     mapping = from_root(world, lambda: checked(request, world.size))
     config = from_mapping(TrainConfig, mapping)
-    from dist_ml.train.build import train_run
+    from dist_ml.train.run import train_run
 
     train_run(config, world)
     return 0

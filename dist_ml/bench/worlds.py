@@ -1,0 +1,54 @@
+"""Where the parts of a benchmark are measured: on ranks that it starts, or on those that it was started on."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from dist_ml.comm.communicator import Communicator
+from dist_ml.errors import ConfigError, MachineError
+from dist_ml.launch import mpiexec
+
+
+class Worlds(Protocol):
+    """Runs the part called `part` on every rank of a world and returns what it returned on rank 0, a JSON value."""
+
+    def measure(self, part: str, arguments: Mapping[str, Any], *, ranks: int | None = None, mpi: str | None = None) -> Any: ...
+
+
+class StartedWorlds:
+    """Starts a new world for each part, under a time limit. `ranks` and `mpi` given here are the defaults of `measure`."""
+
+    def __init__(self, ranks: int, mpi: str | None, time_limit_seconds: float = 600.0) -> None:
+        self._ranks = ranks
+        self._mpi = mpi
+        self._time_limit_seconds = time_limit_seconds
+
+    def measure(self, part: str, arguments: Mapping[str, Any], *, ranks: int | None = None, mpi: str | None = None) -> Any:
+        with tempfile.TemporaryDirectory(prefix="dist_ml-bench-") as folder:
+            result = Path(folder) / "result.json"
+            program = [sys.executable, "-m", "dist_ml.bench.part", part, json.dumps(dict(arguments)), str(result)]
+            done = mpiexec.run(
+                program, ranks or self._ranks, mpi or self._mpi, time_limit_seconds=self._time_limit_seconds, capture=True
+            )
+            if done.returncode != 0 or not result.exists():
+                raise MachineError(f"the ranks that measured {part} ended with status {done.returncode}:\n{done.stderr[-4000:]}")
+            return json.loads(result.read_text())
+
+
+class ThisWorld:
+    """Measures on the ranks that the benchmark itself was started on; every rank gets rank 0's result."""
+
+    def __init__(self, world: Communicator, parts: Mapping[str, Callable[[Communicator, Mapping[str, Any]], Any]]) -> None:
+        self._world = world
+        self._parts = parts
+
+    def measure(self, part: str, arguments: Mapping[str, Any], *, ranks: int | None = None, mpi: str | None = None) -> Any:
+        if ranks not in (None, self._world.size) or mpi is not None:
+            wanted = f"{ranks or self._world.size} ranks" + (f" of {mpi}" if mpi else "")
+            raise ConfigError(
+                f"{part} wants {wanted}, but this run was started on {self._world.size}; without mpiexec it starts its own"
+            )
+        return self._world.broadcast_object(self._parts[part](self._world, arguments))

@@ -1,0 +1,1 @@
+"""Training: the trainer, what it leaves behind, and `build`, the only place that turns a configuration into objects."""

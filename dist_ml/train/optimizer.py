@@ -1,0 +1,52 @@
+"""Torch's own optimizers and learning-rate schedules, by configuration."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from dist_ml.config.train import OptimizerConfig, ScheduleConfig
+from dist_ml.errors import ConfigError
+
+
+def build_optimizer(config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The fused kind, which makes one pass over the parameters and no temporary copies of them."""
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+    beta1, beta2 = config.betas
+    return torch.optim.AdamW(
+        parameters, lr=config.lr, betas=(beta1, beta2), eps=config.eps, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def build_schedule(config: ScheduleConfig, optimizer: torch.optim.Optimizer, num_steps: int) -> LambdaLR:
+    """A schedule over `num_steps` optimizer steps; call its `step` after each."""
+    if config.warmup_steps >= num_steps:
+        raise ConfigError(
+            f"schedule.warmup_steps={config.warmup_steps} must be below the {num_steps} steps of the whole run; "
+            "lower it, or raise epochs"
+        )
+    return LambdaLR(optimizer, rate_factor(config, num_steps))
+
+
+def rate_factor(config: ScheduleConfig, num_steps: int) -> Callable[[int], float]:
+    """The factor on the learning rate at step 0 … num_steps: linear warm-up, then constant or half a cosine."""
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / (config.warmup_steps + 1)
+        if config.name == "constant":
+            return 1.0
+        progress = (step - config.warmup_steps) / (num_steps - config.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return config.final_fraction + (1 - config.final_fraction) * cosine
+
+    return factor
