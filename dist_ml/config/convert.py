@@ -2,11 +2,14 @@
 
 Unknown keys, missing keys and wrong types raise `ConfigError` with the full key, the value, and what is allowed. Numbers widen
 (int -> float) and never narrow; nothing is parsed out of strings, with one exception: YAML 1.1 reads `1e-4` as text, so a
-string that spells a number is taken where a float is asked for.
+string that spells a number is taken where a float is asked for. NaN is never a value. Messages spell values as YAML does.
 """
 
 import dataclasses
 import difflib
+import json
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -16,11 +19,15 @@ from dist_ml.errors import ConfigError
 
 T = TypeVar("T")
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], key: str = "") -> T:
     """Build the dataclass `cls` from `mapping`; `key` is the dotted prefix that error messages start with."""
     if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{key or 'config'} must be a group of keys, but is {mapping!r}; write {key}.<name>=<value>")
+        raise ConfigError(
+            f"{key or 'config'} must be a group of keys, but is {_show(mapping)}; write {_join(key, '<name>')}=<value>"
+        )
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in mapping:
@@ -57,7 +64,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin is Literal:
         return _one_of(arguments, value, key)
     if origin is tuple:
-        return tuple(_convert(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(_sequence(value, key, hint)))
+        return _convert_tuple(arguments, value, key, hint)
     if origin is dict:
         if not isinstance(value, Mapping):
             raise _wrong_type(key, value, hint)
@@ -82,39 +89,55 @@ def _convert_optional(arguments: tuple[Any, ...], value: Any, key: str, hint: An
         raise _wrong_type(key, value, hint) from None
 
 
+def _convert_tuple(arguments: tuple[Any, ...], value: Any, key: str, hint: Any) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _wrong_type(key, value, hint)
+    if arguments[-1] is Ellipsis:
+        arguments = arguments[:1] * len(value)
+    if len(value) != len(arguments):
+        raise ConfigError(f"{key}={_show(value)} has {len(value)} items; it must be a list of {len(arguments)}")
+    return tuple(_convert(argument, item, f"{key}[{i}]") for i, (argument, item) in enumerate(zip(arguments, value, strict=True)))
+
+
 def _scalar(hint: Any, value: Any, key: str) -> Any:
     if hint is Any:
         return value
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            raise _wrong_type(key, value, hint) from None
+    if hint is float:
+        return _number(value, key)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise _wrong_type(key, value, hint)
 
 
+def _number(value: Any, key: str) -> float:
+    spelled = isinstance(value, str) and _NUMBER.fullmatch(value)
+    if isinstance(value, bool) or not (spelled or isinstance(value, (int, float))):
+        raise _wrong_type(key, value, float)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if math.isinf(number) and not isinstance(value, float):
+        raise ConfigError(f"{key} is too large for a float64; use a number below 1.8e308")
+    if math.isnan(number):
+        raise ConfigError(f"{key}=.nan is not a number; set {key}=<a number>")
+    return number
+
+
 def _one_of(allowed: tuple[Any, ...], value: Any, key: str) -> Any:
-    if value in allowed and not isinstance(value, bool):
-        return value
-    raise ConfigError(
-        f"{key}={value} is not one of {', '.join(map(str, allowed))}{_did_you_mean(str(value), [str(a) for a in allowed])}"
-    )
-
-
-def _sequence(value: Any, key: str, hint: Any) -> list[Any] | tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise _wrong_type(key, value, hint)
-    return value
+    for choice in allowed:
+        if type(choice) is type(value) and choice == value:
+            return choice
+    names = [_show(choice) for choice in allowed]
+    raise ConfigError(f"{key}={_show(value)} is not one of {', '.join(names)}{_did_you_mean(_show(value), names)}")
 
 
 def _wrong_type(key: str, value: Any, hint: Any) -> ConfigError:
-    return ConfigError(f"{key}={value} has the wrong type: it must be {_spell(hint)}, not {type(value).__name__}")
+    return ConfigError(f"{key}={_show(value)} has the wrong type: it must be {_spell(hint)}, not {_kind(value)}")
 
 
 def _unknown_key(full: str, name: str, known: list[str], value: Any) -> str:
-    shown = f"={value}" if not isinstance(value, (Mapping, list)) else ""
+    shown = f"={_show(value)}" if not isinstance(value, (Mapping, list)) else ""
     return f"unknown key {full}{shown}{_did_you_mean(name, known)}; known here: {', '.join(known)}"
 
 
@@ -129,10 +152,21 @@ def _spell(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_spell(argument) for argument in arguments)
     if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
+        return "one of " + ", ".join(map(_show, arguments))
     if origin is tuple:
-        return f"a list of {_spell(arguments[0]).removeprefix('a ')}s"
+        return f"a list, each item {_spell(arguments[0])}"
     return names.get(hint, "a group of keys")
+
+
+def _show(value: Any) -> str:
+    """The value as YAML writes it on one line."""
+    return value if isinstance(value, str) and value else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return _spell(type(value))
+    return "a group of keys" if isinstance(value, Mapping) else "a list" if isinstance(value, (list, tuple)) else str(type(value))
 
 
 def _plain(value: Any) -> Any:
