@@ -1,4 +1,4 @@
-"""Start a program on P ranks with `mpiexec`, under a time limit, leaving no process behind.
+"""Start a program on P ranks with `mpiexec`.
 
 `command` says what to run, as a value; `run` runs it. The two MPIs differ in what they need: Open MPI refuses root and more ranks
 than cores unless told, and binds ranks to cores; both spin while they wait, which is ruinous when ranks outnumber cores.
@@ -6,33 +6,13 @@ than cores unless told, and binds ranks to cores; both spin while they wait, whi
 
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
-import time
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from dist_ml.launch import mpi_installation, stacks
+from dist_ml.launch import mpi_installation
+from dist_ml.launch.job import Command, Completed, run_all
+from dist_ml.launch.laboratory import Laboratory
 from dist_ml.launch.mpi_installation import MpiInstallation
-from dist_ml.launch.process import end_job, end_with_parent, sigterm_raises
-
-TIMED_OUT = 124  # the exit status that timeout(1) gives too
-_GRACE_SECONDS = 10.0  # a rank's timer starts when it has started, which may be that much after its launch
-_POLL_SECONDS = 0.02
-
-
-@dataclass(frozen=True)
-class Completed:
-    """How a launch ended. `stdout` and `stderr` are empty unless captured; `stacks` is every rank's when the time was up."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-    timed_out: bool
-    stacks: str
 
 
 def cores() -> int:
@@ -40,10 +20,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def command(program: Sequence[str], ranks: int, mpi: MpiInstallation) -> tuple[list[str], dict[str, str]]:
-    """The command line that starts `program` on `ranks` ranks of this machine, and the variables it wants by default.
+def command(
+    program: Sequence[str], ranks: int, mpi: MpiInstallation, laboratory: Laboratory | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """The command line that starts `program` on `ranks` ranks, and the variables it wants by default.
 
-    Threads per rank are the cores divided by the ranks.
+    On this machine, or on the hosts of a `laboratory`, which share this machine's cores. Threads per rank are the cores divided
+    by the ranks.
     """
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // ranks))}
     argv = [str(mpi.mpiexec), "-n", str(ranks)]
@@ -57,6 +40,9 @@ def command(program: Sequence[str], ranks: int, mpi: MpiInstallation) -> tuple[l
             environment["OMPI_MCA_mpi_yield_when_idle"] = "1"
     elif mpi.flavour == "mpich" and crowded:
         environment["MPIR_CVAR_POLLS_BEFORE_YIELD"] = "1"
+    if laboratory is not None:
+        argv = [*laboratory.at_head, *argv, *laboratory.mpiexec_options(mpi.flavour, ranks)]
+        environment |= laboratory.mpi_environment(mpi.flavour)
     return [*argv, *program], environment
 
 
@@ -68,70 +54,18 @@ def run(
     time_limit_seconds: float | None = None,
     capture: bool = False,
     environment: Mapping[str, str] | None = None,
+    laboratory: Laboratory | None = None,
 ) -> Completed:
-    """Run `program` on `ranks` ranks and wait for its end; when it returns or raises, no process of the job is left.
+    """Run `program` on `ranks` ranks and wait for its end, as `job.run_all` does: always bounded, nothing left behind.
 
-    At the time limit the stacks of every rank that called `stacks.arm` are collected (and written to stderr unless captured)
-    and the job is ended with status 124. SIGINT and SIGTERM end the job, then raise KeyboardInterrupt or SystemExit.
-    What the user's own environment sets wins over the defaults of `command`; `environment` wins over both.
+    `mpi` is an installation or the name of one (default: the first found). What the user's own environment sets wins over the
+    defaults of `command`; `environment` wins over both. On the hosts of `laboratory`, ranks fill one host after the other.
     """
     if not isinstance(mpi, MpiInstallation):
         mpi = mpi_installation.find(mpi)
-    argv, defaults = command(program, ranks, mpi)
+    argv, defaults = command(program, ranks, mpi, laboratory)
     chosen = {**defaults, **os.environ, "DIST_ML_MPI": mpi.name, **_terminal(capture), **(environment or {})}
-    return run_command(argv, chosen, time_limit_seconds=time_limit_seconds, capture=capture)
-
-
-def run_command(
-    argv: Sequence[str], environment: Mapping[str, str], *, time_limit_seconds: float | None, capture: bool
-) -> Completed:
-    """`run` for any command line that starts ranks."""
-    name, value = "DIST_ML_JOB", uuid.uuid4().hex
-    with tempfile.TemporaryDirectory(prefix="dist_ml-") as path, sigterm_raises():
-        folder = Path(path)
-        variables = {**environment, name: value}
-        if time_limit_seconds is not None:
-            variables |= {stacks.TIME_LIMIT: str(time_limit_seconds), stacks.FOLDER: path}
-        process = _start(argv, variables, folder, capture)
-        try:
-            timed_out = _outlives(process, time_limit_seconds)
-            standing = _collect_stacks(folder) if timed_out else ""
-        finally:
-            end_job(process, f"{name}={value}")
-        if timed_out and not capture:
-            sys.stderr.write(f"The time limit of {time_limit_seconds:g} s is up; the job was ended.\n{standing}")
-        status = TIMED_OUT if timed_out else _exit_status(process.returncode)
-        return Completed(status, _text(folder / "stdout"), _text(folder / "stderr"), timed_out, standing)
-
-
-def _start(argv: Sequence[str], environment: Mapping[str, str], folder: Path, capture: bool) -> subprocess.Popen[bytes]:
-    """Start the launcher in a session of its own. Captured output goes to files: a pipe would wait for every straggler's end."""
-    with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
-        return subprocess.Popen(
-            argv,
-            env=environment,
-            stdin=subprocess.DEVNULL if capture else None,
-            stdout=stdout if capture else None,
-            stderr=stderr if capture else None,
-            start_new_session=True,
-            preexec_fn=end_with_parent(),
-        )
-
-
-def _outlives(process: subprocess.Popen[bytes], limit_seconds: float | None) -> bool:
-    """Wait for the end of `process`; True when it still runs at the limit."""
-    try:
-        process.wait(limit_seconds)
-    except subprocess.TimeoutExpired:
-        return True
-    return False
-
-
-def _collect_stacks(folder: Path) -> str:
-    deadline = time.monotonic() + _GRACE_SECONDS
-    while stacks.pending(folder) and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-    return stacks.collect(folder)
+    return run_all([Command(argv, chosen)], time_limit_seconds=time_limit_seconds, capture=capture)[0]
 
 
 def _terminal(capture: bool) -> dict[str, str]:
@@ -140,12 +74,3 @@ def _terminal(capture: bool) -> dict[str, str]:
         return {}
     size = shutil.get_terminal_size()
     return {"TTY_COMPATIBLE": "1", "COLUMNS": str(size.columns), "LINES": str(size.lines)}
-
-
-def _exit_status(returncode: int) -> int:
-    """As a shell gives it: 128 + n for a launcher that signal n ended."""
-    return returncode if returncode >= 0 else 128 - returncode
-
-
-def _text(file: Path) -> str:
-    return file.read_text(errors="replace")

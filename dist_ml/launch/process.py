@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -44,25 +44,33 @@ def sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def end_job(leader: subprocess.Popen[bytes], mark: str, polite_seconds: float = 5.0) -> None:
-    """End `leader`, then every process whose environment holds `mark` (NAME=value), whatever session or parent it has now.
+def end_job(leaders: Sequence[subprocess.Popen[bytes]], mark: str, polite_seconds: float = 5.0) -> None:
+    """End `leaders`, then every process whose environment holds `mark` (NAME=value), whatever session or parent it has now.
 
     A leader that still runs is asked first (SIGTERM: mpiexec then ends its ranks); after `polite_seconds` all are killed.
     """
-    if leader.poll() is None:
-        leader.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            leader.wait(polite_seconds)
+    for leader in leaders:
+        if leader.poll() is None:
+            leader.terminate()
+    wait_for(leaders, polite_seconds)
     deadline = time.monotonic() + 5.0
     while (left := marked(mark)) and time.monotonic() < deadline:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader.pid, signal.SIGKILL)  # where there is no /proc, the leader's session is all that can be found
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        leader.wait(5.0)
+    for leader in leaders:  # where there is no /proc, the leaders' sessions are all that can be found
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader.pid, signal.SIGKILL)
+    wait_for(leaders, 5.0)
+
+
+def wait_for(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Wait until all have ended, at most `seconds` together."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
 
 
 def marked(mark: str) -> list[int]:

@@ -1,0 +1,123 @@
+"""Run command lines side by side under one time limit, and leave no process behind.
+
+A job is what one `mpiexec` starts, or a group of programs that find each other by themselves. Every process of a job carries a
+mark in its environment, so that those which left their session or lost their parent are found at the end all the same.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_ml.launch import stacks
+from dist_ml.launch.process import end_job, end_with_parent, sigterm_raises
+
+TIMED_OUT = 124  # the exit status that timeout(1) gives too
+_STACKS_SECONDS = 10.0  # a rank's timer starts when it has started, which may be that much after its launch
+_FAILURE_SECONDS = 5.0  # what the others may go on for after one has failed
+_POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line with the whole environment that it gets."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a command ended. `stdout` and `stderr` are empty unless captured; `stacks` is every rank's when the time was up."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    timed_out: bool
+    stacks: str
+
+
+def run_all(commands: Sequence[Command], *, time_limit_seconds: float | None, capture: bool) -> list[Completed]:
+    """Run `commands` at the same time and wait for their ends; when it returns or raises, no process of the job is left.
+
+    At the time limit the stacks of every rank that called `stacks.arm` are collected (and written to stderr unless captured)
+    and what still runs is ended with status 124. When one command fails, the others are ended some seconds later. SIGINT and
+    SIGTERM end the job, then raise KeyboardInterrupt or SystemExit.
+    """
+    name, value = "DIST_ML_JOB", uuid.uuid4().hex
+    with tempfile.TemporaryDirectory(prefix="dist_ml-") as path, sigterm_raises():
+        folder = Path(path)
+        extra = {name: value}
+        if time_limit_seconds is not None:
+            extra |= {stacks.TIME_LIMIT: str(time_limit_seconds), stacks.FOLDER: path}
+        processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for index, command in enumerate(commands):
+                processes.append(_start(command, extra, folder / f"{index}", capture))
+            timed_out = _wait(processes, time_limit_seconds)
+            standing = _collect_stacks(folder) if timed_out else ""
+            late = [process.poll() is None for process in processes]
+        finally:
+            end_job(processes, f"{name}={value}")
+        if timed_out and not capture:
+            sys.stderr.write(f"The time limit of {time_limit_seconds:g} s is up; the job was ended.\n{standing}")
+        return [
+            Completed(
+                TIMED_OUT if timed_out and late[index] else _exit_status(process.returncode),
+                _text(folder / f"{index}.stdout"),
+                _text(folder / f"{index}.stderr"),
+                timed_out,
+                standing,
+            )
+            for index, process in enumerate(processes)
+        ]
+
+
+def _start(command: Command, extra: Mapping[str, str], stem: Path, capture: bool) -> subprocess.Popen[bytes]:
+    """Start it in a session of its own. Captured output goes to files: a pipe would wait for every straggler's end."""
+    with stem.with_suffix(".stdout").open("wb") as stdout, stem.with_suffix(".stderr").open("wb") as stderr:
+        return subprocess.Popen(
+            command.argv,
+            env={**command.environment, **extra},
+            stdin=subprocess.DEVNULL if capture else None,
+            stdout=stdout if capture else None,
+            stderr=stderr if capture else None,
+            start_new_session=True,
+            preexec_fn=end_with_parent(),
+        )
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], limit_seconds: float | None) -> bool:
+    """Wait until all have ended, or the first failure is some seconds old; True when the limit came first."""
+    deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
+    failed_at = None
+    while any(process.poll() is None for process in processes):
+        now = time.monotonic()
+        if deadline is not None and now > deadline:
+            return True
+        if failed_at is None and any(process.returncode for process in processes):
+            failed_at = now
+        if failed_at is not None and now > failed_at + _FAILURE_SECONDS:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return False
+
+
+def _collect_stacks(folder: Path) -> str:
+    deadline = time.monotonic() + _STACKS_SECONDS
+    while stacks.pending(folder) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return stacks.collect(folder)
+
+
+def _exit_status(returncode: int) -> int:
+    """As a shell gives it: 128 + n for a command that signal n ended."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def _text(file: Path) -> str:
+    return file.read_text(errors="replace")
