@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ class Host:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            preexec_fn=end_with_parent(),
+            preexec_fn=end_with_parent(signal.SIGKILL),  # unshare shrugs SIGTERM off
         )
         self.pid = 0
         self._own_processes = own_processes

@@ -142,7 +142,7 @@ class Laboratory:
         Each gets torch.distributed's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), with gloo on the shaped
         network.
         """
-        commands = []
+        commands: list[Command] = []
         for index, count in enumerate(counts(ranks, self.num_hosts)):
             for local_rank in range(count):
                 own = {"RANK": str(len(commands)), "LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(count)}
