@@ -42,14 +42,16 @@ class StoredSplit:
     def batch(self, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
         rows = self.locate(ids)
         dtype = NUMPY_DTYPES[self.dtype]
-        x = self.x.take(rows, axis=0).astype(dtype, copy=False)
+        with np.errstate(over="ignore"):  # an infinity by overflow is told with its row, below
+            x = self.x.take(rows, axis=0).astype(dtype, copy=False)
         if self.scale != 1.0:
             x *= dtype(self.scale)
         if self.x.dtype.kind == "f":
             _check_finite(x, rows, self.x_file, self.dtype)
         y = self.y.take(rows, axis=0)
         if self.task == "regression":
-            y = y.astype(dtype, copy=False).reshape(len(ids), self.num_outputs)
+            with np.errstate(over="ignore"):
+                y = y.astype(dtype, copy=False).reshape(len(ids), self.num_outputs)
             _check_finite(y, rows, self.y_file, self.dtype)
         else:
             y = y.astype(np.int64, copy=False)

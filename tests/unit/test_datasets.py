@@ -1,0 +1,358 @@
+"""Datasets: what each sample is, that it never depends on its company, and that bad files are named."""
+
+import gzip
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_ml.config.convert import from_mapping
+from dist_ml.config.data import DataConfig
+from dist_ml.counter_random import bits, lanes, stream
+from dist_ml.datasets import DATASETS, Dataset, Split, open_dataset
+from dist_ml.datasets.synthetic import make_teacher
+from dist_ml.errors import ConfigError, DataError
+
+SYNTHETIC = DataConfig(
+    "synthetic",
+    num_train=500,
+    num_test=70,
+    num_features=37,
+    num_outputs=4,
+    task="classification",
+    teacher_width=9,
+    noise=0.0,
+    seed=1,
+)
+REGRESSION = replace(SYNTHETIC, task="regression", noise=0.1, num_outputs=3)
+
+
+def everything(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    return split.batch(np.arange(split.num_samples))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of `.npy` pairs: 20 + 6 samples of 2 x 3 features in 3 classes."""
+    generator = np.random.default_rng(0)
+    for split, num in (("train", 20), ("test", 6)):
+        np.save(tmp_path / f"{split}_x.npy", generator.normal(size=(num, 2, 3)))
+        np.save(tmp_path / f"{split}_y.npy", np.arange(num, dtype=np.int32) % 3)
+    return tmp_path
+
+
+def open_arrays(folder: Path, **fields: object) -> Dataset:
+    return open_dataset(from_mapping(DataConfig, {"name": "arrays", "path": str(folder), **fields}))
+
+
+def write_idx(file: Path, values: np.ndarray, code: int = 8) -> None:
+    content = struct.pack(f">HBB{values.ndim}I", 0, code, values.ndim, *values.shape) + values.tobytes()
+    file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+
+
+@pytest.fixture(params=["", ".gz"])
+def mnist_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    for prefix, num in (("train", 12), ("t10k", 5)):
+        images = np.arange(num * 12, dtype=np.uint8).reshape(num, 3, 4)
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte{request.param}", images)
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte{request.param}", np.arange(num, dtype=np.uint8) % 4)
+    return tmp_path
+
+
+def open_mnist(folder: Path) -> Dataset:
+    return open_dataset(DataConfig("mnist", path=str(folder)))
+
+
+class TestAllDatasets:
+    @pytest.fixture(params=["digits", "synthetic", "regression"])
+    def config(self, request: pytest.FixtureRequest) -> DataConfig:
+        return {"digits": DataConfig(test_every=5), "synthetic": SYNTHETIC, "regression": REGRESSION}[request.param]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_shapes_and_dtypes(self, config: DataConfig, dtype: torch.dtype) -> None:
+        dataset = open_dataset(config, dtype)
+        for split in (dataset.train, dataset.test):
+            for num in (0, 1, 7):
+                x, y = split.batch(np.arange(num))
+                assert (x.shape, x.dtype) == ((num, split.num_features), dtype)
+                if split.task == "classification":
+                    assert (y.shape, y.dtype) == ((num,), torch.int64)
+                else:
+                    assert (y.shape, y.dtype) == ((num, split.num_outputs), dtype)
+
+    def test_a_sample_is_the_same_in_any_company(self, config: DataConfig) -> None:
+        split = open_dataset(config).train
+        x, y = everything(split)
+        order = np.random.default_rng(0).permutation(split.num_samples)
+        for ids in (order, order[:3], order[5:6]):
+            some_x, some_y = split.batch(ids)
+            assert torch.equal(some_x, x[ids])
+            assert torch.equal(some_y, y[ids])
+
+    def test_the_caller_owns_what_it_gets(self, config: DataConfig) -> None:
+        split = open_dataset(config).train
+        first = split.batch(np.arange(3))[0]
+        kept = first.clone()
+        first.zero_()
+        assert torch.equal(split.batch(np.arange(3))[0], kept)
+
+
+class TestDigits:
+    def test_every_fifth_of_each_class_is_for_testing_and_no_sample_is_lost(self) -> None:
+        dataset = open_dataset(DataConfig(test_every=5))
+        assert (dataset.train.num_samples, dataset.test.num_samples, dataset.train.num_features) == (1442, 355, 64)
+        sizes = [torch.bincount(everything(split)[1], minlength=10) for split in (dataset.train, dataset.test)]
+        assert torch.equal(sizes[1], (sizes[0] + sizes[1]) // 5)
+        pixels = torch.cat([everything(split)[0] for split in (dataset.train, dataset.test)])
+        assert (pixels.min(), pixels.max()) == (0, 1)
+        assert (pixels * 16).sum() == 561_718
+
+    def test_fewer_samples_on_demand_but_not_more(self) -> None:
+        assert open_dataset(DataConfig(test_every=5, num_train=100)).train.num_samples == 100
+        with pytest.raises(ConfigError, match=r"data.num_test=356 but .* holds 355"):
+            open_dataset(DataConfig(test_every=5, num_test=356))
+
+
+class TestMnist:
+    def test_pixels_and_labels(self, mnist_folder: Path) -> None:
+        dataset = open_mnist(mnist_folder)
+        assert (dataset.train.num_samples, dataset.test.num_samples) == (12, 5)
+        assert (dataset.train.num_features, dataset.train.num_outputs) == (12, 4)
+        x, y = dataset.train.batch(np.array([3, 0]))
+        assert torch.allclose(x[0] * 255, torch.arange(36.0, 48.0))
+        assert y.tolist() == [3, 0]
+
+    def test_a_missing_file_is_named(self, mnist_folder: Path) -> None:
+        next(mnist_folder.glob("t10k-labels*")).unlink()
+        with pytest.raises(DataError, match=r"holds no t10k-labels-idx1-ubyte and no t10k-labels-idx1-ubyte.gz; put it there"):
+            open_mnist(mnist_folder)
+
+    @pytest.mark.parametrize("length", [0, 3, 10, 40])
+    def test_a_file_cut_short_is_named(self, mnist_folder: Path, length: int) -> None:
+        file = next(mnist_folder.glob("train-images*"))
+        file.write_bytes(file.read_bytes()[:length])
+        with pytest.raises(DataError, match=r"train-images-idx3-ubyte(.gz)? (is cut short|can't be unzipped).*get .* again"):
+            open_mnist(mnist_folder)
+
+    @pytest.mark.parametrize(
+        ("name", "values", "code", "message"),
+        [
+            ("train-images-idx3-ubyte", np.zeros(36, np.uint8), 8, "holds uint8 values in 1 dims, but must hold uint8 in 3"),
+            ("train-labels-idx1-ubyte", np.zeros(12, np.float32), 13, "holds float32 values in 1 dims, but must hold uint8"),
+            ("train-labels-idx1-ubyte", np.zeros(12, np.uint8), 7, "is no IDX file"),
+            ("train-labels-idx1-ubyte", np.zeros(11, np.uint8), 8, "there must be one label an image"),
+            ("t10k-images-idx3-ubyte", np.zeros((5, 2, 2), np.uint8), 8, "12 pixels to train on and 4 to test on"),
+        ],
+    )
+    def test_a_wrong_header_is_told(self, tmp_path: Path, name: str, values: np.ndarray, code: int, message: str) -> None:
+        for prefix in ("train", "t10k"):
+            write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", np.zeros((12, 3, 4), np.uint8))
+            write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", np.zeros(12, np.uint8))
+        write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.zeros(5 if name.startswith("t10k") else 12, np.uint8))
+        write_idx(tmp_path / name, values, code)
+        with pytest.raises(DataError, match=message):
+            open_mnist(tmp_path)
+
+    def test_trailing_bytes_and_unknown_labels_are_told(self, mnist_folder: Path) -> None:
+        labels = next(mnist_folder.glob("t10k-labels*"))
+        write_idx(labels, np.array([0, 1, 2, 3, 9], np.uint8))
+        with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte: row 4 has label 9, but labels must be 0 … 3"):
+            everything(open_mnist(mnist_folder).test)
+        content = struct.pack(">HBBI", 0, 8, 1, 5) + bytes(6)
+        labels.write_bytes(gzip.compress(content) if labels.suffix == ".gz" else content)
+        with pytest.raises(DataError, match=r"is too long: 5 values make 13 bytes, but it has 14"):
+            open_mnist(mnist_folder)
+
+    def test_a_folder_that_is_not_there(self) -> None:
+        with pytest.raises(DataError, match=r"data.path=nowhere is not a folder"):
+            open_mnist(Path("nowhere"))
+
+
+class TestArrays:
+    def test_rows_come_flat_and_classes_are_counted(self, folder: Path) -> None:
+        dataset = open_arrays(folder)
+        x, y = dataset.train.batch(np.array([4, 19]))
+        assert np.allclose(x.numpy(), np.load(folder / "train_x.npy").reshape(20, 6)[[4, 19]])
+        assert y.tolist() == [1, 1]
+        assert (dataset.train.num_outputs, dataset.test.num_samples, dataset.train.task) == (3, 6, "classification")
+
+    @given(st.integers(2, 25), st.integers(2, 9))
+    def test_held_out_rows_and_kept_rows_are_all_rows_once(self, num_rows: int, every: int) -> None:
+        from dist_ml.datasets.arrays import held_out_rows, kept_rows
+
+        num_test = num_rows // every
+        kept, held_out = kept_rows(np.arange(num_rows - num_test), every), held_out_rows(np.arange(num_test), every)
+        assert sorted([*kept, *held_out]) == list(range(num_rows))
+
+    def test_hold_out_instead_of_test_files(self, folder: Path) -> None:
+        with pytest.raises(ConfigError, match=r"data.test_every=5 but .* holds test_x.npy"):
+            open_arrays(folder, test_every=5)
+        (folder / "test_x.npy").unlink()
+        dataset = open_arrays(folder, test_every=5)
+        assert (dataset.train.num_samples, dataset.test.num_samples) == (16, 4)
+        with pytest.raises(ConfigError, match=r"holds nothing out of 20 rows"):
+            open_arrays(folder, test_every=21)
+
+    def test_regression_on_one_value_and_on_several(self, folder: Path) -> None:
+        for shape in ((), (1,), (4,)):
+            for split, num in (("train", 20), ("test", 6)):
+                np.save(folder / f"{split}_y.npy", np.ones((num, *shape)))
+            dataset = open_arrays(folder)
+            assert dataset.train.task == "regression"
+            assert dataset.train.batch(np.arange(5))[1].shape == (5, dataset.train.num_outputs) == (5, shape[0] if shape else 1)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("file", ["train_x", "train_y"])
+    def test_what_is_not_finite_is_found_only_in_touched_rows(self, folder: Path, value: float, file: str) -> None:
+        np.save(folder / "train_y.npy", np.zeros((20, 6)))
+        np.save(folder / "test_y.npy", np.zeros((6, 6)))
+        values = np.load(folder / f"{file}.npy")
+        values.reshape(20, 6)[13, 4] = value
+        np.save(folder / f"{file}.npy", values)
+        split = open_arrays(folder).train
+        split.batch(np.arange(13))
+        with pytest.raises(DataError, match=rf"{file}.npy: row 13, column 4 holds {value} .*every value must be finite"):
+            split.batch(np.array([2, 13, 5]))
+
+    def test_large_but_finite_values_pass(self, folder: Path) -> None:
+        np.save(folder / "train_x.npy", np.full((20, 6), 3e38))
+        assert torch.isfinite(everything(open_arrays(folder).train)[0]).all()
+
+    def test_a_value_too_large_for_the_training_dtype_is_told(self, folder: Path) -> None:
+        np.save(folder / "train_x.npy", np.full((20, 6), 1e300))
+        with pytest.raises(DataError, match=r"row 0, column 0 holds inf \(as float32\)"):
+            everything(open_arrays(folder).train)
+
+    @pytest.mark.parametrize("label", [-1, 3])
+    def test_a_label_out_of_range_is_named(self, folder: Path, label: int) -> None:
+        labels = np.load(folder / "train_y.npy")
+        labels[7] = label
+        np.save(folder / "train_y.npy", labels)
+        with pytest.raises(DataError, match=rf"train_y.npy: row 7 has label {label}, but labels must be 0 … 2"):
+            everything(open_arrays(folder, num_outputs=3).train)
+
+    @pytest.mark.parametrize(
+        ("name", "values", "message"),
+        [
+            ("train_x", np.zeros(20), r"shape \[20\], but the train samples need 2 or more dims"),
+            ("train_x", np.zeros((19, 6)), r"train_x.npy has 19 rows and .*train_y.npy has 20"),
+            ("train_x", np.zeros((20, 0)), r"there must be a sample and a feature"),
+            ("train_x", np.zeros((20, 6), complex), r"holds complex128, but the train samples must be whole or floating"),
+            ("train_x", np.zeros((20, 6), order="F"), r"is in Fortran order"),
+            ("train_x", np.array([None] * 20), r"is no readable .npy file"),
+            ("train_y", np.zeros((20, 2), int), r"classes must be one whole number a sample"),
+            ("train_y", np.zeros((20, 2, 2)), r"need 1 or 2 dims"),
+            ("test_x", np.zeros((6, 5)), r"test_x.npy has 5 features, .*train_x.npy 6"),
+            ("test_y", np.zeros(6), r"both must be classes, or both values"),
+        ],
+    )
+    def test_a_wrong_array_is_told(self, folder: Path, name: str, values: np.ndarray, message: str) -> None:
+        np.save(folder / f"{name}.npy", values, allow_pickle=True)
+        with pytest.raises(DataError, match=message):
+            open_arrays(folder)
+
+    def test_missing_and_cut_files_are_named(self, folder: Path) -> None:
+        file = folder / "train_x.npy"
+        file.write_bytes(file.read_bytes()[:-8])
+        with pytest.raises(DataError, match=r"train_x.npy is no readable .npy file"):
+            open_arrays(folder)
+        file.unlink()
+        with pytest.raises(DataError, match=r"train_x.npy with the train samples is missing; save it there"):
+            open_arrays(folder)
+
+
+class TestSynthetic:
+    @pytest.mark.parametrize("config", [SYNTHETIC, replace(SYNTHETIC, num_features=4400), REGRESSION])
+    def test_labels_are_the_naive_teachers(self, config: DataConfig) -> None:
+        """The twin adds Python's unbounded whole numbers, one product after the other."""
+        assert config.num_features is not None
+        config = replace(config, noise=0.0)
+        split = open_dataset(config, torch.float64).test
+        x, y = split.batch(np.array([5, 0]))
+        keys = bits(stream("synthetic features", 1), np.array([505, 500]))
+        features = [[2 * int(v) - 255 for v in row] for row in lanes(keys, config.num_features, np.uint8)]
+        assert np.allclose(x.numpy() * np.sqrt((256**2 - 1) / 3), features, rtol=1e-15)
+        teacher = make_teacher(1, config.num_features, 9, split.num_outputs)
+        for sample, label in zip(features, y, strict=True):
+            hidden = [max(0, sum(int(w) * v for w, v in zip(column, sample, strict=True))) for column in teacher.first.T]
+            scores = [sum(int(w) * h for w, h in zip(column, hidden, strict=True)) for column in teacher.second.T]
+            scores = [score - int(mean) for score, mean in zip(scores, teacher.mean, strict=True)]
+            expected = int(np.argmax(scores)) if split.task == "classification" else [s * teacher.scale for s in scores]
+            assert label.tolist() == expected
+
+    def test_features_have_mean_zero_and_variance_one_and_classes_are_balanced(self) -> None:
+        split = open_dataset(replace(SYNTHETIC, num_train=20_000, teacher_width=32)).train
+        x, y = everything(split)
+        assert abs(x.mean()) < 0.01
+        assert abs(x.var() - 1) < 0.01
+        shares = torch.bincount(y, minlength=4) / len(y)
+        assert shares.min() > 0.15
+        assert shares.max() < 0.4
+
+    def test_regression_outputs_have_variance_about_one(self) -> None:
+        y = everything(open_dataset(replace(REGRESSION, num_train=20_000, teacher_width=32, noise=0.0)).train)[1]
+        assert 0.7 < y.var() < 1.4
+        assert y.mean(0).abs().max() < 0.3
+
+    def test_noise_changes_the_share_of_labels_that_was_asked_for(self) -> None:
+        clean, noisy = (
+            everything(open_dataset(replace(SYNTHETIC, num_train=20_000, noise=noise)).train)[1] for noise in (0.0, 0.4)
+        )
+        assert abs((clean != noisy).double().mean() - 0.4 * 3 / 4) < 0.02
+
+    def test_noise_on_values_has_the_standard_deviation_that_was_asked_for(self) -> None:
+        clean, noisy = (
+            everything(open_dataset(replace(REGRESSION, num_train=20_000, noise=noise)).train)[1] for noise in (0.0, 0.5)
+        )
+        assert abs((noisy - clean).std() - 0.5) < 0.01
+
+    def test_test_samples_follow_the_training_samples(self) -> None:
+        longer = open_dataset(replace(SYNTHETIC, num_train=570))
+        x, y = longer.train.batch(np.arange(500, 570))
+        test_x, test_y = everything(open_dataset(SYNTHETIC).test)
+        assert torch.equal(x, test_x)
+        assert torch.equal(y, test_y)
+
+    def test_seeds_give_other_samples(self) -> None:
+        one, other = (open_dataset(replace(SYNTHETIC, seed=seed)).train.batch(np.arange(2))[0] for seed in (1, 2))
+        assert not torch.equal(one, other)
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"name": "mnist"}, "data.path=null is not enough for data=mnist; set data.path=FOLDER"),
+            ({"name": "digits", "test_every": 5, "noise": 0.1}, "data.noise=0.1 has no meaning for data=digits"),
+            ({"name": "digits", "test_every": 1}, "data.test_every=1 is too small; it must be at least 2"),
+            ({"name": "digits", "test_every": 5, "num_train": 0}, "data.num_train=0 is too small"),
+            ({"name": "synthetic"}, "data.num_train=null is not enough for data=synthetic"),
+            ({"name": "digit"}, "data.name=digit is not one of digits, mnist, arrays, synthetic (did you mean digits?)"),
+        ],
+    )
+    def test_what_cannot_be_is_told(self, fields: dict[str, object], message: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            from_mapping(DataConfig, fields, "data")
+        assert str(caught.value).startswith(message)
+
+    @pytest.mark.parametrize(
+        "change", [{"num_outputs": 1}, {"noise": 1.5}, {"noise": -0.1}, {"num_features": 2**21}, {"teacher_width": 2**17}]
+    )
+    def test_synthetic_limits(self, change: dict[str, object]) -> None:
+        with pytest.raises(ConfigError):
+            replace(SYNTHETIC, **change)  # type: ignore[arg-type]
+
+    def test_the_packaged_value_files_fill_the_configuration(self) -> None:
+        yaml = pytest.importorskip("yaml")
+        files = sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml"))
+        assert {file.stem for file in files} >= set(DATASETS)
+        for file in files:
+            values = yaml.safe_load(file.read_text())
+            if "path" in values:
+                values["path"] = "here"
+            assert isinstance(from_mapping(DataConfig, values, "data"), DataConfig)

@@ -1,0 +1,197 @@
+"""The MLP: plain PyTorch's arithmetic, weights and masks that no split of the work can change."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dist_ml.config.convert import from_mapping
+from dist_ml.config.data import DataConfig
+from dist_ml.config.model import ModelConfig
+from dist_ml.data_parallel.sampler import GlobalSampler
+from dist_ml.datasets import open_dataset
+from dist_ml.errors import ConfigError
+from dist_ml.models import LOSSES, MLP, build_model, choose_loss
+from dist_ml.models.dropout import Dropout
+from dist_ml.models.mlp import ACTIVATIONS
+
+PLAIN = {"relu": nn.ReLU(), "gelu": nn.GELU(), "tanh": nn.Tanh(), "sigmoid": nn.Sigmoid(), "silu": nn.SiLU()}
+F64 = torch.float64
+
+
+def samples(num: int, features: int = 5, outputs: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(num, features, generator=generator, dtype=F64), torch.randint(outputs, (num,), generator=generator)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("widths", [(5, 3), (5, 7, 3), (5, 1, 4, 3)])
+def test_outputs_and_gradients_are_those_of_plain_layers(activation: str, widths: tuple[int, ...]) -> None:
+    model = MLP(widths, activation, dtype=F64)  # type: ignore[arg-type]
+    plain: list[nn.Module] = []
+    for index in range(len(widths) - 1):
+        layer = nn.Linear(widths[index], widths[index + 1], dtype=F64)
+        layer.load_state_dict({name: model.state_dict()[f"layers.{index}.{name}"] for name in ("weight", "bias")})
+        plain += [PLAIN[activation], layer] if index else [layer]
+    twin = nn.Sequential(*plain)
+    x, y = samples(11)
+    outputs, expected = model(x), twin(x)
+    assert torch.equal(outputs, expected)
+    LOSSES["cross_entropy"](outputs, y).backward()
+    LOSSES["cross_entropy"](expected, y).backward()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
+
+
+def test_the_state_dict_has_plain_names_and_the_kernel_is_a_seam() -> None:
+    class Other(nn.Linear):
+        pass
+
+    model = build_model(ModelConfig(hidden=(4, 6)), 5, 3, seed=0, linear=Other)
+    names = [f"layers.{i}.{name}" for i in range(3) for name in ("weight", "bias")]
+    assert list(model.state_dict()) == names
+    assert all(isinstance(layer, Other) for layer in model.layers)
+    assert model.widths == (5, 4, 6, 3)
+    plain = build_model(ModelConfig(hidden=(4, 6)), 5, 3, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+def test_weights_depend_on_seed_and_layer_alone() -> None:
+    torch.manual_seed(1)
+    one = MLP((300, 300, 300), seed=4)
+    torch.manual_seed(2)
+    again, other = MLP((300, 300, 300, 300), seed=4), MLP((300, 300, 300), seed=5)
+    assert torch.equal(one.layers[0].weight, again.layers[0].weight)
+    assert not torch.equal(one.layers[0].weight, other.layers[0].weight)
+    assert not torch.equal(again.layers[0].weight, again.layers[1].weight)
+
+
+@pytest.mark.parametrize(("activation", "gain"), [("relu", math.sqrt(2)), ("tanh", 5 / 3), ("sigmoid", 1.0)])
+def test_weights_are_uniform_with_the_variance_of_the_gain(activation: str, gain: float) -> None:
+    model = MLP((400, 500, 300), activation)  # type: ignore[arg-type]
+    for layer, expected in zip(model.layers, (gain, 1.0), strict=True):
+        bound = expected * math.sqrt(3 / layer.in_features)  # type: ignore[operator]
+        weight = layer.weight.detach()
+        assert float(weight.abs().max()) <= bound * (1 + 1e-6)
+        assert float(weight.std()) == pytest.approx(bound / math.sqrt(3), rel=0.01)
+        assert abs(float(weight.mean())) < 0.01 * bound
+        assert not layer.bias.any()
+
+
+def test_fp32_weights_are_the_rounded_fp64_ones() -> None:
+    narrow, wide = MLP((70, 90, 3), seed=3), MLP((70, 90, 3), seed=3, dtype=F64)
+    assert all(torch.equal(a, b.float()) for a, b in zip(narrow.parameters(), wide.parameters(), strict=True))
+
+
+class TestDropout:
+    def test_no_keys_where_nothing_is_dropped(self) -> None:
+        assert MLP((5, 4, 3), dropout=0.0).dropout_keys(0, np.arange(3)) is None
+
+    @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+    def test_shares_and_scale(self, probability: float) -> None:
+        dropout = Dropout(probability, seed=0)
+        x = dropout(torch.ones(400, 501), dropout.keys(0, np.arange(400)), 0)
+        kept = x != 0
+        assert float(kept.float().mean()) == pytest.approx(1 - probability, abs=0.005)
+        assert torch.allclose(x[kept], torch.tensor(1 / (1 - probability)), rtol=1e-3)
+        assert float(x.mean()) == pytest.approx(1, abs=0.02)
+
+    def test_a_mask_depends_on_step_sample_layer_and_seed_but_not_on_company(self) -> None:
+        dropout = Dropout(0.5, seed=0)
+        ids = np.array([9, 4, 2**40, 7])
+        whole = dropout.kept(dropout.keys(3, ids), 1, 67)
+        assert np.array_equal(dropout.kept(dropout.keys(3, ids[[2]]), 1, 67), whole[[2]])
+        assert np.array_equal(dropout.kept(dropout.keys(3, ids[::-1]), 1, 67), whole[::-1])
+        assert np.array_equal(dropout.kept(dropout.keys(3, ids), 1, 30), whole[:, :30])
+        others = [dropout.kept(dropout.keys(4, ids), 1, 67), dropout.kept(dropout.keys(3, ids), 0, 67)]
+        others.append(Dropout(0.5, seed=1).kept(Dropout(0.5, seed=1).keys(3, ids), 1, 67))
+        for other in others:
+            assert 0.3 < (other != whole).mean() < 0.7
+        assert 0.3 < (whole[0] != whole[1]).mean() < 0.7
+
+    def test_neighbours_are_uncorrelated(self) -> None:
+        dropout = Dropout(0.5, seed=0)
+        kept = dropout.kept(dropout.keys(0, np.arange(1000)), 0, 64).astype(float)
+        correlation = np.corrcoef(kept.T) - np.eye(64)
+        assert np.abs(correlation).max() < 5 / math.sqrt(1000)
+
+    def test_the_gradient_has_the_same_mask(self) -> None:
+        dropout = Dropout(0.5, seed=0)
+        x = torch.ones(6, 9, dtype=F64, requires_grad=True)
+        y = dropout(x, dropout.keys(0, np.arange(6)), 0)
+        y.sum().backward()
+        assert torch.equal(x.grad, y.detach())  # type: ignore[arg-type]
+
+    def test_works_under_bf16_autocast(self) -> None:
+        model = MLP((5, 8, 3), dropout=0.5)
+        x, y = samples(4)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model(x.float(), model.dropout_keys(0, np.arange(4)))
+            loss = LOSSES["cross_entropy"](outputs, y)
+        loss.backward()
+        assert outputs.dtype == torch.bfloat16
+        assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())  # type: ignore[union-attr]
+
+
+def _losses(size: int, num_microbatches: int) -> list[float]:
+    """Train in fp64 as `size` ranks with so many microbatches would, one rank after the other."""
+    dataset = open_dataset(DataConfig(test_every=5), F64)
+    model = build_model(ModelConfig(hidden=(32, 16), dropout=0.3), 64, 10, seed=2, dtype=F64)
+    sampler = GlobalSampler(dataset.train.num_samples, 50, seed=2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    losses = []
+    for step in range(sampler.steps_per_epoch):
+        optimizer.zero_grad()
+        total = 0.0
+        for rank in range(size):
+            for part in range(num_microbatches):
+                ids = sampler.share(0, step, rank, size, part, num_microbatches)
+                x, y = dataset.train.batch(ids)
+                loss = LOSSES["cross_entropy"](model(x, model.dropout_keys(step, ids)), y) / sampler.batch_size_at(step)
+                loss.backward()
+                total += loss.item()
+        optimizer.step()
+        losses.append(total)
+    return losses
+
+
+def test_losses_do_not_depend_on_ranks_or_microbatches() -> None:
+    alone = _losses(1, 1)
+    assert alone[-1] < 0.7 * alone[0]
+    for size, num_microbatches in ((2, 1), (3, 2), (1, 4), (7, 9)):
+        assert np.allclose(_losses(size, num_microbatches), alone, rtol=1e-11)
+
+
+class TestLosses:
+    @pytest.mark.parametrize("num", [0, 1, 6])
+    def test_sums_divided_by_the_batch_are_torchs_means(self, num: int) -> None:
+        outputs, classes = samples(num, features=4, outputs=4)
+        values = outputs.flip(0) * 2
+        pairs = [(LOSSES["cross_entropy"](outputs, classes), nn.CrossEntropyLoss()(outputs, classes))]
+        pairs += [(LOSSES["mse"](outputs, values), nn.MSELoss()(outputs, values))]
+        pairs += [(LOSSES["mse"](outputs, classes), nn.MSELoss()(outputs, nn.functional.one_hot(classes, 4).double()))]
+        for ours, mean in pairs:
+            assert ours.item() == (pytest.approx(mean.item() * num, rel=1e-14) if num else 0)
+
+    def test_the_loss_follows_the_task_unless_named(self) -> None:
+        assert choose_loss(ModelConfig(), "classification") is LOSSES["cross_entropy"]
+        assert choose_loss(ModelConfig(), "regression") is LOSSES["mse"]
+        assert choose_loss(ModelConfig(loss="mse"), "classification") is LOSSES["mse"]
+        with pytest.raises(ConfigError, match=r"model.loss=cross_entropy needs classes"):
+            choose_loss(ModelConfig(loss="cross_entropy"), "regression")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden": [4, 0]}, "model.hidden[1]=0 is no width"),
+        ({"dropout": 1.0}, "model.dropout=1.0 is no probability below 1"),
+        ({"activation": "rely"}, "model.activation=rely is not one of relu, gelu, tanh, sigmoid, silu (did you mean relu?)"),
+    ],
+)
+def test_a_model_that_cannot_be_is_told(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(ModelConfig, fields, "model")
+    assert str(caught.value).startswith(message)
