@@ -1,0 +1,32 @@
+"""The two that need no cleverness: everybody sends everything, or the dense sum that all variants are held against."""
+
+import numpy as np
+
+from dist_ml.comm.sparse.entries import Entries
+from dist_ml.comm.sparse.exchange import SparseSum, Stateless, allgather_messages
+from dist_ml.comm.sparse.merge import merge_all
+
+
+class AllgatherSum(Stateless):
+    """Every rank gets all ranks' entries and adds them up ("TopkA").
+
+    Words 2k(P-1) + sizes P-1; one allgather. The result fills in to at most P k elements.
+    """
+
+    def reduce(self, own: Entries, k: int) -> SparseSum:  # noqa: ARG002 - all that was selected is sent
+        if self.comm.size == 1:
+            return SparseSum(own)
+        encoded = self.wire.encode(own)
+        with self.comm.traffic.labelled("sparse allgather"):
+            messages = allgather_messages(self.comm, encoded.message)
+        return SparseSum(merge_all([self.wire.decode(message) for message in messages]), returned=[encoded.lost])
+
+
+class DenseSum(Stateless):
+    """The naive twin: make it dense, and sum in float64. Words 2n(P-1)/P, of 8 bytes."""
+
+    def reduce(self, own: Entries, k: int) -> SparseSum:  # noqa: ARG002 - all that was selected is sent
+        total = own.dense(self.length).astype(np.float64)
+        with self.comm.traffic.labelled("sparse dense"):
+            self.comm.allreduce(total)
+        return SparseSum(None, total.astype(own.values.dtype))

@@ -1,0 +1,68 @@
+"""The compiled inner loops of sparse merging and coding; imported only where numba is installed."""
+
+import numba
+import numpy as np
+
+from dist_ml.comm.buffer import Array
+
+
+def merge_lists(left_indices: Array, left_values: Array, right_indices: Array, right_values: Array) -> tuple[Array, Array]:
+    """The sorted union of two sorted lists; values with the same index are added, left + right."""
+    room = left_indices.size + right_indices.size
+    indices, values = np.empty(room, np.int32), np.empty(room, left_values.dtype)
+    size = _merge(left_indices, left_values, right_indices, right_values, indices, values)
+    return indices[:size], values[:size]
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def _merge(left_indices, left_values, right_indices, right_values, indices, values):  # type: ignore[no-untyped-def]
+    """Both heads are written at each step and only the counters depend on the comparison, so that there is no branch to guess."""
+    i, j, out = 0, 0, 0
+    num_left, num_right = left_indices.size, right_indices.size
+    while i < num_left and j < num_right:
+        left, right = left_indices[i], right_indices[j]
+        take_left, take_right = left <= right, right <= left
+        indices[out] = left if take_left else right
+        value = left_values[i] if take_left else right_values[j]
+        values[out] = left_values[i] + right_values[j] if left == right else value
+        i += take_left
+        j += take_right
+        out += 1
+    while i < num_left:
+        indices[out], values[out] = left_indices[i], left_values[i]
+        i, out = i + 1, out + 1
+    while j < num_right:
+        indices[out], values[out] = right_indices[j], right_values[j]
+        j, out = j + 1, out + 1
+    return out
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def encode_gaps(indices, start, coded):  # type: ignore[no-untyped-def]
+    """Gaps between ascending indices in base 128, low digits first, the top bit set on all but the last; returns the bytes."""
+    previous, out = start, 0
+    for i in range(indices.size):
+        gap = indices[i] - previous
+        previous = indices[i]
+        while gap >= 128:
+            coded[out] = (gap & 127) | 128
+            gap >>= 7
+            out += 1
+        coded[out] = gap
+        out += 1
+    return out
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def decode_gaps(coded, start, indices):  # type: ignore[no-untyped-def]
+    """The indices back from `encode_gaps`."""
+    at, previous = 0, start
+    for i in range(indices.size):
+        gap, shift = np.int64(0), 0
+        while coded[at] >= 128:
+            gap |= (np.int64(coded[at]) & 127) << shift
+            shift += 7
+            at += 1
+        previous += gap | (np.int64(coded[at]) << shift)
+        at += 1
+        indices[i] = previous
