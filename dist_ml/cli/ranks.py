@@ -46,9 +46,11 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
         return body(world)
     except DistMLError as error:
         if error.agreed or world.size == 1:
+            _log_failure(error)
             return _end_together(error, world.rank, debug)
         _end_alone(world, error, debug)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        _log_failure(interrupt)
         _end_interrupted(world)
     except Exception as error:
         if world.size == 1:
@@ -85,7 +87,7 @@ def _describe(error: Exception) -> str:
     return str(error) if isinstance(error, DistMLError) else f"{type(error).__name__}: {error}"
 
 
-def _log_failure(error: Exception) -> bool | None:
+def _log_failure(error: BaseException) -> bool | None:
     """Write the traceback to this rank's log; was it the run's first? None when there is no run folder yet."""
     from dist_ml.train import logs
 

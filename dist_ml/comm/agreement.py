@@ -3,17 +3,19 @@
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dist_ml import errors
-from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import DistMLError
+
+if TYPE_CHECKING:
+    from dist_ml.comm.communicator import Communicator
 
 T = TypeVar("T")
 
 
 @contextmanager
-def collectively(comm: Communicator) -> Iterator[None]:
+def collectively(comm: "Communicator") -> Iterator[None]:
     """If the body raises a `DistMLError` on any rank, raise the lowest such rank's error on all ranks, marked as agreed.
 
     The body must not communicate: a rank that fails half-way would leave the others waiting in it. Errors that are not the
@@ -35,7 +37,7 @@ def collectively(comm: Communicator) -> Iterator[None]:
     raise agreed from failure
 
 
-def from_root(comm: Communicator, make: Callable[[], T]) -> T:
+def from_root(comm: "Communicator", make: Callable[[], T]) -> T:
     """What `make` returns on rank 0, on all ranks; a `DistMLError` that it raises there is raised on all, marked as agreed.
 
     The result travels as a small Python object. `make` must not communicate.

@@ -3,6 +3,8 @@
 The library logs to the logger `dist_ml`. Its file handler is the only state, and it is the standard library's.
 """
 
+import contextlib
+import fcntl
 import logging
 import os
 import socket
@@ -15,12 +17,14 @@ _FIRST_FAILURE = "first-failure"
 def start(folder: Path, rank: int) -> Path:
     """Send this rank's log, and Python's warnings, to `folder/log/rank-<rank>.log`, which is returned.
 
-    The folder must exist. A log that an earlier run in this process started is closed.
+    The folder must exist. The log is locked until this process ends, by which `is_alive` knows. A log that an earlier run in this process started is closed.
     """
     stop()
     file = folder / "log" / f"rank-{rank:04}.log"
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    with contextlib.suppress(OSError):  # not every file system has locks
+        fcntl.flock(handler.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     for logger in _loggers():
         logger.addHandler(handler)
         logger.propagate = False
@@ -61,6 +65,26 @@ def record_failure(error: BaseException) -> bool | None:
     with os.fdopen(descriptor, "w") as file:
         file.write(f"{log.name} on {socket.gethostname()}: {type(error).__name__}: {error}\n")
     return True
+
+
+def is_alive(folder: Path) -> bool:
+    """Does rank 0 of the run in `folder` still hold its log? False where the file system has no locks."""
+    try:
+        with (folder / "log" / "rank-0000.log").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def first_failure(folder: Path) -> str | None:
+    """What the run's first failing rank said; None if none did."""
+    try:
+        return (folder / "log" / _FIRST_FAILURE).read_text(errors="replace").strip()
+    except OSError:
+        return None
 
 
 def _loggers() -> list[logging.Logger]:

@@ -15,14 +15,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from dist_ml.comm.agreement import collectively, from_root
-from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError, DataError
 from dist_ml.train import logs
+
+if TYPE_CHECKING:
+    from dist_ml.comm.communicator import Communicator
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class RunFolder:
         write_whole(self.summary, json.dumps(jsonable(summary), indent=2) + "\n")
 
 
-def create(path: str | Path, config: Mapping[str, Any], comm: Communicator) -> RunFolder:
+def create(path: str | Path, config: Mapping[str, Any], comm: "Communicator") -> RunFolder:
     """Make the folder and `config.yaml` on rank 0, and start every rank's log in it. Collective.
 
     `ConfigError` on all ranks when the folder can't be written or holds a run already.

@@ -1,0 +1,140 @@
+"""Runs side by side: what was configured differently, and what came of it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dist_ml.train.metrics import flatten
+from dist_ml.train.record import Record
+
+# Keys that differ between any two runs, or have a column of their own.
+_NOT_COMPARED = ("name", "folder", "ranks", "data.name", "model.name", "optimizer.name", "schedule.name")
+_RENAMED = {"data.name": "data", "model.name": "model", "optimizer.name": "optimizer", "schedule.name": "schedule"}
+
+_RESULTS = ("accuracy", "loss", "samples/s", "comm", "seconds", "speed-up")
+
+
+@dataclass
+class Row:
+    """One run among others."""
+
+    name: str  # its folder, without what all have in common
+    record: Record
+    differing: dict[str, Any] = field(default_factory=dict)  # configuration keys that the runs don't share
+    speed_up: float | None = None  # samples/s over those of the run with the fewest ranks and the same configuration
+
+    @property
+    def ranks(self) -> int | None:
+        value = self.record.summary.get("ranks", self.record.config.get("ranks"))
+        return value if isinstance(value, int) else None
+
+    def number(self, *names: str) -> float | None:
+        """The first of these that the summary has, else the last that metrics.jsonl has, as a number."""
+        for source in (self.record.summary, *reversed(self.record.steps)):
+            for name in names:
+                value = source.get(name)
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    return float(value)
+        return None
+
+    def cell(self, column: str) -> str:
+        """What the table shows under `column`; `-` for what isn't known."""
+        if column in self.differing:
+            return _spell(self.differing[column])
+        formats = {
+            "accuracy": "{:.2%}",
+            "loss": "{:.4g}",
+            "samples/s": "{:,.0f}",
+            "comm": "{:.1%}",
+            "seconds": "{:.1f}",
+            "speed-up": "{:.2f}",
+        }
+        if column in formats:
+            value = self.results()[column]
+            return "-" if value is None else formats[column].format(value)
+        return _spell({"run": self.name, "ranks": self.ranks, "status": self.record.status}.get(column))
+
+    def results(self) -> dict[str, float | None]:
+        return {
+            "accuracy": self.number("test_accuracy"),
+            "loss": self.number("test_loss", "loss"),
+            "samples/s": self.number("samples_per_second"),
+            "comm": self.number("communication_share"),
+            "seconds": self.number("seconds"),
+            "speed-up": self.speed_up,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.record.folder),
+            "status": self.record.status,
+            "problem": self.record.problem,
+            "ranks": self.ranks,
+            "differing": self.differing,
+            **{name.replace("/", "_per_").replace("-", "_"): value for name, value in self.results().items()},
+            "summary": self.record.summary,
+        }
+
+
+def compare(records: list[Record]) -> list[Row]:
+    """One row a record, in the same order."""
+    names = _short_names([record.folder for record in records])
+    rows = [Row(name, record) for name, record in zip(names, records, strict=True)]
+    readable = [row for row in rows if row.record.config]
+    flat = [_comparable(row.record.config) for row in readable]
+    keys = list(dict.fromkeys(key for config in flat for key in config))
+    differing = [key for key in keys if len({_spell(config.get(key)) for config in flat}) > 1]
+    for row, config in zip(readable, flat, strict=True):
+        row.differing = {key: config.get(key) for key in differing}
+    _add_speed_ups(readable)
+    return rows
+
+
+def columns(rows: list[Row]) -> list[tuple[str, bool]]:
+    """Name of each column, and whether it holds numbers; results that no run has are left out."""
+    differing = list(dict.fromkeys(key for row in rows for key in row.differing))
+    results = [name for name in _RESULTS if any(row.results()[name] is not None for row in rows)]
+    return [
+        ("run", False),
+        ("ranks", True),
+        *((key, False) for key in differing),
+        *((name, True) for name in results),
+        ("status", False),
+    ]
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat = flatten(config)
+    names = {short: flat[key] for key, short in _RENAMED.items() if key in flat}
+    return {**names, **{key: value for key, value in flat.items() if key not in _NOT_COMPARED}}
+
+
+def _add_speed_ups(rows: list[Row]) -> None:
+    """Within runs that differ in nothing but their ranks, where there are several numbers of ranks."""
+    families: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    for row in rows:
+        if row.ranks is not None and row.number("samples_per_second"):
+            families.setdefault(tuple((key, _spell(value)) for key, value in row.differing.items()), []).append(row)
+    for family in families.values():
+        base = min(family, key=lambda row: row.ranks or 0)
+        if len({row.ranks for row in family}) > 1:
+            for row in family:
+                row.speed_up = (row.number("samples_per_second") or 0.0) / (base.number("samples_per_second") or 1.0)
+
+
+def _short_names(folders: list[Path]) -> list[str]:
+    """The folders without the part that all share; one folder keeps its last two parts."""
+    if len(folders) < 2:
+        return ["/".join(folder.absolute().parts[-2:]) for folder in folders]
+    common = os.path.commonpath([folder.absolute() for folder in folders])
+    return [os.path.relpath(folder.absolute(), common) for folder in folders]
+
+
+def _spell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,96 @@
+"""`dist-ml train --multirun`: one MPI job for each point of a sweep, one after the other, so that ranks can be swept too."""
+
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dist_ml.cli import compose, terminal
+from dist_ml.cli.arguments import Request
+from dist_ml.config.convert import from_mapping
+from dist_ml.config.train import TrainConfig
+from dist_ml.errors import ConfigError, DistMLError
+from dist_ml.launch import mpi_installation, mpiexec, stacks
+
+_LONGEST_NAME = 80
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of the sweep."""
+
+    overrides: tuple[str, ...]
+    ranks: int
+    folder: Path
+
+
+def run(request: Request) -> int:
+    """Run all points; 1 when any failed, after the others have run."""
+    if stacks.launched(os.environ):
+        raise ConfigError(
+            "--multirun starts an MPI job for each point, so it can't run inside one; start it without mpiexec or srun"
+        )
+    points = plan(request)
+    failed = [point for index, point in enumerate(points) if not _run_point(request, point, index, len(points))]
+    _report(points[0].folder.parent)
+    if failed:
+        terminal.complain(f"{len(failed)} of {len(points)} runs failed; their log/ folders tell why:")
+        for point in failed:
+            terminal.complain(f"  {point.folder}")
+    return 1 if failed else 0
+
+
+def plan(request: Request) -> list[Point]:
+    """All points, each composed and converted once, so that a sweep with a mistake in it stops before it starts."""
+    swept = compose.sweep_points(request)
+    varied = [index for index in range(len(swept[0])) if len({overrides[index] for overrides in swept}) > 1] if swept else []
+    points: list[Point] = []
+    root: Path | None = None
+    for number, overrides in enumerate(swept):
+        try:
+            config = from_mapping(TrainConfig, compose.composed(replace(request, overrides=overrides, multirun=False)))
+        except DistMLError as error:
+            raise ConfigError(f"point {number} of the sweep ({' '.join(overrides)}): {error}") from error
+        root = root or Path("multirun", config.name, time.strftime("%Y-%m-%d_%H-%M-%S"))
+        points.append(Point(overrides, config.ranks or 1, root / _folder_name(number, [overrides[index] for index in varied])))
+    return points
+
+
+def _folder_name(number: int, varied: list[str]) -> str:
+    """`3_ranks=2,optimizer.lr=0.1`, with nothing in it that a shell or a file system minds."""
+    name = re.sub(r"[^\w.,=+-]+", "-", ",".join(varied)).strip("-")
+    return f"{number}_{name}"[:_LONGEST_NAME] if name else str(number)
+
+
+def _run_point(request: Request, point: Point, number: int, count: int) -> bool:
+    terminal.say(
+        f"\nrun {number + 1} of {count} on {point.ranks} rank{'s' if point.ranks > 1 else ''}: {' '.join(point.overrides)}"
+    )
+    program = [sys.executable, "-m", "dist_ml", "train", f"--config-name={request.config_name}"]
+    program += [f"--config-dir={request.config_dir}"] if request.config_dir else []
+    program += ["--debug"] if request.debug else []
+    program += [*point.overrides, f"folder='{point.folder}'"]
+    status = _status(program, point.ranks)
+    if status != 0:
+        terminal.complain(f"run {number + 1} failed with status {status}; going on")
+    return status == 0
+
+
+def _status(program: list[str], ranks: int) -> int:
+    """One rank needs no MPI, unless one is there."""
+    mpi = next(iter(mpi_installation.available()), None)
+    if mpi is None and ranks == 1:
+        import subprocess
+
+        return subprocess.run(program).returncode
+    return mpiexec.run(program, ranks).returncode
+
+
+def _report(folder: Path) -> None:
+    from dist_ml.cli import report
+
+    if folder.is_dir():
+        terminal.say("")
+        report.main([str(folder)])
