@@ -87,7 +87,7 @@ class TrainConfig:
 
     name: str  # names the run's folder
     folder: str  # the run folder, made by rank 0
-    seed: int  # of initial weights, sampling, dropout and synthetic data
+    seed: int  # of initial weights, sampling and dropout; synthetic data has its own, data.seed
     ranks: int | None  # the ranks that this run must have; null: as many as were started
     epochs: int  # passes over the training samples
     batch_size: int  # samples of one optimizer step, over all ranks

@@ -285,6 +285,11 @@ class TestSynthetic:
             expected = int(np.argmax(scores)) if split.task == "classification" else [s * teacher.scale for s in scores]
             assert label.tolist() == expected
 
+    @pytest.mark.parametrize(("num_features", "dtype"), [(4386, np.float32), (4387, np.float64)])
+    def test_the_teacher_is_held_in_a_dtype_in_which_its_largest_sum_is_exact(self, num_features: int, dtype: type) -> None:
+        """255 * 15 * 4386 is the last such sum below 2^24, up to which float32 holds every whole number."""
+        assert make_teacher(0, num_features, 2, 2).first.dtype == dtype
+
     def test_features_have_mean_zero_and_variance_one_and_classes_are_balanced(self) -> None:
         split = open_dataset(replace(SYNTHETIC, num_train=20_000, teacher_width=32)).train
         x, y = everything(split)
