@@ -28,4 +28,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What fails soonest runs first."""
     order = ["test_static.py", "unit", "test_mpi_worlds.py", "mpi", "cluster"]
-    items.sort(key=lambda item: order.index(item.path.relative_to(TESTS).parts[0]))
+
+    def place(item: pytest.Item) -> int:
+        part = item.path.relative_to(TESTS).parts[0]
+        return order.index(part) if part in order else len(order)
+
+    items.sort(key=place)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dist_ml.launch import stacks
 from dist_ml.launch.process import end_job, end_with_parent, sigterm_raises
+from dist_ml.launch.shared_memory import remove_orphans
 
 TIMED_OUT = 124  # the exit status that timeout(1) gives too
 _STACKS_SECONDS = 10.0  # a rank's timer starts when it has started, which may be that much after its launch
@@ -63,6 +64,8 @@ def run_all(commands: Sequence[Command], *, time_limit_seconds: float | None, ca
             late = [process.poll() is None for process in processes]
         finally:
             end_job(processes, f"{name}={value}")
+            if any(process.returncode != 0 for process in processes):
+                remove_orphans()
         if timed_out and not capture:
             sys.stderr.write(f"The time limit of {time_limit_seconds:g} s is up; the job was ended.\n{standing}")
         return [

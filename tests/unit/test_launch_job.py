@@ -1,0 +1,118 @@
+"""Jobs end, whatever their processes do: plain Python programs instead of ranks, so that no MPI is needed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dist_ml.launch import process, shared_memory, stacks
+from dist_ml.launch.job import Command, Completed, run_all
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in (stacks.TIME_LIMIT, stacks.FOLDER)}
+
+
+def run(*programs: str, time_limit_seconds: float = 20.0) -> list[Completed]:
+    commands = [Command([sys.executable, "-c", program], {**ENVIRONMENT, "RANK": str(k)}) for k, program in enumerate(programs)]
+    return run_all(commands, time_limit_seconds=time_limit_seconds, capture=True)
+
+
+def test_output_and_status_are_each_commands_own() -> None:
+    first, second = run("print('one')", "import sys; sys.stderr.write('two'); sys.exit(3)")
+    assert (first.returncode, first.stdout, first.stderr) == (0, "one\n", "")
+    assert (second.returncode, second.stdout, second.stderr) == (3, "", "two")
+
+
+def test_at_the_limit_every_rank_tells_where_it_stands() -> None:
+    hang = (
+        "from dist_ml.launch import stacks; stacks.arm()\ndef waits_for_ever():\n  import time; time.sleep(100)\nwaits_for_ever()"
+    )
+    start = time.monotonic()
+    completed = run(hang, hang, time_limit_seconds=1.0)
+    assert time.monotonic() - start < 8.0
+    assert [(done.timed_out, done.returncode) for done in completed] == [(True, 124)] * 2
+    assert completed[0].stacks.count("in waits_for_ever") == 2
+    assert "rank 0 stood here" in completed[0].stacks
+    assert "rank 1 stood here" in completed[0].stacks
+
+
+def test_program_that_never_armed_is_ended_at_the_limit_all_the_same() -> None:
+    start = time.monotonic()
+    assert run("import time; time.sleep(100)", time_limit_seconds=0.3)[0].returncode == 124
+    assert time.monotonic() - start < 5.0
+
+
+def test_one_failure_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dist_ml.launch.job._FAILURE_SECONDS", 0.2)
+    start = time.monotonic()
+    failed, other = run("raise SystemExit(7)", "import time; time.sleep(100)")
+    assert (failed.returncode, failed.timed_out, other.returncode) == (7, False, 128 + signal.SIGTERM)
+    assert time.monotonic() - start < 5.0
+
+
+def test_orphan_in_a_session_of_its_own_does_not_survive() -> None:
+    done = run("import subprocess; print(subprocess.Popen(['sleep', '100'], start_new_session=True).pid)")[0]
+    assert done.returncode == 0
+    assert not is_running(int(done.stdout))
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_launcher_that_is_ended_takes_its_job_along(ending: signal.Signals, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    program = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    launcher = (
+        "import os, sys; from dist_ml.launch.job import Command, run_all\n"
+        f"run_all([Command([sys.executable, '-c', {program!r}], os.environ)], time_limit_seconds=50, capture=True)"
+    )
+    started = subprocess.Popen([sys.executable, "-c", launcher], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
+    started.send_signal(ending)
+    assert started.wait(10) != 0
+    wait_until(lambda: not is_running(int(pid_file.read_text())))
+
+
+def test_marked_finds_processes_by_their_environment() -> None:
+    marked = subprocess.Popen(["sleep", "100"], env={**ENVIRONMENT, "DIST_ML_JOB": "test-of-marked"})
+    try:
+        wait_until(lambda: process.marked("DIST_ML_JOB=test-of-marked") == [marked.pid])
+    finally:
+        marked.kill()
+        marked.wait()
+
+
+def test_only_unmapped_segments_of_mpi_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "_SECONDS_TO_MAP", -1.0)
+    names = ["mpich_shm_1_0", "mpich_shm_2_0", "sm_segment.host.0.1.0", "somebody_elses"]
+    for name in names:
+        (tmp_path / name).write_bytes(bytes(4096))
+    opened = f"file = open({str(tmp_path / names[1])!r}, 'r+b')"
+    holds = f"import mmap, time; {opened}; m = mmap.mmap(file.fileno(), 0); print(flush=True); time.sleep(100)"
+    holder = subprocess.Popen([sys.executable, "-c", holds], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert sorted(file.name for file in shared_memory.remove_orphans(tmp_path)) == [names[0], names[2]]
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert sorted(file.name for file in tmp_path.iterdir()) == [names[1], names[3]]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is no zombie that only waits for its parent to look."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
