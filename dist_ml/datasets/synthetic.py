@@ -5,7 +5,7 @@ floating point depend on their order, and with it on the size of a batch; so fea
 numbers, whose products and sums the floating-point format holds exactly, in whatever order they are added.
 
     features   odd, -255 … 255, uniform        8 random bits each
-    first      odd, -15 … 15                   hidden = relu(first . features)            |sum| <= 255 * 15 * num_features
+    first      odd, -15 … 15                   hidden = relu(first . features)            in float32, 4,386 features at a time
     second     odd, -15 … 15                   score  = second . hidden - mean score      in float64
 """
 
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from dist_ml.config.data import DataConfig, Task
 from dist_ml.counter_random import Words, bits, lanes, rows, stream, uniform
 from dist_ml.datasets.dataset import NUMPY_DTYPES, Dataset, Ids
+from dist_ml.partition import pieces
 
 _FEATURE_LIMIT, _WEIGHT_LIMIT = 255, 15
+_EXACT_FEATURES = 2**24 // (_FEATURE_LIMIT * _WEIGHT_LIMIT)  # float32 holds every whole number up to 2^24
 _FEATURE_VARIANCE = (256**2 - 1) / 3  # of the odd numbers -255 … 255, all equally likely
 
 
@@ -29,16 +31,18 @@ _FEATURE_VARIANCE = (256**2 - 1) / 3  # of the odd numbers -255 … 255, all equ
 class Teacher:
     """The network behind the labels, in whole numbers held in floating point; see the module's table."""
 
-    first: NDArray[np.floating[Any]]  # [features, width], in the narrowest dtype in which its sums are exact
+    first: NDArray[np.float32]  # [features, width]
     second: NDArray[np.float64]  # [width, outputs]
     mean: NDArray[np.float64]  # [outputs], whole: about what `second . hidden` is on average, so that no class is preferred
     scale: float  # brings the scores to a variance of about 1
 
-    def scores(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Exact whole numbers [b, outputs] for whole `features` [b, features] of the dtype of `first`."""
-        hidden = features @ self.first
+    def scores(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Exact whole numbers [b, outputs] for whole `features` [b, features]."""
+        hidden = np.zeros((len(features), self.first.shape[1]), np.float64)
+        for piece in pieces(len(self.first), _EXACT_FEATURES):
+            hidden += features[:, piece.slice] @ self.first[piece.slice]
         np.maximum(hidden, 0, out=hidden)
-        scores: NDArray[np.float64] = hidden.astype(np.float64, copy=False) @ self.second - self.mean
+        scores: NDArray[np.float64] = hidden @ self.second - self.mean
         return scores
 
 
@@ -59,7 +63,7 @@ class SyntheticSplit:
     def batch(self, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
         ids = ids + self.first_id
         keys = bits(stream("synthetic features", self.seed), ids)
-        features = lanes(keys, self.num_features, np.uint8).astype(self.teacher.first.dtype)
+        features = lanes(keys, self.num_features, np.uint8).astype(np.float32)
         features *= 2
         features -= _FEATURE_LIMIT
         scores = self.teacher.scores(features)
@@ -101,17 +105,15 @@ def synthetic(config: DataConfig, dtype: torch.dtype) -> Dataset:
 
 def make_teacher(seed: int, num_features: int, width: int, num_outputs: int) -> Teacher:
     """Hidden unit j is nearly normal with variance v_j; relu makes its mean sqrt(v_j / 2 pi) and variance v_j (1/2 - 1/2 pi)."""
-    largest_sum = _FEATURE_LIMIT * _WEIGHT_LIMIT * num_features
-    assert largest_sum * _WEIGHT_LIMIT * width < 2**53, (num_features, width)
+    assert _FEATURE_LIMIT * _WEIGHT_LIMIT**2 * num_features * width < 2**53, (num_features, width)
     first = _weights(bits(stream("synthetic first", seed), np.arange(width)), num_features)
     second = _weights(bits(stream("synthetic second", seed), np.arange(num_outputs)), width)
     variances = [_FEATURE_VARIANCE * int(total) for total in (first.astype(np.int32) ** 2).sum(axis=1, dtype=np.int64)]
     averages = [math.sqrt(v / (2 * math.pi)) for v in variances]
     means = [round(math.fsum(int(w) * average for w, average in zip(row, averages, strict=True))) for row in second]
     spread = math.fsum(int(w) ** 2 * v for row in second for w, v in zip(row, variances, strict=True)) * (0.5 - 0.5 / math.pi)
-    exact = np.float32 if largest_sum <= 2**24 else np.float64
     return Teacher(
-        np.ascontiguousarray(first.T, exact),
+        np.ascontiguousarray(first.T, np.float32),
         np.ascontiguousarray(second.T, np.float64),
         np.array(means, np.float64),
         1 / math.sqrt(spread / num_outputs),

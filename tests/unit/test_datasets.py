@@ -15,7 +15,7 @@ from dist_ml.config.convert import from_mapping
 from dist_ml.config.data import DataConfig
 from dist_ml.counter_random import bits, lanes, stream
 from dist_ml.datasets import DATASETS, Dataset, Split, open_dataset
-from dist_ml.datasets.synthetic import make_teacher
+from dist_ml.datasets.synthetic import Teacher, make_teacher
 from dist_ml.errors import ConfigError, DataError
 
 SYNTHETIC = DataConfig(
@@ -285,10 +285,12 @@ class TestSynthetic:
             expected = int(np.argmax(scores)) if split.task == "classification" else [s * teacher.scale for s in scores]
             assert label.tolist() == expected
 
-    @pytest.mark.parametrize(("num_features", "dtype"), [(4386, np.float32), (4387, np.float64)])
-    def test_the_teacher_is_held_in_a_dtype_in_which_its_largest_sum_is_exact(self, num_features: int, dtype: type) -> None:
-        """255 * 15 * 4386 is the last such sum below 2^24, up to which float32 holds every whole number."""
-        assert make_teacher(0, num_features, 2, 2).first.dtype == dtype
+    def test_the_teacher_is_exact_even_for_the_largest_sums(self) -> None:
+        """Beyond 2^24 float32 holds only every second whole number; in one piece, this sum would lose its last bit."""
+        num = 9001
+        first, second = np.full((num, 1), 15, np.float32), np.ones((1, 1))
+        teacher = Teacher(first, second, mean=np.zeros(1), scale=1.0)
+        assert teacher.scores(np.full((3, num), 255, np.float32)).tolist() == [[255 * 15 * num]] * 3
 
     def test_features_have_mean_zero_and_variance_one_and_classes_are_balanced(self) -> None:
         split = open_dataset(replace(SYNTHETIC, num_train=20_000, teacher_width=32)).train
