@@ -115,7 +115,7 @@ def _add_speed_ups(rows: list[Row]) -> None:
     """Within runs that differ in nothing but their ranks, where there are several numbers of ranks."""
     families: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in rows:
-        if row.ranks is not None and row.number("samples_per_second"):
+        if row.record.status == "finished" and row.ranks is not None and row.number("samples_per_second"):
             families.setdefault(tuple((key, _spell(value)) for key, value in row.differing.items()), []).append(row)
     for family in families.values():
         base = min(family, key=lambda row: row.ranks or 0)

@@ -46,7 +46,8 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
         return body(world)
     except DistMLError as error:
         if error.agreed or world.size == 1:
-            _log_failure(error)
+            if world.rank == 0:
+                _log_failure(error)
             return _end_together(error, world.rank, debug)
         _end_alone(world, error, debug)
     except KeyboardInterrupt as interrupt:

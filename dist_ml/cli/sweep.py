@@ -1,6 +1,5 @@
 """`dist-ml train --multirun`: one MPI job for each point of a sweep, one after the other, so that ranks can be swept too."""
 
-import os
 import re
 import sys
 import time
@@ -12,7 +11,7 @@ from dist_ml.cli.arguments import Request
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError, DistMLError
-from dist_ml.launch import mpi_installation, mpiexec, stacks
+from dist_ml.launch import mpi_installation, mpiexec
 
 _LONGEST_NAME = 80
 
@@ -28,7 +27,9 @@ class Point:
 
 def run(request: Request) -> int:
     """Run all points; 1 when any failed, after the others have run."""
-    if stacks.launched(os.environ):
+    from dist_ml.comm import mpi
+
+    if mpi.launched():
         raise ConfigError(
             "--multirun starts an MPI job for each point, so it can't run inside one; start it without mpiexec or srun"
         )
@@ -36,9 +37,7 @@ def run(request: Request) -> int:
     failed = [point for index, point in enumerate(points) if not _run_point(request, point, index, len(points))]
     _report(points[0].folder.parent)
     if failed:
-        terminal.complain(f"{len(failed)} of {len(points)} runs failed; their log/ folders tell why:")
-        for point in failed:
-            terminal.complain(f"  {point.folder}")
+        terminal.complain(f"{len(failed)} of {len(points)} runs failed: {', '.join(point.folder.name for point in failed)}")
     return 1 if failed else 0
 
 

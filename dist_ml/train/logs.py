@@ -10,6 +10,8 @@ import os
 import socket
 from pathlib import Path
 
+from dist_ml.errors import DistMLError
+
 LOGGER = logging.getLogger("dist_ml")
 _FIRST_FAILURE = "first-failure"
 
@@ -23,6 +25,7 @@ def start(folder: Path, rank: int) -> Path:
     file = folder / "log" / f"rank-{rank:04}.log"
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    assert handler.stream is not None
     with contextlib.suppress(OSError):  # not every file system has locks
         fcntl.flock(handler.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     for logger in _loggers():
@@ -49,7 +52,7 @@ def stop() -> None:
 def record_failure(error: BaseException) -> bool | None:
     """Write the error's traceback to this rank's log; True on the one rank of the run that does so first.
 
-    None when no log was started: then nobody can tell who was first.
+    The first one's words are kept for `first_failure`. None when no log was started: then nobody can tell who was first.
     """
     handlers = _file_handlers()
     if not handlers:
@@ -63,8 +66,15 @@ def record_failure(error: BaseException) -> bool | None:
     except OSError:
         return None
     with os.fdopen(descriptor, "w") as file:
-        file.write(f"{log.name} on {socket.gethostname()}: {type(error).__name__}: {error}\n")
+        file.write(_words(error, int(log.stem.removeprefix("rank-"))))
     return True
+
+
+def _words(error: BaseException, rank: int) -> str:
+    if isinstance(error, DistMLError) and error.agreed:
+        return str(error)
+    kind = "" if isinstance(error, DistMLError) else f"{type(error).__name__}{': ' if str(error) else ''}"
+    return f"rank {rank} on {socket.gethostname()}: {kind}{error}"
 
 
 def is_alive(folder: Path) -> bool:
