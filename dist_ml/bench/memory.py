@@ -1,0 +1,69 @@
+"""`dist-ml bench memory`: the peak memory of a training rank, in multiples of its parameters."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_ml.bench.bench import Bench
+from dist_ml.bench.configured import from_arguments, to_arguments, with_widths
+from dist_ml.bench.form import Check, Result
+from dist_ml.bench.worlds import Worlds
+from dist_ml.comm.communicator import Communicator
+from dist_ml.config.train import TrainConfig
+from dist_ml.train.build import build_mesh, build_trainer
+
+
+@dataclass(frozen=True)
+class MemoryBench:
+    """What to measure."""
+
+    train: TrainConfig  # the optimizer: SGD with momentum is what the limit is for
+    widths: tuple[int, ...]  # of the MLP, features and classes included
+    batch_size: int  # of a step, over all ranks
+    num_steps: int  # after which the peak is read
+
+
+def run(config: MemoryBench, worlds: Worlds) -> Result:
+    train = dataclasses.replace(
+        with_widths(config.train, config.widths, config.batch_size),
+        schedule=dataclasses.replace(config.train.schedule, warmup_steps=0),
+    )
+    measured = worlds.measure("memory", {"train": to_arguments(train), "num_steps": config.num_steps})
+    records = [
+        {"memory": name, "bytes": value, "of_parameters": value / measured["parameters"]} for name, value in measured.items()
+    ]
+    multiple = (measured["peak"] - measured["activations"]) / measured["parameters"]
+    return Result("memory", records, [Check("A4 peak memory of a rank over its parameters", multiple, 4.2, "lower")])
+
+
+def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes beyond those of a rank that has imported torch, started MPI and multiplied once; the largest of all ranks."""
+    config = from_arguments(arguments["train"])
+    torch.ones(64, 64) @ torch.ones(64, 64)
+    comm.allreduce(torch.ones(1))
+    before = peak_bytes()
+    trainer = build_trainer(config, build_mesh(config, comm))
+    for index in range(arguments["num_steps"]):
+        trainer.step(0, index)
+    largest = torch.tensor(peak_bytes() - before)
+    comm.allreduce(largest, "max")
+    share = -(-config.batch_size // comm.size)
+    # Of each layer, forward keeps its output, and backward holds that and the gradient on its way through.
+    activations = 4 * share * (2 * sum(trainer.model.widths) + max(trainer.model.widths))
+    parameters = sum(4 * parameter.numel() for parameter in trainer.model.parameters())
+    return {"parameters": parameters, "peak": int(largest), "activations": activations}
+
+
+def peak_bytes() -> int:
+    """The most physical memory that this process has had at any time."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("/proc/self/status has no VmHWM")
+
+
+BENCH = Bench("the peak memory of a training rank", MemoryBench, run, {"memory": measure}, ranks=2)

@@ -1,0 +1,71 @@
+"""`dist-ml bench reproduce`: the default run's accuracy, and that its losses do not depend on the number of ranks."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dist_ml.bench.bench import Bench
+from dist_ml.bench.configured import from_arguments, to_arguments
+from dist_ml.bench.form import Check, Result
+from dist_ml.bench.worlds import Worlds
+from dist_ml.comm.communicator import Communicator
+from dist_ml.config.train import TrainConfig
+from dist_ml.train.build import build_mesh, build_trainer
+
+
+@dataclass(frozen=True)
+class ReproduceBench:
+    """What to compare."""
+
+    train: TrainConfig  # the run, dropout and all
+    ranks: tuple[int, ...]  # the numbers of ranks whose losses must agree
+    first_steps: int  # compared in fp32, where rounding differences grow step by step
+
+
+def run(config: ReproduceBench, worlds: Worlds) -> Result:
+    runs = {
+        (precision, ranks): worlds.measure("losses", _arguments(config.train, precision), ranks=ranks)
+        for precision, ranks in itertools.product(("fp32", "fp64"), config.ranks)
+    }
+    first = config.ranks[0]
+    records, worst = [], {"fp32": 0.0, "fp64": 0.0}
+    for (precision, ranks), outcome in runs.items():
+        compared = config.first_steps if precision == "fp32" else None
+        apart = difference(outcome["losses"][:compared], runs[precision, first]["losses"][:compared])
+        worst[precision] = max(worst[precision], apart)
+        row = {"precision": precision, "ranks": ranks, "steps": len(outcome["losses"][:compared]), "difference": apart}
+        records.append({**row, "test_accuracy": outcome["test_accuracy"]})
+    return Result("reproduce", records, _checks(runs, worst))
+
+
+def _checks(runs: Mapping[tuple[str, int], Any], worst: Mapping[str, float]) -> Sequence[Check]:
+    accuracy = min(outcome["test_accuracy"] for (precision, _), outcome in runs.items() if precision == "fp32")
+    return [
+        Check("A1 test accuracy of the default run", accuracy, 0.97, "higher"),
+        Check("A1 relative difference of losses over the first steps, fp32", worst["fp32"], 1e-5, "lower"),
+        Check("A1 relative difference of losses over the run, fp64", worst["fp64"], 1e-9, "lower"),
+    ]
+
+
+def _arguments(train: TrainConfig, precision: Any) -> dict[str, Any]:
+    return to_arguments(dataclasses.replace(train, precision=precision))
+
+
+def difference(losses: Sequence[float], reference: Sequence[float]) -> float:
+    """The largest relative difference of two runs' losses, step by step."""
+    return max(abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True))
+
+
+def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """All losses of a run, and its test accuracy."""
+    config = from_arguments(arguments)
+    trainer = build_trainer(config, build_mesh(config, comm))
+    losses = [step.loss for epoch in range(config.epochs) for step in trainer.epoch(epoch)]
+    return {"losses": losses, "test_accuracy": trainer.evaluate(trainer.dataset.test).accuracy}
+
+
+BENCH = Bench(
+    "the default run's accuracy, and its losses at several numbers of ranks", ReproduceBench, run, {"losses": measure}, 2
+)
