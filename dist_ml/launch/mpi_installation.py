@@ -76,9 +76,9 @@ def select_library() -> None:
     chosen = os.environ.get("DIST_ML_MPI")
     if "MPI4PY_LIBMPI" in os.environ or chosen == "system":
         return
-    started_by = _started_by(os.environ)
-    if started_by is not None:
-        candidates = [_wheel(started_by)]
+    launcher = started_by(os.environ)
+    if launcher is not None:
+        candidates = [_wheel(launcher)]
     else:
         candidates = [_wheel(flavour) for flavour in _WHEELS if chosen in (None, "", flavour)]
     for installation in candidates:
@@ -87,7 +87,7 @@ def select_library() -> None:
             return
 
 
-def _started_by(environment: Mapping[str, str]) -> Flavour | None:
+def started_by(environment: Mapping[str, str]) -> Flavour | None:
     """The flavour whose launcher set its marks. Open MPI is asked first: PMIx servers set some of PMI's names too."""
     for flavour, marks in _LAUNCHER_MARKS.items():
         if any(mark in environment for mark in marks):
