@@ -1,0 +1,108 @@
+"""Which kernel is fastest here, for which shapes: measured once on this machine, in a child process, and kept in the user's
+cache.
+
+A shape class is (dtype, threads, how the operands are stored, and m, n, k to the nearest power of two). What was never measured
+runs on torch, and a kernel is only preferred to torch where it was faster by `MARGIN`: tuning can't make a product slower.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from dist_ml.gemm.kernel import kernels, openblas
+from dist_ml.measure import cost_model
+
+# A kernel has to beat torch by this much in the measurement to be chosen: closer than that is noise.
+MARGIN = 1.03
+FALLBACK = "torch"
+_CACHE = "gemm-kernels"
+_TIME_LIMIT_SECONDS = 240.0
+
+
+class Shape(NamedTuple):
+    """A product to tune for. `stored` tells how A and B lie in memory: N row-major, T transposed."""
+
+    m: int
+    n: int
+    k: int
+    stored: str = "NN"
+    dtype: str = "float32"
+
+    @property
+    def key(self) -> str:
+        sizes = "x".join(str(round(math.log2(max(1, size)))) for size in self[:3])
+        return f"{self.dtype}:{self.stored}:{sizes}"
+
+
+class Tuner:
+    """The choices for one number of threads. Looking one up costs a dictionary access; it never measures."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads or torch.get_num_threads()
+        self._choices: dict[Shape, str] = {}
+        self._measured: dict[str, dict[str, float]] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Take up what has been measured since."""
+        self._measured = (cost_model.load(_CACHE) or {}).get(_machine(self.threads), {})
+        self._choices.clear()
+
+    def choose(self, shape: Shape) -> str:
+        """The name of the kernel for `shape`: torch where nothing was measured or nothing is faster."""
+        choice = self._choices.get(shape)
+        if choice is None:
+            choice = self._choices[shape] = best(self._measured.get(shape.key, {}))
+        return choice
+
+    def rates(self, shape: Shape) -> dict[str, float]:
+        """Measured GFLOP/s by kernel; empty where the class was never measured."""
+        return dict(self._measured.get(shape.key, {}))
+
+    def tune(self, shapes: Iterable[Shape], again: bool = False) -> None:
+        """Measure the classes that have not been (all of them if `again`) in a child process, and keep the results."""
+        missing = {shape.key: shape for shape in shapes if again or shape.key not in self._measured}
+        if not missing:
+            return
+        found = _measure(list(missing.values()), self.threads)
+        kept = cost_model.load(_CACHE) or {}
+        kept.setdefault(_machine(self.threads), {}).update(found)
+        cost_model.store(_CACHE, kept)
+        self.reload()
+        self._measured.update(found)  # also where the cache can't be written
+
+
+def best(rates: dict[str, float]) -> str:
+    """The fastest kernel, if it beats torch clearly."""
+    fastest = max(rates, key=lambda name: rates[name], default=FALLBACK)
+    return fastest if rates.get(fastest, 0.0) > MARGIN * rates.get(FALLBACK, math.inf) else FALLBACK
+
+
+def _measure(shapes: list[Shape], threads: int) -> dict[str, dict[str, float]]:
+    """GFLOP/s by class and kernel. A kernel that brings the child down costs the OpenBLAS sets, not this process."""
+    for names in (kernels.usable(), ["torch", "numpy"]):
+        request = json.dumps({"shapes": [list(shape) for shape in shapes], "kernels": names, "threads": threads})
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "dist_ml.gemm.kernel.measure"],
+                input=request, capture_output=True, text=True, timeout=_TIME_LIMIT_SECONDS, env=environment, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired):
+            return {}
+        if done.returncode == 0:
+            rates: dict[str, Any] = json.loads(done.stdout)
+            return rates
+    return {}
+
+
+def _machine(threads: int) -> str:
+    """Measurements hold for one processor, one number of threads, and these versions of the libraries."""
+    return f"{openblas.processor_name()} | {threads} threads | torch {torch.__version__} | numpy {np.__version__}"

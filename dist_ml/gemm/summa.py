@@ -1,0 +1,86 @@
+"""SUMMA: panels of A and B are broadcast along the rows and columns of a 2-D grid; with layers, each for its part of K (2.5D).
+
+         B[s, :] from row i'            step s on rank (i, j):
+             | | |                       (1) start broadcasting panel s+1
+             v v v                       (2) C[i, j] += A[i, s] B[s, j]
+A[:, s] --> [C][C][C]                    (3) wait for panel s+1
+from    --> [C][C][C]                   over the layers, at the end:
+column j'                                (4) reduce-scatter C
+"""
+
+import torch
+
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.request import Request
+from dist_ml.gemm.grid_comm import GridComm, Sum
+from dist_ml.gemm.matrix import ShardedMatrix
+from dist_ml.gemm.plan import BroadcastPlan, Plan
+from dist_ml.gemm.progress import Progress
+from dist_ml.partition import Range
+
+
+class Panels:
+    """The panels of one operand: cut from this rank's block where it is the owner, received where it is not.
+
+    `block` has K along its columns for A, and is passed transposed for B, so that K is along the columns of both.
+    """
+
+    def __init__(
+        self, block: torch.Tensor, column_major: bool, owned: Range, comm: Communicator, width: int, buffers: int
+    ) -> None:
+        self._block, self._column_major, self._owned, self._comm = block, column_major, owned, comm
+        size = 0 if comm.size == 1 else block.shape[0] * width
+        self._buffers = [torch.empty(size, dtype=block.dtype) for _ in range(buffers)]
+        self._turn = 0
+
+    def fetch(self, panel: Range, owner: int) -> tuple[torch.Tensor, list[Request]]:
+        """Start broadcasting one panel: (the panel, rows x width; what to wait for)."""
+        mine = None
+        if owner == self._comm.rank:
+            mine = self._block[:, panel.start - self._owned.start : panel.stop - self._owned.start]
+            if self._comm.size == 1:
+                return mine, []
+        rows = self._block.shape[0]
+        buffer = self._buffers[self._turn % len(self._buffers)][: rows * panel.size]
+        self._turn += 1
+        # A panel travels in the order in which its owner stores it; all owners of one matrix store it the same way.
+        stored = buffer.view(panel.size, rows).T if self._column_major else buffer.view(rows, panel.size)
+        if mine is not None:
+            stored.copy_(mine)
+        return stored, [self._comm.ibroadcast(buffer, owner)]
+
+
+def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, total: Sum) -> None:
+    """Run the plan on this rank of the grid. Words and messages: `plan.moved(rank)`."""
+    assert isinstance(plan, BroadcastPlan)
+    rank = a.comm.rank
+    owned_a, owned_b = _owned(a.layout.col_ranges(rank)), _owned(b.layout.row_ranges(rank))
+    left = Panels(a.local, a.layout.column_major, owned_a, comms.along_n, plan.width, plan.buffers)
+    right = Panels(b.local.T, not b.layout.column_major, owned_b, comms.along_m, plan.width, plan.buffers)
+    panels, owners = plan.panels(rank), plan.panel_owners(rank)
+
+    def fetch(step: int) -> tuple[torch.Tensor, torch.Tensor, list[Request]]:
+        owner_a, owner_b = owners[step]
+        part_a, pending_a = left.fetch(panels[step], owner_a)
+        part_b, pending_b = right.fetch(panels[step], owner_b)
+        return part_a, part_b.T, pending_a + pending_b
+
+    with Progress() as progress:
+        following = fetch(0) if panels else None
+        for step in range(len(panels)):
+            assert following is not None
+            part_a, part_b, pending = following
+            progress.wait(pending)  # (3)
+            ahead = plan.buffers > 1 and step + 1 < len(panels)
+            if ahead:
+                following = fetch(step + 1)  # (1)
+                progress.hand_over(following[2])
+            total.add(part_a, part_b)  # (2)
+            if not ahead and step + 1 < len(panels):
+                following = fetch(step + 1)
+    total.finish(comms.along_k)  # (4)
+
+
+def _owned(ranges: tuple[Range, ...]) -> Range:
+    """The one range of K that this rank's block covers."""
+    return ranges[0] if ranges else Range(0, 0)
