@@ -82,7 +82,8 @@ def qsgd_decode(coded: Array, bits: int, num: int, dtype: str) -> Array:
     num_buckets = -(-num // BUCKET)
     scales = coded[: 4 * num_buckets].copy().view(np.float32)
     levels = unpack_levels(coded[4 * num_buckets :], bits, num).astype(np.float32) - top
-    return (levels * spread(scales / top, num)).astype(dtype, copy=False)
+    values: Array = (levels * spread(scales / top, num)).astype(dtype, copy=False)
+    return values
 
 
 def qsgd_bytes(num: int, bits: int) -> int:

@@ -1,0 +1,50 @@
+"""The passes over a rank's gradient and residual that every selection is made of, compiled or plain."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from dist_ml import compiled
+from dist_ml.comm.buffer import Array
+from dist_ml.comm.sparse.entries import Entries
+from dist_ml.partition import Range
+
+# The compiled pass emits whole blocks, so it needs this much room beyond what is wanted.
+SLACK = 64
+
+# (part of the vector, room for indices, room for values, offset of the part) -> (number emitted, was there more)
+Pass = Callable[[Range, Array, Array], tuple[int, bool]]
+
+
+class Taken(NamedTuple):
+    """What a pass moved out of the residual, and whether elements above the threshold stayed for lack of room."""
+
+    entries: Entries
+    overflowed: bool
+
+
+def emit(ranges: Sequence[Range], dtype: DTypeLike, capacity: int, run: Pass) -> Taken:
+    """Run a pass over each range, into one output with room for `capacity` entries."""
+    room = min(capacity, sum(part.size for part in ranges)) + SLACK
+    indices, values = np.empty(room, np.int32), np.empty(room, dtype)
+    count, overflowed = 0, False
+    for part in ranges:
+        emitted, more = run(part, indices[count:], values[count:])
+        count, overflowed = count + emitted, overflowed or more
+    return Taken(Entries(indices[:count], values[:count]), overflowed)
+
+
+@cache
+def passes() -> ModuleType:
+    """The compiled passes where numba is installed, their plain twins otherwise."""
+    if compiled.available():
+        from dist_ml.data_parallel.passes import compiled_passes
+
+        return compiled_passes
+    from dist_ml.data_parallel.passes import plain_passes
+
+    return plain_passes

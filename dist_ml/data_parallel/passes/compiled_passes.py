@@ -1,0 +1,200 @@
+"""The fused selection pass, compiled; imported only where numba is installed.
+
+    for each block of 64 elements:          one vector operation a line, for whatever vectors the processor has
+        total = residual + scale * gradient
+        residual = total
+        hits = bits of not (|total| < threshold)
+        while hits:                         rare at 1 %: about every second block has one
+            emit index and value, clear residual
+
+It reads two arrays and writes one, as `torch.add` does, and the memory is its limit. NaN passes `not (x < t)`, so whatever is not
+finite comes out among the few emitted values, where looking for it costs nothing.
+"""
+
+# ruff: noqa: ARG001 - numba prescribes the signatures of what it calls
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from dist_ml.comm.buffer import Array
+
+BLOCK = 64
+_INT32, _MASK = ir.IntType(32), ir.IntType(BLOCK)
+
+
+_intrinsic: Callable[..., Any] = intrinsic
+_declare: Callable[..., Any] = cgutils.get_or_insert_function
+
+
+def _vector_type(context: Any, array_type: Any) -> Any:
+    return ir.VectorType(context.get_data_type(array_type.dtype), BLOCK)
+
+
+def _block_pointer(context: Any, builder: Any, array_type: Any, array: Any, start: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [start]), _vector_type(context, array_type).as_pointer())
+
+
+def _splat(builder: Any, vector: Any, scalar: Any) -> Any:
+    lane = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_INT32, 0))
+    return builder.shuffle_vector(lane, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_INT32, BLOCK), [0] * BLOCK))
+
+
+def _hits(builder: Any, vector: Any, values: Any, threshold: Any) -> Any:
+    """One bit a lane: not (|value| < threshold)."""
+    name = f"llvm.fabs.v{BLOCK}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
+    fabs = _declare(builder.module, ir.FunctionType(vector, [vector]), name)
+    above = builder.fcmp_unordered(">=", builder.call(fabs, [values]), _splat(builder, vector, threshold))
+    return builder.bitcast(above, _MASK)
+
+
+def _alignment(array_type: Any) -> int:
+    return int(array_type.dtype.bitwidth) // 8
+
+
+@_intrinsic
+def _test_block(typing, values, start, threshold):  # type: ignore[no-untyped-def]
+    """The hits among values[start : start + 64]."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        kind, vector = signature.args[0], _vector_type(context, signature.args[0])
+        loaded = builder.load(_block_pointer(context, builder, kind, arguments[0], arguments[1]), align=_alignment(kind))
+        return _hits(builder, vector, loaded, arguments[2])
+
+    return types.uint64(values, start, threshold), generate
+
+
+@_intrinsic
+def _add_block(typing, addend, total, start, addend_scale, total_scale, threshold):  # type: ignore[no-untyped-def]
+    """total = total_scale * total + addend_scale * addend over 64 elements from `start`; the hits among them."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        kind, vector = signature.args[1], _vector_type(context, signature.args[1])
+        align = _alignment(kind)
+        source = builder.load(_block_pointer(context, builder, signature.args[0], arguments[0], arguments[2]), align=align)
+        target = _block_pointer(context, builder, kind, arguments[1], arguments[2])
+        scaled = builder.fmul(source, _splat(builder, vector, arguments[3]))
+        kept = builder.fmul(builder.load(target, align=align), _splat(builder, vector, arguments[4]))
+        summed = builder.fadd(kept, scaled)
+        builder.store(summed, target, align=align)
+        return _hits(builder, vector, summed, arguments[5])
+
+    return types.uint64(addend, total, start, addend_scale, total_scale, threshold), generate
+
+
+@_intrinsic
+def _lowest_bit(typing, mask):  # type: ignore[no-untyped-def]
+    """The position of the lowest set bit."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), generate
+
+
+_compile: Callable[..., Any] = numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+
+
+@_compile
+def _emit(hits, start, residual, indices, values, count, offset):  # type: ignore[no-untyped-def]
+    """Move the hits of one block from the residual to the output; the new count."""
+    while hits:
+        at = start + np.int64(_lowest_bit(hits))
+        indices[count] = at + offset
+        values[count] = residual[at]
+        residual[at] = 0
+        count += 1
+        hits &= hits - np.uint64(1)
+    return count
+
+
+@_compile
+def _emit_rest(start, residual, threshold, indices, values, count, offset):  # type: ignore[no-untyped-def]
+    """The last, incomplete block. Returns the count, and whether something had no room."""
+    for at in range(start, residual.size):
+        if not abs(residual[at]) < threshold:
+            if count == indices.size:
+                return count, True
+            indices[count], values[count] = at + offset, residual[at]
+            residual[at] = 0
+            count += 1
+    return count, False
+
+
+@_compile
+def accumulate(gradient, scale, residual, threshold, indices, values, offset):  # type: ignore[no-untyped-def]
+    """residual += scale * gradient, and `sweep`, in one pass."""
+    count, full, one = 0, False, residual.dtype.type(1)
+    blocks = residual.size // BLOCK
+    for block in range(blocks):
+        start = block * BLOCK
+        hits = _add_block(gradient, residual, start, scale, one, threshold)
+        if hits:
+            if count + BLOCK <= indices.size:
+                count = _emit(hits, start, residual, indices, values, count, offset)
+            else:
+                full = True
+    for at in range(blocks * BLOCK, residual.size):
+        residual[at] += scale * gradient[at]
+    count, rest_full = _emit_rest(blocks * BLOCK, residual, threshold, indices, values, count, offset)
+    return count, full or rest_full
+
+
+@_compile
+def accumulate_momentum(gradient, scale, velocity, momentum, residual, threshold, indices, values, offset):  # type: ignore[no-untyped-def]
+    """velocity = momentum * velocity + scale * gradient; residual += velocity; and `sweep`, in one pass."""
+    count, full, one = 0, False, residual.dtype.type(1)
+    blocks = residual.size // BLOCK
+    for block in range(blocks):
+        start = block * BLOCK
+        _add_block(gradient, velocity, start, scale, momentum, one)
+        hits = _add_block(velocity, residual, start, one, one, threshold)
+        if hits:
+            if count + BLOCK <= indices.size:
+                count = _emit(hits, start, residual, indices, values, count, offset)
+            else:
+                full = True
+    for at in range(blocks * BLOCK, residual.size):
+        velocity[at] = momentum * velocity[at] + scale * gradient[at]
+        residual[at] += velocity[at]
+    count, rest_full = _emit_rest(blocks * BLOCK, residual, threshold, indices, values, count, offset)
+    return count, full or rest_full
+
+
+@_compile
+def sweep(residual, threshold, indices, values, offset):  # type: ignore[no-untyped-def]
+    """Move what is not below the threshold to the output, in order, while there is room; the count, and whether some stayed."""
+    count, full = 0, False
+    blocks = residual.size // BLOCK
+    for block in range(blocks):
+        hits = _test_block(residual, block * BLOCK, threshold)
+        if hits:
+            if count + BLOCK <= indices.size:
+                count = _emit(hits, block * BLOCK, residual, indices, values, count, offset)
+            else:
+                full = True
+    count, rest_full = _emit_rest(blocks * BLOCK, residual, threshold, indices, values, count, offset)
+    return count, full or rest_full
+
+
+@_compile
+def add_at(residual, indices, values):  # type: ignore[no-untyped-def]
+    """residual[indices] += values; indices may repeat."""
+    for i in range(indices.size):
+        residual[indices[i]] += values[i]
+
+
+def warm_up(dtype: Any) -> Array:
+    """Compile, or load from the cache, every pass for one dtype; returns the scratch it ran on."""
+    scratch, scalar = np.zeros(2 * BLOCK, dtype), np.dtype(dtype).type(1)
+    indices, values = np.empty(BLOCK, np.int32), np.empty(BLOCK, dtype)
+    accumulate(scratch.copy(), scalar, scratch, scalar, indices, values, 0)
+    accumulate_momentum(scratch.copy(), scalar, scratch.copy(), scalar, scratch, scalar, indices, values, 0)
+    sweep(scratch, scalar, indices, values, 0)
+    add_at(scratch, indices[:0], values[:0])
+    return scratch

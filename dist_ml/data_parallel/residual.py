@@ -1,0 +1,198 @@
+"""What was not sent yet: error feedback, plain or with momentum correction.
+
+The invariant, on every rank and at every moment: what was sent + residual = the sum of all gradients so far (with momentum
+correction: of all velocities), to the last bit for the part that is sent in a step.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from dist_ml.comm.buffer import Array
+from dist_ml.comm.sparse.entries import Entries
+from dist_ml.data_parallel.passes import Taken, emit, passes
+from dist_ml.errors import NonFiniteError
+from dist_ml.partition import Range
+
+
+class Residual:
+    """Error feedback over some ranges of a flat vector of `length` elements (float32 or float64), owned by this rank.
+
+    `ranges` must ascend and not touch each other's elements; default: everything. Indices are those of the whole vector.
+    """
+
+    def __init__(self, length: int, dtype: DTypeLike, ranges: Sequence[Range] | None = None) -> None:
+        self.ranges = list(ranges) if ranges is not None else [Range(0, length)]
+        self.length = sum(part.size for part in self.ranges)
+        self.values: Array = np.zeros(length, dtype)
+
+    def accumulate(self, gradient: Array, threshold: float, capacity: int, scale: float = 1.0) -> Taken:
+        """Add `scale * gradient`, and take what reaches `threshold` in magnitude, at most `capacity` entries: one fused pass.
+
+        If an element is not finite the step is undone (`undo`) and `NonFiniteError` raised, on this rank only.
+        """
+        taken = self._accumulate(gradient, threshold, capacity, scale)
+        finite = bool(np.isfinite(taken.entries.values).all())
+        if finite and not (taken.overflowed and not self._is_finite()):
+            return taken
+        self.undo(gradient, [taken.entries], scale)
+        raise NonFiniteError("a gradient is NaN or infinite")
+
+    def sweep(self, threshold: float, capacity: int) -> Taken:
+        """Take what reaches `threshold`, without adding anything."""
+        limit = self.values.dtype.type(threshold)
+        return emit(
+            self.ranges,
+            self.values.dtype,
+            capacity,
+            lambda part, indices, values: passes().sweep(self.values[part.slice], limit, indices, values, part.start),
+        )
+
+    def give_back(self, entries: Entries) -> None:
+        """Add entries again: dropped by a selection, lost by a wire, or returned by an exchange. Indices may repeat."""
+        if entries.size:
+            passes().add_at(self.values, entries.indices, entries.values)
+
+    def sent(self, indices: Array) -> None:
+        """The elements at `indices` are in the result of this step."""
+
+    def undo(self, gradient: Array, taken: Sequence[Entries], scale: float = 1.0) -> None:
+        """As before `accumulate`, up to its rounding; zero where that is not known because the sum was not finite."""
+        for entries in taken:
+            self.values[entries.indices] = entries.values
+        for part in self.ranges:
+            with np.errstate(invalid="ignore", over="ignore"):
+                self.values[part.slice] -= self.values.dtype.type(scale) * gradient[part.slice]
+        _clear_nonfinite(self.values)
+
+    def peek(self, gradient: Array, at: Array, scale: float = 1.0) -> Array:
+        """The magnitudes that `accumulate` would see at the positions `at` of the concatenated ranges: a new array."""
+        where = self._positions(at)
+        with np.errstate(invalid="ignore", over="ignore"):
+            magnitudes: Array = np.abs(self._next(gradient, where, scale))
+        return magnitudes
+
+    def norm(self) -> float:
+        """The Euclidean norm, in float64."""
+        squares = (np.dot(part, part) for part in (self.values[part.slice] for part in self.ranges))
+        return float(np.sqrt(sum(float(square) for square in squares)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must carry of this rank: copies."""
+        return {"values": self.values.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values[...] = state["values"]
+
+    def _accumulate(self, gradient: Array, threshold: float, capacity: int, scale: float) -> Taken:
+        kind = self.values.dtype.type
+        return emit(
+            self.ranges,
+            self.values.dtype,
+            capacity,
+            lambda part, indices, values: passes().accumulate(
+                gradient[part.slice], kind(scale), self.values[part.slice], kind(threshold), indices, values, part.start
+            ),
+        )
+
+    def _next(self, gradient: Array, where: Array, scale: float) -> Array:
+        total: Array = self.values[where] + self.values.dtype.type(scale) * gradient[where]
+        return total
+
+    def _positions(self, at: Array) -> Array:
+        ends = np.cumsum([part.size for part in self.ranges])
+        shifts: Array = np.array([part.stop for part in self.ranges]) - ends
+        where: Array = at + shifts[np.searchsorted(ends, at, side="right")]
+        return where
+
+    def _is_finite(self) -> bool:
+        return all(bool(np.isfinite(self.values[part.slice]).all()) for part in self.ranges)
+
+
+class MomentumResidual(Residual):
+    """Momentum correction with factor masking (DGC, Lin et al., ICLR 2018, sections 3.1 and 3.2).
+
+    velocity = momentum * velocity + gradient; residual += velocity; where the residual is sent, both become zero, so that stale
+    momentum does not carry a delayed element on in its old direction. The optimizer must have no momentum of its own.
+    """
+
+    def __init__(self, length: int, dtype: DTypeLike, momentum: float, ranges: Sequence[Range] | None = None) -> None:
+        super().__init__(length, dtype, ranges)
+        self.momentum = momentum
+        self.velocity: Array = np.zeros(length, dtype)
+
+    def sent(self, indices: Array) -> None:
+        self.velocity[indices] = 0
+
+    def undo(self, gradient: Array, taken: Sequence[Entries], scale: float = 1.0) -> None:
+        for entries in taken:
+            self.values[entries.indices] = entries.values
+        for part in self.ranges:
+            velocity = self.velocity[part.slice]
+            with np.errstate(invalid="ignore", over="ignore"):
+                self.values[part.slice] -= velocity
+                velocity -= self.values.dtype.type(scale) * gradient[part.slice]
+                velocity *= self.values.dtype.type(1 / self.momentum if self.momentum else 0)
+        _clear_nonfinite(self.values)
+        _clear_nonfinite(self.velocity)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": self.values.copy(), "velocity": self.velocity.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values[...] = state["values"]
+        self.velocity[...] = state["velocity"]
+
+    def _accumulate(self, gradient: Array, threshold: float, capacity: int, scale: float) -> Taken:
+        kind = self.values.dtype.type
+        return emit(
+            self.ranges,
+            self.values.dtype,
+            capacity,
+            lambda part, indices, values: passes().accumulate_momentum(
+                gradient[part.slice],
+                kind(scale),
+                self.velocity[part.slice],
+                kind(self.momentum),
+                self.values[part.slice],
+                kind(threshold),
+                indices,
+                values,
+                part.start,
+            ),
+        )
+
+    def _next(self, gradient: Array, where: Array, scale: float) -> Array:
+        kind = self.values.dtype.type
+        total: Array = self.values[where] + (kind(self.momentum) * self.velocity[where] + kind(scale) * gradient[where])
+        return total
+
+
+def reshard(states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+    """The states of all ranks of a run, dealt to another number of ranks, the sum of each array over ranks preserved.
+
+    Rank i of the new run takes the sum of the old ranks i, i + ranks, …; new ranks beyond the old ones begin at zero. Sums are
+    in float64 and rounded once.
+    """
+    assert states
+    assert ranks >= 1, ranks
+    if ranks == len(states):
+        return list(states)
+    dealt = []
+    for rank in range(ranks):
+        inherited = states[rank::ranks]
+        dealt.append({name: _sum([state[name] for state in inherited], like=states[0][name]) for name in states[0]})
+    return dealt
+
+
+def _sum(arrays: Sequence[Array], like: Array) -> Array:
+    total: Array = np.zeros(like.shape, np.float64)
+    for array in arrays:
+        total += array
+    return total.astype(like.dtype)
+
+
+def _clear_nonfinite(values: Array) -> None:
+    values[~np.isfinite(values)] = 0

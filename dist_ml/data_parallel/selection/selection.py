@@ -1,0 +1,58 @@
+"""What every way to select is given and returns."""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from dist_ml.comm.buffer import Array
+from dist_ml.comm.sparse.entries import Entries, largest
+from dist_ml.data_parallel.residual import Residual
+
+SAMPLE = 1 << 16
+# How far from k a threshold that is not exact may take the count (Ok-Topk, PPoPP 2022, section 5.2: about a third).
+LOWEST, HIGHEST = 2 / 3, 4 / 3
+
+
+class Selection(Protocol):
+    """Decides what leaves the residual in a step.
+
+    `select` adds `scale * gradient` to the residual and moves about k entries out of it, ascending, none of them zero. What is
+    selected + residual = accumulated gradient, to the last bit. `NonFiniteError`, with the residual as before, when the gradient
+    is not finite.
+    """
+
+    def select(self, residual: Residual, gradient: Array, k: int, scale: float = 1.0) -> Entries: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def count_of(density: float, length: int) -> int:
+    """k: the density's share of `length`, at least 1 element, at most all."""
+    return min(length, max(1, round(density * length)))
+
+
+def floor_of(residual: Residual) -> float:
+    """The smallest threshold: zeros are never worth sending."""
+    return float(np.finfo(residual.values.dtype).smallest_subnormal)
+
+
+def sample(residual: Residual, gradient: Array, scale: float, seed: list[int]) -> Array:
+    """Magnitudes at random positions, with replacement: at most `SAMPLE`; all of them where there are not more."""
+    if residual.length <= SAMPLE:
+        at = np.arange(residual.length)
+    else:
+        at = np.random.default_rng(seed).integers(0, residual.length, SAMPLE)
+    return residual.peek(gradient, at, scale)
+
+
+def quantile_threshold(magnitudes: Array, share: float) -> float:
+    """The magnitude that a `share` of the sample reaches."""
+    rank = min(magnitudes.size, max(1, round(share * magnitudes.size)))
+    return float(np.partition(magnitudes, magnitudes.size - rank)[magnitudes.size - rank])
+
+
+def take_exactly(residual: Residual, candidates: Entries, k: int) -> tuple[Entries, float]:
+    """The k largest of the candidates, the others given back; and the smallest magnitude taken."""
+    kept, dropped = largest(candidates, k)
+    residual.give_back(dropped)
+    return kept, float(np.abs(kept.values).min()) if kept.size else 0.0
