@@ -48,6 +48,15 @@ def ending_in_words(command: Callable[[], int], debug: bool) -> int:
     except BrokenPipeError:  # `dist-ml report … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        _show_cursor()
+
+
+def _show_cursor() -> None:
+    """A rank that was killed while it drew its progress bar has left the terminal's cursor hidden."""
+    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        sys.stdout.write("\x1b[?25h")
+        sys.stdout.flush()
 
 
 class Parser(argparse.ArgumentParser):

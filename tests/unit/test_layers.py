@@ -56,7 +56,8 @@ def violations(file: Path, layer: str) -> Iterator[str]:
     for module, line in imports_of(file):
         root, *rest = module.split(".")
         if root == "dist_ml" and rest and rest[0] in BELOW and rest[0] != layer and rest[0] not in BELOW[layer]:
-            yield f"{inside}:{line}: {layer} must not import {module}; below it are {', '.join(sorted(BELOW[layer])) or 'nothing'}"
+            allowed = ", ".join(sorted(BELOW[layer])) or "nothing"
+            yield f"{inside}:{line}: {layer} must not import {module}; below it: {allowed}"
         if root in ONLY_IN and not inside.startswith(ONLY_IN[root]):
             yield f"{inside}:{line}: {root} may only be imported in {ONLY_IN[root]}"
 
