@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from dist_ml.cli import arguments, compose
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.config.convert import from_mapping
@@ -33,27 +34,21 @@ SYNTHETIC = {
     "noise": 0.0,
     "seed": 0,
 }
-BASE: dict[str, Any] = {
-    "name": "test",
-    "folder": "unused",
-    "seed": 3,
-    "ranks": None,
-    "epochs": 3,
-    "batch_size": 16,
-    "accumulation": 1,
-    "precision": "fp64",
-    "clip_norm": None,
-    "nonfinite": "stop",
-    "log_every": 1,
-    "evaluate_every": 1,
-    "mesh": {"data": None, "pipeline": 1, "operator": 1},
-    "model": {"name": "mlp", "hidden": [10, 7], "activation": "tanh", "dropout": 0.3, "loss": None},
-    "data": SYNTHETIC,
-    "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
-    "schedule": {"name": "cosine", "warmup_steps": 2, "final_fraction": 0.1},
-    "comm": {"checked": False, "timing": False},
-    "tracker": {"tensorboard": False, "mlflow": False, "mlflow_uri": None, "mlflow_experiment": "dist_ml"},
-}
+OVERRIDES = [
+    "name=test",
+    "seed=3",
+    "epochs=3",
+    "batch_size=16",
+    "precision=fp64",
+    "log_every=1",
+    "model.hidden=[10,7]",
+    "model.activation=tanh",
+    "model.dropout=0.3",
+    "optimizer.weight_decay=1e-3",
+    "schedule.warmup_steps=2",
+    "schedule.final_fraction=0.1",
+]
+BASE: dict[str, Any] = {**compose.composed(arguments.parse(OVERRIDES, "test", "train")), "data": SYNTHETIC}
 
 
 def config(**changes: Any) -> TrainConfig:
