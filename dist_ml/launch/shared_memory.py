@@ -43,3 +43,7 @@ def _mapped_files(folder: Path) -> set[str]:
                 if f" {folder}/" in line:
                     found.add(line.split(maxsplit=5)[5])
     return found
+
+
+if __name__ == "__main__":  # what a batch script runs on every node before its first step
+    remove_orphans()
