@@ -93,6 +93,7 @@ class TrainConfig:
     batch_size: int  # samples of one optimizer step, over all ranks
     accumulation: int  # pieces that each rank's share of a batch is computed in, to bound its memory
     precision: Literal["fp32", "fp64", "bf16"]  # bf16: autocast, with fp32 parameters and gradients
+    kernel: str  # of the linear layers' fp32 and fp64 products: torch, auto (the fastest here), or one of gemm's KERNELS
     clip_norm: float | None  # the gradient's largest global norm; null: not clipped
     nonfinite: Literal["stop", "skip"]  # what to do at a loss or gradient that is NaN or infinite
     log_every: int  # steps between lines of metrics.jsonl

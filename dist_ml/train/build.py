@@ -11,6 +11,7 @@ from dist_ml.data_parallel.reducer import BlockingReducer
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets import open_dataset
 from dist_ml.errors import ConfigError
+from dist_ml.gemm.linear import tune, use_kernel
 from dist_ml.models import build_model, choose_loss
 from dist_ml.train.optimizer import build_optimizer, build_schedule
 from dist_ml.train.trainer import Rules, Trainer
@@ -35,11 +36,13 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
         dataset = open_dataset(config.data, dtype)
         train = dataset.train
         model = build_model(config.model, train.num_features, train.num_outputs, config.seed, dtype)
+        use_kernel(model, config.kernel)
         loss = choose_loss(config.model, train.task)
         sampler = GlobalSampler(train.num_samples, config.batch_size, config.seed)
         gradients = FlatGradients(model.parameters())
         optimizer = build_optimizer(config.optimizer, model.parameters())
         schedule = build_schedule(config.schedule, optimizer, config.epochs * sampler.steps_per_epoch)
+    tune(model, {-(-config.batch_size // (comm.size * config.accumulation))}, comm)
     return Trainer(
         model=model,
         loss=loss,

@@ -1,0 +1,208 @@
+"""Local kernels, the tuner, and the Linear layer on them."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from dist_ml import compiled
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.loopback import Loopback
+from dist_ml.errors import ConfigError
+from dist_ml.gemm.kernel import kernels, loops, openblas
+from dist_ml.gemm.kernel.product import local_product, sum_dtype
+from dist_ml.gemm.kernel.tuner import Shape, Tuner, best
+from dist_ml.gemm.linear import Linear, Products, tune, use_kernel
+from dist_ml.measure import cost_model
+
+LOOPS = ["naive", "reordered", "blocked"]
+SIZES = [(1, 1, 1), (3, 5, 7), (1, 9, 4), (9, 1, 4), (33, 17, 65)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def stored(rows: int, cols: int, how: str, dtype: torch.dtype) -> torch.Tensor:
+    """A random matrix that lies row-major, column-major, inside a larger one, or with gaps in both dims."""
+    if how == "T":
+        return torch.randn(cols, rows, dtype=dtype).T
+    if how == "inside":
+        return torch.randn(rows + 2, cols + 3, dtype=dtype)[1:-1, 2:-1]
+    if how == "gaps":
+        return torch.randn(2 * rows, 2 * cols, dtype=dtype)[::2, ::2]
+    return torch.randn(rows, cols, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", kernels.usable())
+def test_kernels_agree_with_float64_for_every_storage(name: str) -> None:
+    product = local_product(name)
+    for dtype, (m, n, k) in itertools.product([torch.float32, torch.float64], SIZES):
+        for how_a, how_b, how_c in itertools.product(["N", "T", "inside", "gaps"], repeat=3):
+            a, b, c = stored(m, k, how_a, dtype), stored(k, n, how_b, dtype), stored(m, n, how_c, dtype)
+            for alpha, beta in [(1.0, 0.0), (-0.5, 2.0)]:
+                expected = alpha * (a.double() @ b.double()) + beta * c.double()
+                product(c, a, b, alpha, beta)
+                torch.testing.assert_close(c.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_agree_with_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "BLOCK_K", 4)
+    monkeypatch.setattr(loops, "BLOCK_N", 3)
+    for m, n, k in SIZES:
+        a, b, c = torch.randn(m, k), torch.randn(k, n), torch.randn(m, n)
+        expected = -0.5 * (a.double() @ b.double()) + 2 * c.double()
+        local_product(name)(c, a, b, -0.5, 2.0)
+        torch.testing.assert_close(c.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*kernels.usable(), *LOOPS])
+def test_beta_zero_forgets_what_was_there(name: str) -> None:
+    c = torch.full((3, 4), float("nan"))
+    local_product(name)(c, torch.ones(3, 2), torch.ones(2, 4), 1.0, 0.0)
+    assert torch.equal(c, torch.full((3, 4), 2.0))
+
+
+def test_loops_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "available", lambda: False)
+    loops.loops.cache_clear()
+    a, b = torch.randn(5, 6), torch.randn(6, 7)
+    for name in ("naive", "reordered", "blocked"):
+        c = torch.ones(5, 7)
+        kernels.KERNELS[name](c, a, b, 2.0, 1.0)
+        torch.testing.assert_close(c, 2 * (a @ b) + 1)
+    loops.loops.cache_clear()
+
+
+def test_empty_products() -> None:
+    product = local_product("torch")
+    c = torch.ones(2, 3)
+    product(c, torch.ones(2, 0), torch.ones(0, 3), 1.0, 0.5)
+    assert torch.equal(c, torch.full((2, 3), 0.5))
+    product(torch.ones(0, 3), torch.ones(0, 4), torch.ones(4, 3), 1.0, 0.0)
+
+
+def test_bfloat16_is_summed_in_float32() -> None:
+    a, b = torch.randn(4, 4096).bfloat16(), torch.randn(4096, 4).bfloat16()
+    c = torch.zeros(4, 4)
+    local_product("torch")(c, a, b, 1.0, 0.0)
+    torch.testing.assert_close(c.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-3)
+    assert sum_dtype(torch.bfloat16) == torch.float32
+    with pytest.raises(ConfigError, match="int64"):
+        sum_dtype(torch.int64)
+
+
+def test_each_kernel_set_is_a_copy_of_its_own() -> None:
+    if not openblas.available():
+        pytest.skip("this processor runs none of the kernel sets, or numpy brings no OpenBLAS")
+    loaded = [openblas.load(name) for name in openblas.available()]
+    assert len({id(copy) for copy in loaded}) == len(loaded)
+    assert openblas.load("haswell").core == "Haswell"
+    if "skylakex" in openblas.available():
+        assert openblas.load("skylakex").core == "SkylakeX"
+
+
+def test_unknown_and_unusable_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"kernel=mkl is not one of auto, naive"):
+        kernels.named("mkl")
+    monkeypatch.setattr(openblas, "available", lambda: ())
+    with pytest.raises(ConfigError, match="can't run on this processor"):
+        kernels.named("openblas-cooperlake")
+
+
+def test_only_clear_winners_are_chosen() -> None:
+    assert best({"torch": 100.0, "numpy": 102.0}) == "torch"
+    assert best({"torch": 100.0, "numpy": 110.0}) == "numpy"
+    assert best({"numpy": 110.0}) == "torch"
+    assert best({}) == "torch"
+
+
+def test_the_tuner_measures_once_and_remembers() -> None:
+    tuner, shape = Tuner(1), Shape(40, 50, 60)
+    assert tuner.choose(shape) == "torch"
+    tuner.tune([shape])
+    rates = tuner.rates(shape)
+    assert set(rates) == set(kernels.usable())
+    assert min(rates.values()) > 0
+    assert Tuner(1).rates(Shape(40, 49, 61)) == rates  # the same class
+    assert Tuner(1).choose(shape) == best(rates)
+    assert Tuner(2).rates(shape) == {}
+    assert json.dumps(cost_model.load("gemm-kernels"))
+
+
+def alone() -> Communicator:
+    return Communicator(Loopback())
+
+
+@pytest.mark.parametrize("name", ["numpy", "openblas-haswell", "torch"])
+@pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5), (5,)])
+def test_linear_is_torchs(name: str, shape: tuple[int, ...]) -> None:
+    if name not in kernels.usable():
+        pytest.skip(f"{name} can't run on this processor")
+    plain = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4, bias=False)).double()
+    tuned = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4, bias=False)).double()
+    tuned.load_state_dict(plain.state_dict())
+    parameters = list(tuned.parameters())
+    use_kernel(tuned, name)
+    assert [a is b for a, b in zip(tuned.parameters(), parameters, strict=True)] == [True] * 3
+    assert list(tuned.state_dict()) == list(plain.state_dict())
+    x, y = torch.randn(shape, dtype=torch.float64, requires_grad=True), None
+    gradients = []
+    for model in (plain, tuned):
+        y = model(x)
+        gradients.append(torch.autograd.grad((y**2).sum(), [x, *model.parameters()]))
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_linear_gradients_by_finite_differences() -> None:
+    layer = nn.Sequential(nn.Linear(4, 3)).double()
+    use_kernel(layer, "numpy")
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x,))
+
+
+def test_auto_tunes_what_it_uses_and_stays_torch_where_little_is_saved() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    use_kernel(model, "auto")
+    tune(model, [4], alone())
+    layer = model[0]
+    assert isinstance(layer, Linear)
+    assert all(Tuner().rates(shape) for shape in layer.shapes(4))
+    assert layer._choose(4) == Products("torch", "torch", "torch")
+
+
+def test_auto_uses_what_was_measured_faster() -> None:
+    model = nn.Sequential(nn.Linear(1024, 1024))
+    use_kernel(model, "auto")
+    layer = model[0]
+    assert isinstance(layer, Linear)
+    measured = {shape.key: {"torch": 50.0, "numpy": 100.0} for shape in layer.shapes(256)}
+    cost_model.store("gemm-kernels", {tuner_key(): measured})
+    layer.take_up()
+    assert layer._choose(256) == Products("numpy", "numpy", "numpy")
+    assert layer._choose(3000) == Products("torch", "torch", "torch")
+
+
+def tuner_key() -> str:
+    from dist_ml.gemm.kernel import tuner
+
+    return tuner._machine(torch.get_num_threads())
+
+
+def test_torch_leaves_the_model_alone() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    use_kernel(model, "torch")
+    assert type(model[0]) is nn.Linear
+
+
+def test_autocast_and_half_precision_stay_torchs() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    use_kernel(model, "numpy")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.randn(2, 4)).dtype == torch.bfloat16
+    assert model.bfloat16()(torch.randn(2, 4).bfloat16()).dtype == torch.bfloat16
