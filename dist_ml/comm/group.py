@@ -64,6 +64,10 @@ class Group:
             self._checker.free()
         self.transport.free()
 
+    def compare_calls(self, call: str, dtype: str, count: int) -> None:
+        """In checked mode, raise unless all ranks are about to make the same `call`: for collectives that are built on messages."""
+        self._check(call, dtype, count)
+
     def abort(self, status: int) -> None:
         """End all ranks of the world at once; does not return."""
         self.transport.abort(status)

@@ -38,8 +38,8 @@ class Peer(NamedTuple):
 class SharedArena:
     """One vector of n elements a rank of `node`, all of them visible to all ranks. Collective.
 
-    `own` is this rank's (zeros at first); `copies` is [size, stride], row r rank r's. `free` when no tensor of it is in use any
-    more. `MachineError`, on all ranks, when the node has less shared memory than size * n elements need.
+    `own` is this rank's (zeros at first); `copies` is [size, stride], row r rank r's, and `rows` their numbers. `free` when no
+    tensor of it is in use any more. `MachineError`, on all ranks, when the node has less shared memory than that needs.
     """
 
     def __init__(self, node: Communicator, n: int, dtype: torch.dtype) -> None:
@@ -47,6 +47,7 @@ class SharedArena:
             raise CommunicationError(f"shared memory reduces float32 and float64, not {dtype}; use allreduce=native")
         self.n = n
         self.size = node.size
+        self.rows = tuple(range(node.size))
         item_bytes = np.dtype(_DTYPES[dtype]).itemsize
         row_bytes = _round_up(max(1, n) * item_bytes, PAGE_BYTES)
         flag_bytes = _round_up(2 * node.size * LINE_BYTES, PAGE_BYTES)
@@ -62,7 +63,13 @@ class SharedArena:
         if node.rank == 0:
             self.flags.fill(0)
         self.peers = [Peer(*peer) for peer in node.allgather_objects((os.getpid(), _pid_namespace()))]
+        self._tickets = 0
         node.barrier()
+
+    def next_ticket(self) -> int:
+        """The number of the next reduction in this arena, from 1: what the flags count. All ranks take them in the same order."""
+        self._tickets += 1
+        return self._tickets
 
     def offset_of(self, array: Array) -> int | None:
         """The first element of `own` that `array` covers; None where it lies elsewhere or reaches beyond."""
@@ -77,7 +84,7 @@ class SharedArena:
 
 
 class Patience:
-    """What to do between two looks at a flag: first nothing, then yield, then nap; and see that the ranks waited for still live."""
+    """What to do between two looks at a flag: yield, after a while nap, and see that the ranks waited for still live."""
 
     def __init__(self, peers: Sequence[Peer], limit_seconds: float = PATIENCE_SECONDS) -> None:
         self._peers = peers
@@ -136,8 +143,8 @@ def _check_room(node: Communicator, needed: int) -> None:
         room = free_bytes()
         if node.rank == 0 and needed > room:
             raise MachineError(
-                f"allreduce in shared memory needs {_mib(needed)} in {_SHARED_FOLDER} for {node.size} ranks, but {_mib(room)} are "
-                "free there; enlarge it (mount -o remount,size=…, docker --shm-size=…), or use allreduce=ring"
+                f"allreduce in shared memory needs {_mib(needed)} in {_SHARED_FOLDER} for {node.size} ranks, but only "
+                f"{_mib(room)} are free there; enlarge it (mount -o remount,size=…, docker --shm-size=…), or use allreduce=ring"
             )
 
 

@@ -1,7 +1,7 @@
 """The cost model: what a message and a word cost on this machine, measured once and kept.
 
-A link is the two numbers of Hockney's model (R. Hockney, "The communication challenge for MPP", Parallel Computing 20, 1994,
-section 2): a message of b bytes takes latency + b / rate. Nothing here communicates: `dist_ml/comm/calibration.py` measures and fills it in.
+A link is the two numbers of Hockney's model (R. Hockney, "The communication challenge for MPP", Parallel Computing 20,
+1994, section 2): a message of b bytes takes latency + b / rate. Nothing here communicates: `comm/calibration.py` measures.
 """
 
 import json

@@ -1,0 +1,117 @@
+"""What all members of the allreduce family have in common, and how one that is made of steps is run.
+
+An algorithm made of messages is a generator: it yields each request that must complete before it can go on. Waiting for them one
+by one makes the blocking call; testing the current one makes the call that overlaps; neither appears in the algorithm.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
+
+import torch
+
+from dist_ml.comm.buffer import Array, Tensor, as_buffer
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.request import Request
+from dist_ml.comm.traffic import Words
+from dist_ml.errors import CommunicationError
+
+Steps: TypeAlias = Iterator[Request]
+Op: TypeAlias = Literal["sum", "mean"]
+
+FIRST_TAG, NUM_TAGS = 16_384, 8_192  # kept for this family on any communicator; every MPI allows tags up to 32767
+
+_DTYPES = ("float32", "float64")
+
+
+class Allreduce(ABC):
+    """Reduces tensors in place over `comm`: sum or mean, the same bits on all ranks, deterministic for a fixed layout of ranks.
+
+    float32 and float64, contiguous, in host memory, the same number of elements on all ranks. `name` is the entry's in
+    `ALLREDUCES` and in the traffic ledger.
+    """
+
+    name = ""
+
+    def __init__(self, comm: Communicator) -> None:
+        self.comm = comm
+        self._started = 0
+
+    def __call__(self, x: Tensor, op: Op = "sum") -> None:
+        """Reduce `x` in place."""
+        self.start(x, op).wait()
+
+    def start(self, x: Tensor, op: Op = "sum") -> Request:
+        """Reduce `x` in place, completed by the returned request; `x` belongs to it until then.
+
+        Several may be under way; all ranks start them in the same order. It moves when it is tested or waited for.
+        """
+        array = self.enter(x, op)
+        if self.comm.size == 1 or array.size == 0:
+            return Request()
+        stepping = Stepping(self.steps(array, op, self.next_tag()), self.comm, self.name)
+        stepping.Test()
+        return Request([stepping], keep=x)
+
+    @abstractmethod
+    def steps(self, array: Array, op: Op, tag: int) -> Steps:
+        """The algorithm, on the flat view of the caller's tensor; all its messages carry `tag`."""
+
+    @abstractmethod
+    def words(self, n: int) -> Words:
+        """What this rank moves to reduce n elements: exactly what the traffic ledger shows afterwards."""
+
+    def allocate(self, n: int, dtype: torch.dtype) -> torch.Tensor:
+        """A vector of n zeros where this algorithm reduces it fastest. Collective. It lives until `free`."""
+        return torch.zeros(n, dtype=dtype)
+
+    def free(self) -> None:  # noqa: B027 - most hold nothing
+        """Give memory and communicators back. Collective."""
+
+    def next_tag(self) -> int:
+        """A tag of its own for each of the many that may be under way: ranks may get on with them in different orders."""
+        self._started += 1
+        return FIRST_TAG + self._started % NUM_TAGS
+
+    def enter(self, x: Tensor, op: Op) -> Array:
+        """Check one call (with the other ranks' too, in checked mode) and return the flat view of `x`."""
+        buffer = as_buffer(x)
+        if buffer.dtype not in _DTYPES:
+            raise CommunicationError(f"allreduce={self.name} takes float32 and float64, not {buffer.dtype}; use allreduce=native")
+        if op not in ("sum", "mean"):
+            raise CommunicationError(f"allreduce={self.name} takes op=sum or mean, not {op}; use allreduce=native")
+        self.comm.compare_calls(f"allreduce {op} by {self.name}", buffer.dtype, buffer.array.size)
+        return buffer.array
+
+
+class Stepping:
+    """Runs `steps`, entering their messages in the ledger under `label`."""
+
+    def __init__(self, steps: Steps, comm: Communicator, label: str) -> None:
+        self._steps = steps
+        self._comm = comm
+        self._label = label
+        self._current: Request | None = Request()
+
+    def Test(self) -> bool:  # noqa: N802 - as `Pending` names it
+        """Go on as far as possible without waiting; true at the end."""
+        while self._current is not None and self._current.test():
+            self._advance()
+        return self._current is None
+
+    def Wait(self) -> None:  # noqa: N802
+        """Go on to the end."""
+        if self._comm.traffic.timing:
+            with self._comm.traffic.timed(self._comm.axis, self._label):
+                self._finish()
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        while self._current is not None:
+            self._current.wait()
+            self._advance()
+
+    def _advance(self) -> None:
+        with self._comm.traffic.labelled(self._label):
+            self._current = next(self._steps, None)

@@ -1,0 +1,102 @@
+"""Every member of the allreduce family against the naive twin, and its ledger against its formula."""
+
+import numpy as np
+import pytest
+import torch
+
+from dist_ml.comm.allreduce import family
+from dist_ml.comm.allreduce.native import naive
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.traffic import Tally
+from dist_ml.errors import CommunicationError, ConfigError
+
+SIZES = (0, 1, 2, 3, 5, 17, 1000, 70_001)
+NAMES = tuple(name for name in family.ALLREDUCES)
+pytestmark = pytest.mark.mpi
+
+
+def values(world: Communicator, n: int, dtype: type, integers: bool = True) -> np.ndarray:
+    random = np.random.default_rng(world.rank)
+    return (random.integers(-8, 9, n) if integers else random.normal(size=n)).astype(dtype)
+
+
+def moved(tally: Tally) -> tuple[int, int, int]:
+    return tally.words_sent, tally.words_received, tally.messages
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sums_equal_the_naive_twin_and_words_equal_the_formula(world: Communicator, name: str) -> None:
+    reduce = family.make(name, world)
+    arena = reduce.allocate(max(SIZES) + 3, torch.float32)
+    for n in SIZES:
+        for op in ("sum", "mean"):
+            expected = values(world, n, np.float32)
+            places = [expected.copy(), arena[3 : 3 + n]]
+            places[1].copy_(torch.from_numpy(expected))
+            naive(world, expected, op)
+            for place in places:
+                before = world.traffic.snapshot()
+                reduce(place, op)
+                tallies = world.traffic.since(before)
+                np.testing.assert_array_equal(np.asarray(place), expected, err_msg=f"{name} n={n} {op}")
+                words = reduce.words(n)
+                total = [sum(row) for row in zip((0, 0, 0), *(moved(tally) for tally in tallies.values()), strict=True)]
+                assert total == list(words), f"{name} n={n}: ledger {total}, formula {words}"
+    reduce.free()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_several_under_way_and_deterministic(world: Communicator, name: str) -> None:
+    reduce = family.make(name, world)
+    buffer = reduce.allocate(5000, torch.float64)
+    results = []
+    for attempt in range(2):
+        buffer.copy_(torch.from_numpy(values(world, 5000, np.float64, integers=False)))
+        cuts = [buffer[:1237], buffer[1237:1240], buffer[1240:1240], buffer[1240:]]
+        requests = [reduce.start(cut) for cut in cuts]
+        done = [False] * len(requests)
+        while attempt and not all(done):
+            done = [request.test() for request in requests]
+        for request in reversed(requests):
+            request.wait()
+        results.append(buffer.clone())
+    assert torch.equal(*results)
+    everywhere = world.allgather_objects(results[0].numpy().tobytes())
+    assert all(bits == everywhere[0] for bits in everywhere)
+    expected = values(world, 5000, np.float64, integers=False)
+    naive(world, expected, "sum")
+    np.testing.assert_allclose(results[0], expected, rtol=1e-13, atol=1e-13)
+    reduce.free()
+
+
+@pytest.mark.parametrize("wire", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["ring", "rabenseifner", "hierarchical"])
+def test_a_narrow_wire_rounds_alike_on_all_ranks(world: Communicator, name: str, wire: str) -> None:
+    reduce = family.make(name, world, wire)
+    x = values(world, 10_001, np.float32, integers=False)
+    expected = x.astype(np.float64)
+    naive(world, expected, "sum")
+    scale = np.abs(x).astype(np.float64)
+    naive(world, scale, "sum")
+    reduce(x)
+    unit = 2.0**-8 if wire == "bf16" else 2.0**-11
+    assert (np.abs(x - expected) <= (world.size + 1) * unit * scale + 1e-7).all()
+    everywhere = world.allgather_objects(x.tobytes())
+    assert all(bits == everywhere[0] for bits in everywhere)
+    if world.size > 1:
+        with pytest.raises(ConfigError, match="wire"):
+            reduce(np.zeros(8))
+    reduce.free()
+
+
+def test_mistakes_are_refused_in_words(world: Communicator) -> None:
+    with pytest.raises(ConfigError, match="native, ring"):
+        family.make("rings", world)
+    with pytest.raises(ConfigError, match="fp32, bf16, fp16"):
+        family.make("ring", world, "fp8")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="wire=bf16"):
+        family.make("native", world, "bf16")
+    with pytest.raises(CommunicationError, match="int64"):
+        family.make("ring", world)(np.zeros(3, dtype=np.int64))
+    with pytest.raises(CommunicationError, match="op=sum or mean"):
+        family.make("ring", world)(np.zeros(3), "max")  # type: ignore[arg-type]
