@@ -4,7 +4,8 @@
     backward   dX = dY W                (batch x in)
                dW = dY^T X              (out x in)
 
-Each product runs on the kernel that was fastest for its shape; where that is torch's own for all three, or the input is not a
+Each product runs on the kernel that was fastest for its shape. dW goes straight into the gradient buffer where there is one
+(`gradient_sink`), which a large layer gains from on torch's kernel too. Where neither saves anything, or the input is not a
 float32 or float64 tensor in host memory, or autocast is on, the layer is exactly `torch.nn.functional.linear`.
 """
 
@@ -17,12 +18,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dist_ml.comm.communicator import Communicator
+from dist_ml.gemm.gradient_sink import GradientSink
 from dist_ml.gemm.kernel import kernels
 from dist_ml.gemm.kernel.tuner import FALLBACK, Shape, Tuner
 
 # What a layer of our own costs over torch's in Python, forward and backward: where the kernels save less, the layer stays
 # torch's.
 _OVERHEAD_SECONDS = 60e-6
+# From about so many weights on, the passes over the gradient that a sink saves take longer than that.
+_SINK_WORDS = 1 << 17
 
 
 class Products(NamedTuple):
@@ -45,20 +49,31 @@ class Linear(nn.Linear):
         self.kernel = kernel
         self._tuner = tuner
         self._products: dict[int, Products] = {}
+        self._sink: GradientSink | None = None
+        if self.weight.numel() >= _SINK_WORDS:
+            self._sink = self.weight.gradient_sink = GradientSink()  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.weight.dtype not in (torch.float32, torch.float64) or x.dtype != self.weight.dtype or x.device.type != "cpu":
-            return functional.linear(x, self.weight, self.bias)
+            return self._as_torch(x)
         if torch.is_autocast_enabled("cpu") or x.numel() == 0:
-            return functional.linear(x, self.weight, self.bias)
+            return self._as_torch(x)
         rows = x.numel() // self.in_features
         products = self._products.get(rows)
         if products is None:
             products = self._products[rows] = self._choose(rows)
-        if products == Products(FALLBACK, FALLBACK, FALLBACK):
+        sink = self._sink if self._sink is not None and self._sink.attached and torch.is_grad_enabled() else None
+        if sink is None and products == Products(FALLBACK, FALLBACK, FALLBACK):
             return functional.linear(x, self.weight, self.bias)
-        result: torch.Tensor = _Affine.apply(x, self.weight, self.bias, products)  # type: ignore[no-untyped-call]
-        return result
+        batch: torch.Tensor = x.reshape(rows, self.in_features)
+        result: torch.Tensor = _Affine.apply(batch, self.weight, self.bias, products, sink)  # type: ignore[no-untyped-call]
+        return result if x.ndim == 2 else result.view(*x.shape[:-1], self.out_features)
+
+    def _as_torch(self, x: torch.Tensor) -> torch.Tensor:
+        """Autograd will add to the gradient, so it must be there."""
+        if self._sink is not None and self._sink.attached:
+            self._sink.settle()
+        return functional.linear(x, self.weight, self.bias)
 
     def _choose(self, rows: int) -> Products:
         if self.kernel != kernels.AUTO:
@@ -84,51 +99,56 @@ class Linear(nn.Linear):
 
 
 class _Affine(torch.autograd.Function):
-    """Y = X W^T + bias and its gradient; X has any number of leading dims."""
+    """Y = X W^T + bias and its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, products: Products) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        y = torch.empty(rows.shape[0], weight.shape[0], dtype=x.dtype)
-        kernels.KERNELS[products.forward](y, rows, weight.detach().T, 1.0, 0.0)
-        if bias is not None:
-            y += bias
-        ctx.save_for_backward(rows, weight)
-        ctx.products, ctx.shape, ctx.has_bias = products, x.shape, bias is not None
-        return y.view(*x.shape[:-1], weight.shape[0])
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, products: Products, sink: GradientSink | None
+    ) -> torch.Tensor:
+        if products.forward == FALLBACK:
+            y = functional.linear(x, weight, bias)
+        else:
+            y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype)
+            kernels.KERNELS[products.forward](y, x, weight.detach().T, 1.0, 0.0)
+            if bias is not None:
+                y += bias
+        ctx.save_for_backward(x, weight)
+        ctx.products, ctx.has_bias, ctx.sink = products, bias is not None, sink
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, weight = ctx.saved_tensors
-        dy = gradient.reshape(rows.shape[0], -1)
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
-            dx = torch.empty_like(rows)
+            dx = torch.empty_like(x)
             kernels.KERNELS[ctx.products.backward_input](dx, dy, weight.detach(), 1.0, 0.0)
-            dx = dx.view(ctx.shape)
         if ctx.needs_input_grad[1]:
-            dw = torch.empty_like(weight)
-            kernels.KERNELS[ctx.products.backward_weight](dw, dy.T, rows, 1.0, 0.0)
+            kernel = kernels.KERNELS[ctx.products.backward_weight]
+            if ctx.sink is not None:
+                ctx.sink.write(lambda view, beta: kernel(view, dy.T, x, 1.0, beta))
+            else:
+                dw = torch.empty_like(weight)
+                kernel(dw, dy.T, x, 1.0, 0.0)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             db = dy.sum(0)
-        return dx, dw, db, None
+        return dx, dw, db, None, None
 
 
 def use_kernel(model: nn.Module, kernel: str) -> None:
     """Put the plain `nn.Linear` layers inside `model` on `kernel`; the same parameters, and the same keys in its state.
 
-    `auto` uses what this machine's cache knows and torch for all else; `tune` fills it. `torch` changes nothing. No
-    communication.
+    `auto` uses what this machine's cache knows and torch for all else; `tune` fills it. `torch` keeps torch's products, and only
+    has large layers write their gradients in place. No communication.
     """
-    if kernel == FALLBACK:
-        return
     if kernel != kernels.AUTO:
         kernels.named(kernel)
     tuner = Tuner()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            worthwhile = kernel != FALLBACK or (type(child) is nn.Linear and child.weight.numel() >= _SINK_WORDS)
+            if type(child) is nn.Linear and worthwhile:
                 setattr(parent, name, Linear(child, kernel, tuner))
 
 

@@ -1,0 +1,193 @@
+"""Bounds, grids and plans: against brute force, the proven bounds, and the formulas of the literature."""
+
+import contextlib
+import itertools
+import math
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dist_ml.errors import ConfigError
+from dist_ml.gemm import bounds, planners, search
+from dist_ml.gemm.grid import Grid, Problem, least_bytes, mean_words, most_words
+from dist_ml.gemm.planners import PLANNERS, Choice, Orders
+
+TABLE = [(4096, 4096, 4096), (65536, 256, 256), (256, 256, 65536), (8192, 8192, 64)]
+
+
+def brute_force(problem: Problem) -> int:
+    """The fewest words of any integer grid of at least 97 % of the ranks (or of all that can be used), one by one."""
+    m, n, k = problem.sides
+    grids = [
+        Grid(pm, pn, pk)
+        for pm in range(1, min(problem.ranks, m) + 1)
+        for pn in range(1, min(problem.ranks // pm, n) + 1)
+        for pk in range(1, min(problem.ranks // (pm * pn), k) + 1)
+    ]
+    least = min(math.ceil(0.97 * problem.ranks), max(grid.size for grid in grids))
+    return min(int(most_words(problem, *grid)) for grid in grids if grid.size >= least)
+
+
+@pytest.mark.parametrize("shape", [*TABLE, (257, 129, 31), (7, 5, 3), (1, 1, 50), (300, 2, 2)])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 27, 64, 100, 512])
+def test_auto_is_the_best_integer_grid(shape: tuple[int, int, int], ranks: int) -> None:
+    problem = Problem(*shape, ranks)
+    grid = search.best_grid(problem)
+    assert most_words(problem, *grid) == brute_force(problem)
+    plan = planners.plan("auto", problem)
+    assert plan.words <= most_words(problem, *grid)
+    if plan.grid.size == ranks:
+        assert plan.words >= bounds.memory_independent(*shape, ranks) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "attained"),
+    [(TABLE[0], [8, 64, 512, 4096]), (TABLE[1], [2, 4, 8, 16]), (TABLE[2], [2, 4, 8, 16, 64]), (TABLE[3], [4, 16, 64, 4096])],
+)
+def test_the_tight_bound_is_met_where_a_grid_attains_it(shape: tuple[int, int, int], attained: list[int]) -> None:
+    for ranks in attained:
+        plan = planners.plan("auto", Problem(*shape, ranks))
+        assert plan.words == pytest.approx(plan.bound_words, rel=1e-4), (shape, ranks)
+
+
+@pytest.mark.parametrize("shape", TABLE)
+def test_a_hundred_thousand_ranks_are_planned_in_a_second(shape: tuple[int, int, int]) -> None:
+    start = time.perf_counter()
+    plan = planners.plan("auto", Problem(*shape, 100_000))
+    assert 1 <= plan.words / plan.bound_words < 1.29
+    assert plan.messages > 0
+    assert time.perf_counter() - start < 1
+
+
+def test_the_bounds_at_known_points() -> None:
+    assert bounds.memory_independent(4, 4, 4, 1) == 0
+    assert bounds.memory_independent(1000, 10, 5, 2) == 25  # the smallest matrix, gathered
+    n, ranks = 1024, 64
+    assert bounds.memory_independent(n, n, n, ranks) == pytest.approx(3 * n * n * (ranks ** (-2 / 3) - 1 / ranks))
+    assert bounds.memory_independent(5, 0, 3, 4) == 0
+    assert bounds.limited_memory(100, 100, 100, 10, 400) == pytest.approx(2 * 100**3 / (10 * 20) + 400)
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "formula"),
+    [
+        ("cannon", 16, lambda n, p: 2 * n * n / math.sqrt(p)),
+        ("summa", 16, lambda n, p: 2 * n * n / math.sqrt(p) * (1 - 1 / math.sqrt(p))),
+        ("auto", 64, lambda n, p: 3 * n * n / p ** (2 / 3) * (1 - p ** (-1 / 3))),
+        ("gather", 16, lambda n, p: n * n * (1 - 1 / p)),
+    ],
+)
+def test_square_volumes_are_the_formulas(name: str, ranks: int, formula) -> None:
+    n = 960
+    assert planners.plan(name, Problem(n, n, n, ranks)).words == pytest.approx(formula(n, ranks), rel=0.01)
+
+
+def test_layers_lower_summa_to_the_25d_formula() -> None:
+    n, ranks, layers = 960, 64, 4
+    plan = planners.plan("summa_25d", Problem(n, n, n, ranks), Choice(replication=layers))
+    side = math.isqrt(ranks // layers)
+    expected = 2 * n * n / math.sqrt(layers * ranks) * (1 - 1 / side) + n * n / side**2 * (1 - 1 / layers)
+    assert plan.words == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("name", list(PLANNERS))
+def test_plans_are_whole(name: str) -> None:
+    for (m, n, k), ranks in itertools.product([(1, 1, 1), (5, 7, 3), (17, 4, 40), (0, 3, 2), (3, 2, 0)], [1, 2, 4, 6, 9]):
+        plan = planners.plan(name, Problem(m, n, k, ranks))
+        covered = np.zeros((m, n, k), dtype=int)
+        for rank in range(ranks):
+            rows, cols, _ = plan.block(rank)
+            panels = plan.panels(rank) if rank < plan.grid.size else []
+            for panel in panels:
+                covered[rows.slice, cols.slice, panel.slice] += 1
+        assert (covered == 1).all(), plan
+        moved = [plan.moved(rank) for rank in range(ranks)]
+        assert sum(m.sent for m in moved) == sum(m.received for m in moved)
+        assert plan.words == max(m.received for m in moved)
+        for layout in (plan.layout_a, plan.layout_b, plan.layout_c):
+            assert sum(layout.num_words(rank) for rank in range(ranks)) == layout.rows * layout.cols
+
+
+@pytest.mark.parametrize("name", ["auto", "summa", "summa_25d", "carma"])
+@pytest.mark.parametrize("word_bytes", [2, 4, 8])
+def test_a_memory_limit_is_kept(name: str, word_bytes: int) -> None:
+    for (m, n, k), ranks in itertools.product([(257, 129, 300), (64, 64, 4096), (512, 512, 16)], [1, 2, 6, 8, 27]):
+        free = planners.plan(name, Problem(m, n, k, ranks, word_bytes, max(4, word_bytes)))
+        for part in (1.0, 0.5, 0.1):
+            limit = int(free.working_bytes * part)
+            problem = Problem(m, n, k, ranks, word_bytes, max(4, word_bytes), limit)
+            with contextlib.suppress(ConfigError):  # below the least of this algorithm's grid
+                assert planners.plan(name, problem).working_bytes <= limit, problem
+
+
+@pytest.mark.parametrize("shape", TABLE)
+@pytest.mark.parametrize("factor", [1.1, 2, 4])
+def test_limited_memory_stays_near_cosmas_bound(shape: tuple[int, int, int], factor: float) -> None:
+    m, n, k = shape
+    for ranks in (2, 4, 8, 16, 27, 64, 512, 4096):
+        memory = int(factor * 4 * (m * k + k * n + m * n) / ranks)
+        plan = planners.plan("auto", Problem(m, n, k, ranks, memory=memory))
+        assert plan.working_bytes <= memory
+        assert plan.limited_bound_words is not None
+        assert plan.words <= 1.15 * plan.limited_bound_words, (shape, factor, ranks)
+
+
+def test_too_little_memory_names_the_least() -> None:
+    problem = Problem(512, 512, 512, 4, memory=10)
+    with pytest.raises(ConfigError, match=r"memory=10 bytes .* the least is (\d+) bytes") as caught:
+        planners.plan("auto", problem)
+    least = int(str(caught.value).split("the least is ")[1].split()[0])
+    plan = planners.plan("auto", Problem(512, 512, 512, 4, memory=least))
+    assert plan.working_bytes <= least
+    assert least == min(least_bytes(problem, *grid) for grid in [(4, 1, 1), (1, 4, 1), (2, 2, 1), (1, 1, 4)])
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "words"),
+    [
+        ("auto", Choice(grid=Grid(2, 2, 2)), r"grid=\[2, 2, 2\] = 8 ranks, but there are 6"),
+        ("auto", Choice(grid=Grid(0, 2, 2)), "at least 1"),
+        ("cannon", Choice(grid=Grid(2, 3, 1)), "needs a square"),
+        ("summa", Choice(grid=Grid(1, 2, 3)), "no layers"),
+        ("gather", Choice(grid=Grid(1, 2, 1)), "splits rows only"),
+        ("summa_25d", Choice(replication=4), "must divide the 6 ranks"),
+        ("auto", Choice(panel=0), "panel=0 must be at least 1"),
+        ("strassen", Choice(), "not one of auto, cosma"),
+    ],
+)
+def test_impossible_choices_are_refused_in_words(name: str, choice: Choice, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        planners.plan(name, Problem(64, 64, 64, 6), choice)
+
+
+def test_a_grid_side_beyond_its_size_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"splits m=2 over 4 ranks"):
+        planners.plan("auto", Problem(2, 64, 64, 4), Choice(grid=Grid(4, 1, 1)))
+
+
+@pytest.mark.parametrize(("problem", "words"), [((-1, 2, 3, 4), "m=-1"), ((1, 2, 3, 0), "ranks=0")])
+def test_impossible_problems_are_refused(problem: tuple[int, int, int, int], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Problem(*problem)
+
+
+def test_transposed_operands_keep_the_words() -> None:
+    problem = Problem(37, 41, 53, 6)
+    plain, turned = planners.plan("auto", problem), planners.plan("auto", problem, orders=Orders(True, True))
+    assert [plain.moved(rank) for rank in range(6)] == [turned.moved(rank) for rank in range(6)]
+    assert turned.layout_a.column_major
+    assert not plain.layout_a.column_major
+
+
+def test_the_mean_is_never_above_the_most() -> None:
+    problem = Problem(37, 41, 53, 24)
+    for grid in [(1, 1, 24), (2, 3, 4), (24, 1, 1), (3, 8, 1)]:
+        assert mean_words(problem, *grid) <= most_words(problem, *grid)
+
+
+def test_planning_needs_neither_torch_nor_mpi() -> None:
+    program = "import sys, dist_ml.gemm.planners; assert not {'torch', 'mpi4py'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30, capture_output=True)
