@@ -6,7 +6,8 @@ an override may name any key: one that doesn't exist is answered with those that
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -38,7 +39,7 @@ def config_folder() -> Path:
 def composed(request: Request) -> dict[str, Any]:
     """The whole configuration as a plain mapping, interpolations resolved."""
     with _hydra(request):
-        return _plain(_compose(request))
+        return _plain(_compose(request), request)
 
 
 def shown(request: Request) -> str:
@@ -53,27 +54,27 @@ def shown(request: Request) -> str:
                 )
             config = part if OmegaConf.is_config(part) else OmegaConf.create({request.package: part})
         if request.resolve:
-            _in_words(lambda: OmegaConf.resolve(config))
+            _in_words(request, lambda: OmegaConf.resolve(config))
         return OmegaConf.to_yaml(config).rstrip()
 
 
 def groups(request: Request) -> dict[str, list[str]]:
-    """The options of each config group."""
-    with _hydra(request):
-        loader = _loader()
-        return {group: loader.get_group_options(group) for group in loader.list_groups("") if group != "hydra"}
+    """The options of each config group, ours and those of --config-dir. A group is a folder, an option a file in it."""
+    options: dict[str, set[str]] = {}
+    for folder in _folders(request):
+        for file in folder.rglob("*.yaml"):
+            options.setdefault(file.relative_to(folder).parent.as_posix(), set()).add(file.stem)
+    return {group: sorted(names) for group, names in sorted(options.items()) if group != "."}
 
 
 def sweep_points(request: Request) -> list[tuple[str, ...]]:
     """The overrides of each point of a sweep: Hydra's grammar (a,b  choice(a,b)  range(1,4)  glob(*)), the cartesian product."""
-    import itertools
-
     choices = []
     with _hydra(request):
         for override in _parsed(request.overrides):
             if override.is_sweep_override():
                 key = override.get_key_element()
-                values = _in_words(lambda o=override: list(o.sweep_string_iterator()))  # type: ignore[misc]
+                values = _in_words(request, lambda o=override: list(o.sweep_string_iterator()))  # type: ignore[misc]
                 choices.append([f"{key}={value}" for value in values])
             else:
                 choices.append([str(override.input_line)])
@@ -81,61 +82,80 @@ def sweep_points(request: Request) -> list[tuple[str, ...]]:
 
 
 def _compose(request: Request) -> DictConfig:
-    overrides = [_lenient(override) for override in _parsed(request.overrides)]
-    if request.config_dir is not None:
-        overrides.append(f"hydra.searchpath=['file://{request.config_dir}']")
-    return _in_words(lambda: compose(request.config_name, overrides))
+    known = groups(request)
+    overrides = [_lenient(override, known) for override in _parsed(request.overrides)]
+    _, *others = _folders(request)
+    overrides += [f"hydra.searchpath=['file://{folder}']" for folder in others]
+    return _in_words(request, lambda: compose(request.config_name, overrides))
 
 
-def _lenient(override: Override) -> str:
+def _lenient(override: Override, known_groups: Mapping[str, list[str]]) -> str:
     """`key=value` as `++key=value`, which also adds; strict conversion then tells of an unknown key and names those there are."""
     line = str(override.input_line)
     if override.is_sweep_override():
-        raise ConfigError(f"{line} is several values; add --multirun for one run each, or write a list: {_as_list(override)}")
-    plain = override.type is not None and override.type.name == "CHANGE" and override.package is None
-    return f"++{line}" if plain and not _is_group(override) else line
-
-
-def _as_list(override: Override) -> str:
-    return f"{override.key_or_group}=[{str(override.input_line).partition('=')[2]}]"
-
-
-def _is_group(override: Override) -> bool:
-    if isinstance(override.value(), (dict, list)):
-        return False
-    return override.key_or_group in _loader().list_groups("") or override.key_or_group.startswith("hydra")
+        listed = f"{override.key_or_group}=[{line.partition('=')[2]}]"
+        raise ConfigError(f"{line} is several values; add --multirun for one run each, or write a list: {listed}")
+    if override.key_or_group in known_groups and isinstance(override.value(), list):
+        options = ", ".join(known_groups[override.key_or_group])
+        raise ConfigError(f"{line} must name one option of the group {override.key_or_group}: {options}")
+    chooses = override.key_or_group in known_groups and not isinstance(override.value(), dict)
+    plain = override.type == OverrideType.CHANGE and override.package is None and not chooses
+    return f"++{line}" if plain else line
 
 
 def _parsed(overrides: tuple[str, ...]) -> list[Override]:
-    return [_in_words(lambda text=text: OverridesParser.create(_loader()).parse_override(text)) for text in overrides]  # type: ignore[misc]
+    return [_parsed_one(text) for text in overrides]
+
+
+def _parsed_one(text: str) -> Override:
+    try:
+        (override,) = OverridesParser.create(_loader()).parse_overrides([text])
+    except OverrideParseException as error:
+        reason = next((line for line in str(error).splitlines() if not line.startswith("Error parsing override")), "no value")
+        reason = reason.removesuffix(": None")
+        raise ConfigError(
+            f"override {text!r} can't be read ({reason}); write key=value, in quotes if it has blanks or brackets"
+        ) from error
+    if not override.key_or_group:
+        raise ConfigError(f"override {text!r} names no key; write key=value")
+    if override.key_or_group.split(".")[0] == "hydra" and override.key_or_group != "hydra.searchpath":
+        raise ConfigError(
+            f"override {text!r} has no effect: runs are placed by folder=<path>, sweeps by --multirun; leave it out"
+        )
+    return override
 
 
 @contextmanager
 def _hydra(request: Request) -> Iterator[None]:
     """Hydra set up for our configurations, and taken down after."""
-    with initialize_config_dir(str(config_folder()), version_base="1.3", job_name=request.config_name):
+    with initialize_config_dir(str(_folders(request)[0]), version_base="1.3", job_name=request.config_name):
         yield
+
+
+def _folders(request: Request) -> list[Path]:
+    """Where configurations are looked for. Hydra takes the one to compose from the first, and groups from all of them."""
+    if request.config_dir is None:
+        return [config_folder()]
+    folders = [config_folder(), request.config_dir]
+    return folders[::-1] if (request.config_dir / f"{request.config_name}.yaml").exists() else folders
 
 
 def _loader() -> Any:
     return GlobalHydra.instance().config_loader()
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
-    mapping = _in_words(lambda: OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+def _plain(config: DictConfig, request: Request) -> dict[str, Any]:
+    mapping = _in_words(request, lambda: OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     assert isinstance(mapping, dict)
     return {str(key): value for key, value in mapping.items()}
 
 
-def _in_words(call: Callable[[], T]) -> T:
+def _in_words(request: Request, call: Callable[[], T]) -> T:
     """Hydra's and OmegaConf's errors as `ConfigError`: the rule, the value, the remedy."""
     try:
         return call()
     except MissingConfigException as error:
-        raise ConfigError(_missing(error)) from error
-    except OverrideParseException as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"override {error.override!r} can't be read ({reason}); write key=value in quotes") from error
+        raise ConfigError(_missing(error, request)) from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value; set {error.full_key}=<value>") from error
     except InterpolationKeyError as error:
@@ -145,15 +165,11 @@ def _in_words(call: Callable[[], T]) -> T:
         raise ConfigError(f"the configuration can't be composed: {': '.join(dict.fromkeys(reasons))}") from error
 
 
-def _missing(error: MissingConfigException) -> str:
+def _missing(error: MissingConfigException, request: Request) -> str:
     """Hydra's 'Could not find', with the closest of the names that there are."""
-    wanted = str(error.missing_cfg_file or "")
-    group, _, name = wanted.rpartition("/")
-    options = [option for option in error.options or [] if not option.startswith("_")]
-    if not options:
-        folder = config_folder()
-        options = sorted(file.stem for file in (folder / group).glob("*.yaml"))
-    close = difflib.get_close_matches(name, options, 1)
+    group, _, name = str(error.missing_cfg_file or "").rpartition("/")
+    names = groups(request).get(group) or sorted({file.stem for folder in _folders(request) for file in folder.glob("*.yaml")})
+    close = difflib.get_close_matches(name, names, 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     what = f"{group}={name}" if group else f"--config-name {name}"
-    return f"{what} is not one of {', '.join(options)}{hint}; --config-dir DIR adds your own"
+    return f"{what} is not one of {', '.join(names)}{hint}; --config-dir DIR adds your own"

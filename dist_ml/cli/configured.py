@@ -24,7 +24,8 @@ def show(request: Request, config_class: type, program: str) -> int:
 
 
 def _help(request: Request, config_class: type, program: str) -> str:
-    groups = compose.groups(request)
+    mapping = compose.composed(request)
+    groups = {group: options for group, options in compose.groups(request).items() if group in mapping}
     width = max(map(len, groups), default=0)
     group_lines = [f"  {group:{width}}  {', '.join(options)}" for group, options in groups.items()]
     return "\n".join(
@@ -40,7 +41,7 @@ def _help(request: Request, config_class: type, program: str) -> str:
             *group_lines,
             "",
             f"Keys, with the values that they have now ({request.config_name}.yaml and the overrides given):",
-            *_key_lines(compose.composed(request), config_class),
+            *_key_lines(mapping, config_class),
         ]
     )
 

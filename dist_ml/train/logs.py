@@ -19,7 +19,8 @@ _FIRST_FAILURE = "first-failure"
 def start(folder: Path, rank: int) -> Path:
     """Send this rank's log, and Python's warnings, to `folder/log/rank-<rank>.log`, which is returned.
 
-    The folder must exist. The log is locked until this process ends, by which `is_alive` knows. A log that an earlier run in this process started is closed.
+    The folder must exist. The log is locked until this process ends, by which `is_alive` knows. A log that an earlier run in this
+    process started is closed.
     """
     stop()
     file = folder / "log" / f"rank-{rank:04}.log"

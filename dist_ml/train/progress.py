@@ -9,8 +9,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 _PLAIN_SECONDS = 5.0  # plain lines come at most this often, and at the ends of epochs that are evaluated
@@ -89,10 +90,11 @@ class BarReporter:
         self._num_epochs = num_epochs
         self._console = console
         self._values: dict[str, float] = {}
-        columns: list[ProgressColumn] = [TextColumn("{task.description}")]
+        one_line = Column(no_wrap=True, overflow="ellipsis")
+        columns: list[ProgressColumn] = [TextColumn("{task.description}", table_column=one_line.copy())]
         if console.width >= _NARROW:
             columns.append(BarColumn(bar_width=max(4, min(_WIDEST_BAR, console.width - 72))))
-        columns += [TextColumn("{task.fields[words]}"), TimeLeft()]
+        columns += [TextColumn("{task.fields[words]}", table_column=one_line.copy()), TimeLeft(one_line.copy())]
         self._progress = Progress(*columns, console=console, refresh_per_second=4, transient=True)
         self._task = self._progress.add_task(f"epoch 0/{num_epochs}", total=num_steps, words="")
         self._progress.start()
@@ -115,6 +117,10 @@ class BarReporter:
 
     def close(self) -> None:
         self._progress.stop()
+
+    def renderable(self) -> RenderableType:
+        """What is drawn, a line."""
+        return self._progress.get_renderable()
 
 
 class TimeLeft(ProgressColumn):

@@ -1,15 +1,19 @@
 """Where a run's metrics go: JSON lines always, TensorBoard and MLflow when asked for. Trackers live on rank 0."""
 
 import importlib.util
+import logging
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from dist_ml.comm.agreement import from_root
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.train import TrackerConfig
-from dist_ml.errors import MachineError
+from dist_ml.errors import ConfigError, MachineError
 from dist_ml.train.metrics import JsonLines, flatten
 from dist_ml.train.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -49,12 +53,20 @@ class MLflow:
     """A run of an MLflow experiment, in the run folder's `mlflow/` or wherever `tracker.mlflow_uri` points."""
 
     def __init__(self, folder: RunFolder, config: TrackerConfig) -> None:
+        # MLflow reports its use to its makers unless told, and refuses a plain folder, which needs no server and no database.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         import mlflow
 
-        self._client = mlflow.MlflowClient(config.mlflow_uri or f"sqlite:///{folder.path / 'mlflow.db'}")
-        experiment = self._client.get_experiment_by_name(config.mlflow_experiment)
-        identity = experiment.experiment_id if experiment else self._client.create_experiment(config.mlflow_experiment)
-        self._run = self._client.create_run(identity, run_name=folder.path.name).info.run_id
+        uri = mlflow_uri(folder, config)
+        try:
+            self._client = mlflow.MlflowClient(uri)
+            experiment = self._client.get_experiment_by_name(config.mlflow_experiment)
+            identity = experiment.experiment_id if experiment else self._client.create_experiment(config.mlflow_experiment)
+            self._run = self._client.create_run(identity, run_name=folder.path.name).info.run_id
+        except mlflow.MlflowException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"tracker.mlflow_uri={uri} can't be used ({reason}); give a server's URL or a folder") from error
 
     def start(self, config: Mapping[str, Any]) -> None:
         for key, value in flatten(config).items():
@@ -68,6 +80,11 @@ class MLflow:
         self._client.set_terminated(self._run)
 
 
+def mlflow_uri(folder: RunFolder, config: TrackerConfig) -> str:
+    """Where MLflow keeps the run: what is configured, else the run folder's `mlflow/`."""
+    return config.mlflow_uri or (folder.path / "mlflow").as_uri()
+
+
 # Each optional tracker: the module it needs, the extra that installs it, and what makes it.
 TRACKERS: dict[str, tuple[str, str, Callable[[RunFolder, TrackerConfig], Tracker]]] = {
     "tensorboard": ("tensorboard", "tensorboard", TensorBoard),
@@ -76,34 +93,50 @@ TRACKERS: dict[str, tuple[str, str, Callable[[RunFolder, TrackerConfig], Tracker
 
 
 class Trackers:
-    """Several trackers as one; none at all on ranks other than 0."""
+    """Several trackers as one; none at all on ranks other than 0.
+
+    The first, which is the run's own record, must not fail. Another one that fails (a server that is away) is dropped, with a
+    word in the log: no reason to lose a run.
+    """
 
     def __init__(self, trackers: list[Tracker]) -> None:
         self._trackers = trackers
 
     def start(self, config: Mapping[str, Any]) -> None:
-        for tracker in self._trackers:
-            tracker.start(config)
+        self._each(lambda tracker: tracker.start(config))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        for tracker in self._trackers:
-            tracker.log(step, values)
+        self._each(lambda tracker: tracker.log(step, values))
 
     def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.close()
+        self._each(lambda tracker: tracker.close())
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for index, tracker in enumerate(list(self._trackers)):
+            try:
+                call(tracker)
+            except Exception:
+                if index == 0:
+                    raise
+                log.exception("%s is given up: it failed", type(tracker).__name__)
+                self._trackers.remove(tracker)
 
 
 def open_trackers(config: TrackerConfig, folder: RunFolder, comm: Communicator) -> Trackers:
     """JSON lines and what `config` asks for on rank 0, nothing elsewhere. Collective.
 
-    `MachineError` on all ranks, naming the extra, where a tracker's package is missing.
+    On all ranks: `MachineError`, naming the extra, where a tracker's package is missing; `ConfigError` where it can't be used.
     """
     wanted = [entry for name, entry in TRACKERS.items() if getattr(config, name)]
     from_root(comm, lambda: _check_installed(wanted))
-    if comm.rank > 0:
-        return Trackers([])
-    return Trackers([JsonLines(folder.metrics), *(make(folder, config) for _, _, make in wanted)])
+    opened: list[Tracker] = []
+
+    def open_all() -> None:
+        opened.append(JsonLines(folder.metrics))
+        opened.extend(make(folder, config) for _, _, make in wanted)
+
+    from_root(comm, open_all)
+    return Trackers(opened)
 
 
 def _check_installed(wanted: list[tuple[str, str, Callable[[RunFolder, TrackerConfig], Tracker]]]) -> None:

