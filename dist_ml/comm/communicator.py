@@ -38,8 +38,12 @@ class Communicator(Group):
             _in_contiguous(x, lambda dense: self.allreduce(dense, op))
             return
         buffer = self._enter_allreduce(x, op)
-        if self.size > 1:
+        if self.size == 1:
+            return
+        if self.traffic.timing:
             self._timed("allreduce", lambda: self._allreduce(buffer, op))
+        else:
+            self._allreduce(buffer, op)
 
     def iallreduce(self, x: Tensor, op: Op = "sum") -> Request:
         """`allreduce`, completed by the returned request; `x` belongs to it until then."""

@@ -1,10 +1,12 @@
 """All gradients in one flat buffer, so that one collective, or a few, can reduce them."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 
 from dist_ml.errors import ConfigError
+from dist_ml.gemm.gradient_sink import GradientSink
 from dist_ml.partition import Range
 
 Allocator = Callable[[int, torch.dtype], torch.Tensor]
@@ -16,9 +18,10 @@ TAIL = ("loss", "correct")
 class FlatGradients:
     """One buffer [all parameters in order, tail]; each parameter's `.grad` is a view into it.
 
-    Autograd adds into gradients that exist already, so the buffer must be zeroed before each step and a `.grad` never replaced:
-    no `zero_grad(set_to_none=True)` on the optimizer. `allocate(n, dtype)` says where the buffer lives and returns zeros
-    (default: ordinary memory; a shared window of the node, for example, saves the copies of a reduction).
+    A layer that puts a `gradient_sink` on its parameter writes into the view itself. For all others autograd adds into the
+    view, so that it must be zeroed before each step and a `.grad` never replaced: no `zero_grad(set_to_none=True)` on the
+    optimizer. `allocate(n, dtype)` says where the buffer lives and returns zeros (default: ordinary memory; a shared window of
+    the node, for example, saves the copies of a reduction).
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], allocate: Allocator | None = None) -> None:
@@ -31,21 +34,45 @@ class FlatGradients:
         self.buffer = allocate(self.num_words + len(TAIL), dtypes.pop())
         self.flat = self.buffer[: self.num_words]
         self.tail = self.buffer[self.num_words :]
-        self.ranges = self._attach()
+        self.ranges: list[Range] = []
+        self._sinks: list[GradientSink] = []
+        self._added: list[torch.Tensor] = [self.tail]
+        self._attach()
 
-    def zero(self) -> None:
+    def begin(self) -> None:
         """Ready for the next step's sums."""
-        self.buffer.zero_()
+        for sink in self._sinks:
+            sink.clear()
+        torch._foreach_zero_(self._added)
+
+    def settle(self) -> None:
+        """All of the buffer holds sums, also of parameters that no backward pass of this step has reached."""
+        for sink in self._sinks:
+            sink.settle()
+
+    def on_ready(self, call: Callable[[int], None]) -> None:
+        """`call(i)` each time a backward pass has put in the gradient of parameter `i` (an index into `parameters`, `ranges`)."""
+        for index, parameter in enumerate(self.parameters):
+            sink = getattr(parameter, "gradient_sink", None)
+            if sink is not None:
+                sink.listen(partial(call, index))
+            parameter.register_post_accumulate_grad_hook(lambda _, index=index: call(index))  # type: ignore[no-untyped-call]
 
     def norm(self) -> float:
         """The Euclidean norm of the whole gradient, NaN or infinite if any element is."""
         return float(torch.linalg.vector_norm(self.flat))
 
-    def _attach(self) -> list[Range]:
-        ranges, start = [], 0
+    def _attach(self) -> None:
+        start = 0
         for parameter in self.parameters:
             where = Range(start, start + parameter.numel())
-            parameter.grad = self.flat[where.slice].view_as(parameter)
-            ranges.append(where)
+            view = self.flat[where.slice].view_as(parameter)
+            parameter.grad = view
+            self.ranges.append(where)
+            sink = getattr(parameter, "gradient_sink", None)
+            if sink is None:
+                self._added.append(view)
+            else:
+                sink.attach(view)
+                self._sinks.append(sink)
             start = where.stop
-        return ranges

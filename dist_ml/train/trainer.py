@@ -94,14 +94,14 @@ class Trainer:
     def step(self, epoch: int, index: int) -> Step:
         """One optimizer step on the `index`-th global batch of `epoch`. Raises `NonFiniteError` on all ranks, or skips."""
         batch_size = self.sampler.batch_size_at(index)
-        with self.phases("zero"):
-            self._gradients.zero()
+        self._gradients.begin()
         for microbatch in range(self._rules.accumulation):
             ids = self.sampler.share(
                 epoch, index, self.comm.rank, self.comm.size, microbatch, num_microbatches=self._rules.accumulation
             )
             last = microbatch == self._rules.accumulation - 1
             self._accumulate(ids, batch_size, last)
+        self._gradients.settle()
         with self.phases("exchange"):
             self._reducer.finish()
         return self._update(epoch, batch_size)
@@ -127,6 +127,10 @@ class Trainer:
     def learning_rate(self) -> float:
         """Of the next step."""
         return float(self._schedule.get_last_lr()[0])
+
+    def diagnostics(self) -> dict[str, float]:
+        """What the reducer has to say of the last step, for the metrics."""
+        return self._reducer.diagnostics()
 
     def state_dict(self) -> dict[str, Any]:
         """All state that the next steps depend on, and the only place that names it.
