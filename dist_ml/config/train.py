@@ -1,10 +1,11 @@
 """The configuration of a training run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dist_ml.config.data import DataConfig
 from dist_ml.config.model import ModelConfig
+from dist_ml.config.sparse import SparseConfig
 from dist_ml.errors import ConfigError
 
 
@@ -105,6 +106,7 @@ class TrainConfig:
     schedule: ScheduleConfig
     comm: CommConfig
     tracker: TrackerConfig
+    sparse: SparseConfig = field(default_factory=SparseConfig)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation", "log_every", "evaluate_every"):
@@ -116,3 +118,8 @@ class TrainConfig:
             raise ConfigError(f"seed={self.seed} must be at least 0")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"clip_norm={self.clip_norm} must be above 0, or null not to clip")
+        if self.sparse.allreduce != "none" and self.sparse.momentum and self.optimizer.momentum:
+            raise ConfigError(
+                f"optimizer.momentum={self.optimizer.momentum} and sparse.momentum={self.sparse.momentum} would apply momentum "
+                "twice; set optimizer.momentum=0: momentum correction accumulates it before anything is sent"
+            )

@@ -4,11 +4,9 @@ The invariant, on every rank and at every moment: what was sent + residual = the
 correction: of all velocities), to the last bit for the part that is sent in a step.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.sparse.entries import Entries
@@ -18,15 +16,16 @@ from dist_ml.partition import Range
 
 
 class Residual:
-    """Error feedback over some ranges of a flat vector of `length` elements (float32 or float64), owned by this rank.
+    """Error feedback over some ranges of a flat vector (float32 or float64) of which each rank has its own.
 
-    `ranges` must ascend and not touch each other's elements; default: everything. Indices are those of the whole vector.
+    `values` is the residual of the whole vector, which others may share; `ranges` must ascend and be disjoint (default:
+    everything). Indices are those of the whole vector.
     """
 
-    def __init__(self, length: int, dtype: DTypeLike, ranges: Sequence[Range] | None = None) -> None:
-        self.ranges = list(ranges) if ranges is not None else [Range(0, length)]
+    def __init__(self, values: Array, ranges: Sequence[Range] | None = None) -> None:
+        self.values = values
+        self.ranges = list(ranges) if ranges is not None else [Range(0, values.size)]
         self.length = sum(part.size for part in self.ranges)
-        self.values: Array = np.zeros(length, dtype)
 
     def accumulate(self, gradient: Array, threshold: float, capacity: int, scale: float = 1.0) -> Taken:
         """Add `scale * gradient`, and take what reaches `threshold` in magnitude, at most `capacity` entries: one fused pass.
@@ -65,7 +64,7 @@ class Residual:
         for part in self.ranges:
             with np.errstate(invalid="ignore", over="ignore"):
                 self.values[part.slice] -= self.values.dtype.type(scale) * gradient[part.slice]
-        _clear_nonfinite(self.values)
+            _clear_nonfinite(self.values[part.slice])
 
     def peek(self, gradient: Array, at: Array, scale: float = 1.0) -> Array:
         """The magnitudes that `accumulate` would see at the positions `at` of the concatenated ranges: a new array."""
@@ -78,13 +77,6 @@ class Residual:
         """The Euclidean norm, in float64."""
         squares = (np.dot(part, part) for part in (self.values[part.slice] for part in self.ranges))
         return float(np.sqrt(sum(float(square) for square in squares)))
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must carry of this rank: copies."""
-        return {"values": self.values.copy()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.values[...] = state["values"]
 
     def _accumulate(self, gradient: Array, threshold: float, capacity: int, scale: float) -> Taken:
         kind = self.values.dtype.type
@@ -118,10 +110,10 @@ class MomentumResidual(Residual):
     momentum does not carry a delayed element on in its old direction. The optimizer must have no momentum of its own.
     """
 
-    def __init__(self, length: int, dtype: DTypeLike, momentum: float, ranges: Sequence[Range] | None = None) -> None:
-        super().__init__(length, dtype, ranges)
+    def __init__(self, values: Array, momentum: float, velocity: Array, ranges: Sequence[Range] | None = None) -> None:
+        super().__init__(values, ranges)
         self.momentum = momentum
-        self.velocity: Array = np.zeros(length, dtype)
+        self.velocity = velocity
 
     def sent(self, indices: Array) -> None:
         self.velocity[indices] = 0
@@ -135,15 +127,8 @@ class MomentumResidual(Residual):
                 self.values[part.slice] -= velocity
                 velocity -= self.values.dtype.type(scale) * gradient[part.slice]
                 velocity *= self.values.dtype.type(1 / self.momentum if self.momentum else 0)
-        _clear_nonfinite(self.values)
-        _clear_nonfinite(self.velocity)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"values": self.values.copy(), "velocity": self.velocity.copy()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.values[...] = state["values"]
-        self.velocity[...] = state["velocity"]
+            _clear_nonfinite(self.values[part.slice])
+            _clear_nonfinite(velocity)
 
     def _accumulate(self, gradient: Array, threshold: float, capacity: int, scale: float) -> Taken:
         kind = self.values.dtype.type
@@ -170,8 +155,8 @@ class MomentumResidual(Residual):
         return total
 
 
-def reshard(states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
-    """The states of all ranks of a run, dealt to another number of ranks, the sum of each array over ranks preserved.
+def reshard(states: Sequence[Mapping[str, Array]], ranks: int) -> list[dict[str, Array]]:
+    """The residual arrays of all ranks of a run, dealt to another number of ranks, the sum of each array over ranks preserved.
 
     Rank i of the new run takes the sum of the old ranks i, i + ranks, …; new ranks beyond the old ones begin at zero. Sums are
     in float64 and rounded once.
@@ -179,7 +164,7 @@ def reshard(states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]
     assert states
     assert ranks >= 1, ranks
     if ranks == len(states):
-        return list(states)
+        return [dict(state) for state in states]
     dealt = []
     for rank in range(ranks):
         inherited = states[rank::ranks]

@@ -7,8 +7,9 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.mesh import Mesh
 from dist_ml.config.train import TrainConfig
 from dist_ml.data_parallel.gradients import FlatGradients
-from dist_ml.data_parallel.reducer import BlockingReducer
+from dist_ml.data_parallel.reducer import BlockingReducer, GradientReducer
 from dist_ml.data_parallel.sampler import GlobalSampler
+from dist_ml.data_parallel.sparse_reducer import SparseReducer, resolve
 from dist_ml.datasets import open_dataset
 from dist_ml.errors import ConfigError
 from dist_ml.gemm.linear import tune, use_kernel
@@ -49,9 +50,18 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
         dataset=dataset,
         sampler=sampler,
         gradients=gradients,
-        reducer=BlockingReducer(gradients, comm),
+        reducer=build_reducer(config, model, gradients, comm),
         optimizer=optimizer,
         schedule=schedule,
         comm=comm,
         rules=Rules(config.accumulation, config.precision == "bf16", config.clip_norm, config.nonfinite),
     )
+
+
+def build_reducer(config: TrainConfig, model: torch.nn.Module, gradients: FlatGradients, comm: Communicator) -> GradientReducer:
+    """How gradients are exchanged: densely, or sparsely with error feedback. Collective."""
+    sparse = resolve(config.sparse, gradients.num_words, comm)
+    if sparse.allreduce == "none":
+        return BlockingReducer(gradients, comm)
+    names = [name for name, _ in model.named_parameters()]
+    return SparseReducer(gradients, names, comm, sparse, config.seed)

@@ -221,6 +221,7 @@ class Interval:
             "samples_per_second": self.num_samples / seconds,
             "communication_share": phases.get("exchange", 0.0) / seconds,
             "seconds": phases,
+            **self._trainer.diagnostics(),
             "traffic": {f"{axis}.{collective}": _moved(tally) for (axis, collective), tally in traffic.items()},
         }
 

@@ -27,7 +27,7 @@ def new(name: str, period: int = 4):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_selected_plus_residual_is_the_accumulated_gradient_to_the_last_bit(name: str, dtype: str) -> None:
-    selection, residual = new(name), Residual(N, dtype)
+    selection, residual = new(name), Residual(np.zeros(N, dtype))
     expected = np.zeros(N, dtype)
     for gradient in gradients(12, dtype=dtype):
         expected += gradient
@@ -40,7 +40,7 @@ def test_selected_plus_residual_is_the_accumulated_gradient_to_the_last_bit(name
 
 @pytest.mark.parametrize("k", [1, 7, 50, 500, 4000, N])
 def test_exact_takes_the_k_largest(k: int) -> None:
-    selection, residual = new("exact"), Residual(N, "float32")
+    selection, residual = new("exact"), Residual(np.zeros(N, "float32"))
     total = np.zeros(N, np.float32)
     for gradient in gradients(6):
         total += gradient
@@ -51,13 +51,13 @@ def test_exact_takes_the_k_largest(k: int) -> None:
 
 @pytest.mark.parametrize("name", ["threshold", "gaussian", "sampled"])
 def test_counts_stay_near_k(name: str) -> None:
-    selection, residual = new(name, period=16), Residual(N, "float32")
+    selection, residual = new(name, period=16), Residual(np.zeros(N, "float32"))
     counts = [selection.select(residual, gradient, 100).size for gradient in gradients(60)]
     assert all(60 <= count <= 134 for count in counts[5:]), counts
 
 
 def test_a_reused_threshold_stays_bounded_when_gradients_jump() -> None:
-    selection, residual = new("threshold", period=1000), Residual(N, "float32")
+    selection, residual = new("threshold", period=1000), Residual(np.zeros(N, "float32"))
     for step, gradient in enumerate(gradients(40)):
         count = selection.select(residual, gradient * np.float32(10 ** (step % 5)), 90).size
         assert 60 <= count <= 120
@@ -65,7 +65,7 @@ def test_a_reused_threshold_stays_bounded_when_gradients_jump() -> None:
 
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_zeros_are_never_sent(name: str) -> None:
-    selection, residual = new(name), Residual(N, "float32")
+    selection, residual = new(name), Residual(np.zeros(N, "float32"))
     assert selection.select(residual, np.zeros(N, np.float32), 50).size == 0
     gradient = np.zeros(N, np.float32)
     gradient[[3, 4000]] = 1.0
@@ -73,7 +73,7 @@ def test_zeros_are_never_sent(name: str) -> None:
 
 
 def test_ties_go_to_the_lowest_indices_and_none_is_lost() -> None:
-    selection, residual = new("exact"), Residual(N, "float32")
+    selection, residual = new("exact"), Residual(np.zeros(N, "float32"))
     entries = selection.select(residual, np.ones(N, np.float32), 50)
     assert entries.indices.tolist() == list(range(50))
     assert np.count_nonzero(residual.values) == N - 50
@@ -81,7 +81,7 @@ def test_ties_go_to_the_lowest_indices_and_none_is_lost() -> None:
 
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_density_one_sends_everything(name: str) -> None:
-    selection, residual = new(name), Residual(N, "float32")
+    selection, residual = new(name), Residual(np.zeros(N, "float32"))
     for gradient in gradients(2):
         np.testing.assert_array_equal(selection.select(residual, gradient, N).dense(N), gradient)
         assert not residual.values.any()
@@ -91,7 +91,7 @@ def test_density_one_sends_everything(name: str) -> None:
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_a_gradient_that_is_not_finite_leaves_the_residual_clean(name: str, bad: float) -> None:
     selection = new(name)
-    for residual in (Residual(N, "float32"), MomentumResidual(N, "float32", 0.9)):
+    for residual in (Residual(np.zeros(N, "float32")), MomentumResidual(np.zeros(N, "float32"), 0.9, np.zeros(N, "float32"))):
         for gradient in gradients(3):
             selection.select(residual, gradient, 50)
         before = residual.values.copy()
@@ -108,7 +108,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_residual_clean(name: str, bad:
 
 def test_ranges_leave_the_rest_alone() -> None:
     ranges = [Range(10, 700), Range(1000, 1003), Range(3000, N)]
-    residual = Residual(N, "float32", ranges)
+    residual = Residual(np.zeros(N, "float32"), ranges)
     inside = np.zeros(N, bool)
     for part in ranges:
         inside[part.slice] = True
@@ -122,7 +122,7 @@ def test_ranges_leave_the_rest_alone() -> None:
 
 def test_momentum_correction_is_the_momentum_sum() -> None:
     """With everything sent in the last step, the sum of all that was sent is the sum of the velocities (no masking before)."""
-    residual = MomentumResidual(N, "float64", 0.9)
+    residual = MomentumResidual(np.zeros(N, "float64"), 0.9, np.zeros(N, "float64"))
     velocity, total = np.zeros(N), np.zeros(N)
     for gradient in gradients(5, dtype="float64"):
         velocity = 0.9 * velocity + gradient
@@ -166,7 +166,7 @@ def test_resharding_preserves_the_sum() -> None:
 
 
 def test_give_back_adds_repeated_indices() -> None:
-    residual = Residual(4, "float32")
+    residual = Residual(np.zeros(4, "float32"))
     residual.give_back(Entries(np.array([1, 1, 3], np.int32), np.array([1, 2, 4], np.float32)))
     assert residual.values.tolist() == [0, 3, 0, 4]
 

@@ -1,0 +1,75 @@
+"""How much of which tensor is sent: groups of ranges, and densities that change on a schedule."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dist_ml.config.sparse import SparseConfig
+from dist_ml.partition import Range
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which ranges of the flat gradient are summed densely, and which sparsely at which density (None: the schedule's)."""
+
+    dense: tuple[Range, ...]
+    sparse: tuple[tuple[float | None, tuple[Range, ...]], ...]
+
+    @property
+    def num_dense(self) -> int:
+        return sum(part.size for part in self.dense)
+
+    def within(self, shard: Range) -> "Layout":
+        """The part of it inside `shard`, counted from the shard's start. Dense ranges are dropped: they are not sharded."""
+        groups = []
+        for density, ranges in self.sparse:
+            inside = [part.intersect(shard) for part in ranges]
+            moved = tuple(Range(part.start - shard.start, part.stop - shard.start) for part in inside if part.size)
+            if moved:
+                groups.append((density, moved))
+        return Layout((), tuple(groups))
+
+
+def layout(names: Sequence[str], ranges: Sequence[Range], densities: Mapping[str, float], dense_below: int) -> Layout:
+    """Tensors below `dense_below` elements are dense; the others join the group of the longest name prefix that fits."""
+    dense: list[Range] = []
+    groups: dict[str | None, list[Range]] = {}
+    for name, part in zip(names, ranges, strict=True):
+        if part.size < dense_below:
+            dense.append(part)
+            continue
+        fitting = [prefix for prefix in densities if name.startswith(prefix)]
+        groups.setdefault(max(fitting, key=len, default=None), []).append(part)
+    sparse = tuple((densities[prefix] if prefix is not None else None, _joined(parts)) for prefix, parts in groups.items())
+    return Layout(_joined(dense), sparse)
+
+
+class DensitySchedule:
+    """The warm-up densities, each for so many steps, then the final one; every change is logged, so that none is hidden."""
+
+    def __init__(self, config: SparseConfig) -> None:
+        self._config = config
+        self._last: float | None = None
+
+    def at(self, step: int) -> float:
+        """The density of a step, counted from 0."""
+        phase = step // self._config.warmup_steps
+        warmup = self._config.warmup_densities
+        density = warmup[phase] if phase < len(warmup) else self._config.density
+        if density != self._last:
+            log.info("step %d: density %g%s", step, density, " (warm-up)" if phase < len(warmup) else "")
+            self._last = density
+        return density
+
+
+def _joined(ranges: Sequence[Range]) -> tuple[Range, ...]:
+    """Ascending ranges, those that touch put together."""
+    joined: list[Range] = []
+    for part in sorted(ranges):
+        if joined and joined[-1].stop == part.start:
+            joined[-1] = Range(joined[-1].start, part.stop)
+        else:
+            joined.append(part)
+    return tuple(joined)

@@ -1,0 +1,173 @@
+"""Error feedback around one sparse allreduce: select, exchange, remember, for one vector or one bucket of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dist_ml.comm.buffer import Array
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.sparse import Settings, SparseAllreduce, SparseSum, make
+from dist_ml.comm.sparse.entries import Entries
+from dist_ml.comm.sparse.merge import merge_all
+from dist_ml.config.sparse import SparseConfig
+from dist_ml.data_parallel.residual import MomentumResidual, Residual
+from dist_ml.data_parallel.selection import SELECTIONS, Selection, count_of
+from dist_ml.errors import NonFiniteError
+from dist_ml.measure.timer import Phases
+from dist_ml.partition import Range
+
+
+@dataclass
+class Group:
+    """Ranges that share a density, with their own threshold."""
+
+    density: float | None
+    residual: Residual
+    selection: Selection
+
+
+class SparsePart:
+    """The sum over `comm` of what ranks select from `vector`, a flat array that each rank owns a copy of.
+
+    `select`, then `exchange`, once a step. `groups` are the ranges that take part, with densities of their own or None for the
+    schedule's; the residual is this rank's, one array of the vector's length (two with momentum correction).
+    """
+
+    def __init__(
+        self,
+        vector: Array,
+        groups: Sequence[tuple[float | None, Sequence[Range]]],
+        comm: Communicator,
+        config: SparseConfig,
+        seed: int = 0,
+    ) -> None:
+        self.vector = vector
+        self.comm = comm
+        self.phases = Phases()
+        self._config = config
+        self._seed = seed
+        self._arrays = {"values": np.zeros_like(vector)}
+        if config.momentum:
+            self._arrays["velocity"] = np.zeros_like(vector)
+        self.groups = [self._group(density, ranges, number) for number, (density, ranges) in enumerate(groups)]
+        self._own = Entries.none(vector.dtype)
+        self._taken: list[tuple[Group, Entries]] = []
+        settings = Settings(
+            vector.dtype.name, config.values, config.qsgd_bits, config.repartition_steps, config.threshold_steps, seed
+        )
+        self._exchange: SparseAllreduce = make(config.allreduce, comm, vector.size, settings)
+        self.last: dict[str, float] = {}
+
+    @property
+    def num_elements(self) -> int:
+        """Of the vector, those that take part."""
+        return sum(group.residual.length for group in self.groups)
+
+    def select(self, density: float, scale: float = 1.0) -> None:
+        """Add `scale * vector` to the residual and take this step's entries out. `NonFiniteError`, on this rank, undoes it."""
+        with self.phases("select"):
+            taken: list[tuple[Group, Entries]] = []
+            try:
+                for group in self.groups:
+                    k = count_of(group.density or density, group.residual.length)
+                    taken.append((group, group.selection.select(group.residual, self.vector, k, scale)))
+            except NonFiniteError:
+                self._taken = []
+                for group, entries in taken:
+                    group.residual.undo(self.vector, [entries], scale)
+                self._own = Entries.none(self.vector.dtype)
+                raise
+            self._taken = taken
+            self._own = merge_all([Entries.none(self.vector.dtype), *(entries for _, entries in taken)])
+
+    def undo(self) -> None:
+        """Put what was selected back: some other rank's gradient is not finite.
+
+        The accumulated gradient stays in the residual, finite as it is: the gradient that would have to be subtracted may be gone
+        by now, and delaying it is what a residual does.
+        """
+        for _, entries in self._taken:
+            self.groups[0].residual.give_back(entries)
+
+    def exchange(self, density: float) -> SparseSum:
+        """Sum what was selected over the ranks, and overwrite the ranges of `vector` with the sum. Collective."""
+        if not self.groups:
+            return SparseSum(self._own)
+        k = sum(count_of(group.density or density, group.residual.length) for group in self.groups)
+        with self.phases("exchange"):
+            total = self._exchange.reduce(self._own, k)
+        with self.phases("apply"):
+            self._remember(total)
+            self._write(total)
+        length = max(1, self.num_elements)
+        self.last = {"density_sent": self._own.size / length, "density_result": total.nonzeros() / length}
+        return total
+
+    def finish_apply(self) -> None:
+        """What is left to do when `vector` holds the sum."""
+
+    def undo_exchange(self, total: SparseSum) -> None:
+        """As before `select`, after the exchange: the step's sum will not be used."""
+        for entries in total.returned:
+            self.groups[0].residual.give_back(Entries(entries.indices, -entries.values))
+        self.undo()
+
+    def residual_norm(self) -> float:
+        return float(np.sqrt(sum(group.residual.norm() ** 2 for group in self.groups)))
+
+    def accumulated(self) -> Array:
+        """Everything that was to be sent in this step: selected entries and residual. A copy."""
+        whole = self._arrays["values"].copy()
+        whole[self._own.indices] += self._own.values
+        return whole
+
+    def state_dict(self) -> dict[str, Any]:
+        """Residual arrays (a copy of this rank's), thresholds, and what the exchange remembers."""
+        return {
+            "arrays": {name: array.copy() for name, array in self._arrays.items()},
+            "selections": [group.selection.state_dict() for group in self.groups],
+            "exchange": self._exchange.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Thresholds and the exchange's memory may be missing, as after resharding: they are found anew."""
+        for name, array in self._arrays.items():
+            array[...] = state["arrays"][name]
+        for group, saved in zip(self.groups, state.get("selections") or [], strict=False):
+            group.selection.load_state_dict(saved)
+        if state.get("exchange"):
+            self._exchange.load_state_dict(state["exchange"])
+
+    def _group(self, density: float | None, ranges: Sequence[Range], number: int) -> Group:
+        selection = SELECTIONS[self._config.selection](self._config.threshold_steps, self._seed + number)
+        if self._config.momentum:
+            residual: Residual = MomentumResidual(self._arrays["values"], self._config.momentum, self._arrays["velocity"], ranges)
+        else:
+            residual = Residual(self._arrays["values"], ranges)
+        return Group(density, residual, selection)
+
+    def _remember(self, total: SparseSum) -> None:
+        for entries in total.returned:
+            self.groups[0].residual.give_back(entries)  # all groups share one array
+        if self._config.momentum:
+            self.groups[0].residual.sent(self._in_result(total))
+
+    def _in_result(self, total: SparseSum) -> Array:
+        """The indices this rank selected that the result holds."""
+        own = self._own.indices
+        if total.entries is None:
+            return own
+        if not total.entries.size:
+            return own[:0]
+        at = np.minimum(np.searchsorted(total.entries.indices, own), total.entries.size - 1)
+        inside: Array = own[total.entries.indices[at] == own]
+        return inside
+
+    def _write(self, total: SparseSum) -> None:
+        for group in self.groups:
+            for part in group.residual.ranges:
+                self.vector[part.slice] = 0 if total.dense is None else total.dense[part.slice]
+        if total.entries is not None:
+            self.vector[total.entries.indices] = total.entries.values
