@@ -98,14 +98,13 @@ def zeros(layout: Layout, comm: Communicator, dtype: torch.dtype = torch.float32
 
 def random(layout: Layout, comm: Communicator, seed: int, dtype: torch.dtype = torch.float32) -> ShardedMatrix:
     """Uniform in [-1, 1) by (seed, global row, global column): the same matrix in any layout, on any number of ranks."""
-    key = counter_random.stream("gemm", seed)
-    width = layout.cols
+    return from_function(lambda rows, cols: random_elements(seed, layout.cols, rows, cols), layout, comm, dtype)
 
-    def fill(rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
-        counters = rows.numpy()[:, None] * width + cols.numpy()[None, :]
-        return torch.from_numpy(2.0 * counter_random.uniform(key, counters) - 1.0)
 
-    return from_function(fill, layout, comm, dtype)
+def random_elements(seed: int, width: int, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
+    """The elements (global `rows` x global `cols`, float64) of the random matrix of `width` columns."""
+    counters = rows.numpy()[:, None] * width + cols.numpy()[None, :]
+    return torch.from_numpy(2.0 * counter_random.uniform(counter_random.stream("gemm", seed), counters) - 1.0)
 
 
 def from_function(

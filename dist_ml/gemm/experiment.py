@@ -1,0 +1,131 @@
+"""One product from a configuration: planned, run on random matrices, timed, and checked."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from dist_ml.comm.communicator import Communicator
+from dist_ml.config.gemm import GemmConfig
+from dist_ml.errors import NonFiniteError
+from dist_ml.gemm import matrix
+from dist_ml.gemm.from_config import plan_of
+from dist_ml.gemm.kernel import kernels
+from dist_ml.gemm.kernel.product import Product, local_product
+from dist_ml.gemm.kernel.tuner import Shape, Tuner
+from dist_ml.gemm.layout import Layout
+from dist_ml.gemm.matrix import ShardedMatrix
+from dist_ml.gemm.multiply import Gemm
+from dist_ml.gemm.oracle import error_over_bound
+from dist_ml.gemm.plan import Moved, Plan
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+
+# Each rank checks a corner of what it owns, this many rows and columns, against float64: their operands are made anew.
+_CHECKED = 32
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured, the same on all ranks."""
+
+    plan: Plan
+    seconds: list[float]  # of each multiplication, on the slowest rank
+    moved: list[Moved]  # by the ledger, of one multiplication, by rank
+    error_over_bound: float  # against float64; at most 1 where the result is right
+
+    @property
+    def flops(self) -> float:
+        p = self.plan.problem
+        return 2.0 * p.m * p.n * p.k
+
+    @property
+    def as_planned(self) -> bool:
+        """Does the ledger say what the plan said, on every rank?"""
+        return all(moved == self.plan.moved(rank) for rank, moved in enumerate(self.moved))
+
+
+def run(config: GemmConfig, comm: Communicator) -> Outcome:
+    """Multiply `config.repeats` times. `NonFiniteError` where the result is not what rounding allows. Collective."""
+    plan = plan_of(config, comm.size)
+    dtype = DTYPES[config.dtype]
+    a, b = _operand(plan.layout_a, comm, config.seed, dtype), _operand(plan.layout_b, comm, config.seed + 1, dtype)
+    c = matrix.random(plan.layout_c, comm, config.seed + 2, dtype)
+    gemm = Gemm(plan, comm, tuned_product(config.kernel, plan, comm))
+    seconds, moved = [], Moved(0, 0, 0)
+    for repeat in range(config.repeats):
+        _refill(c, config.seed + 2)
+        before = comm.traffic.snapshot()
+        comm.barrier()
+        start = time.perf_counter()
+        gemm(a, b, c, config.alpha, config.beta)
+        seconds.append(_slowest(time.perf_counter() - start, comm))
+        if repeat == 0:
+            tallies = [t for (_, name), t in comm.traffic.since(before).items() if name != "allreduce"]
+            moved = Moved(*(sum(getattr(t, key) for t in tallies) for key in ("words_sent", "words_received", "messages")))
+    gemm.free()
+    error = _slowest(_corner_error(config, plan, c), comm)
+    if not error <= 1:
+        raise NonFiniteError(f"the product is wrong: its error is {error:.3g} times what rounding can make; this is a bug")
+    return Outcome(plan, seconds, comm.allgather_objects(moved), error)
+
+
+def tuned_product(kernel: str, plan: Plan, comm: Communicator) -> Product:
+    """The local product of a plan; with auto, its shape is measured first where this machine's cache lacks it. Collective."""
+    if kernel != kernels.AUTO:
+        return local_product(kernel)
+    tuner, shape = Tuner(), panel_shape(plan)
+    node = comm.split_by_node()
+    if node.rank == 0:
+        tuner.tune([shape])
+    node.barrier()
+    node.free()
+    tuner.reload()
+    return local_product(kernel, tuner)
+
+
+def panel_shape(plan: Plan) -> Shape:
+    """The product that rank 0 computes in each step."""
+    rows, cols, _ = plan.block(0)
+    width = max((panel.size for panel in plan.panels(0)), default=1)
+    stored = ("T" if plan.layout_a.column_major else "N") + ("T" if plan.layout_b.column_major else "N")
+    return Shape(rows.size, cols.size, width, stored, "float64" if plan.problem.word_bytes == 8 else "float32")
+
+
+def _operand(layout: Layout, comm: Communicator, seed: int, dtype: torch.dtype) -> ShardedMatrix:
+    """Random by (seed, row, column) of the stored matrix; a transposed operand is a view of it."""
+    if layout.column_major:
+        return matrix.random(layout.transposed, comm, seed, dtype).T
+    return matrix.random(layout, comm, seed, dtype)
+
+
+def _refill(c: ShardedMatrix, seed: int) -> None:
+    c.storage.copy_(matrix.random(c.layout, c.comm, seed, c.dtype).storage)
+
+
+def _slowest(value: float, comm: Communicator) -> float:
+    largest = torch.tensor([value], dtype=torch.float64)
+    comm.allreduce(largest, "max")
+    return float(largest)
+
+
+def _corner_error(config: GemmConfig, plan: Plan, c: ShardedMatrix) -> float:
+    """The error of a corner of what this rank owns, over the bound."""
+    worst = 0.0
+    for piece, view in list(c.blocks())[:2]:
+        rows = torch.arange(piece.rows.start, min(piece.rows.stop, piece.rows.start + _CHECKED))
+        cols = torch.arange(piece.cols.start, min(piece.cols.stop, piece.cols.start + _CHECKED))
+        found = view[: rows.numel(), : cols.numel()]
+        depth = torch.arange(plan.problem.k)
+        a = _elements(plan.layout_a, config.seed, rows, depth).to(c.dtype)
+        b = _elements(plan.layout_b, config.seed + 1, depth, cols).to(c.dtype)
+        before = _elements(plan.layout_c, config.seed + 2, rows, cols).to(c.dtype)
+        worst = max(worst, error_over_bound(found, a, b, before, config.alpha, config.beta))
+    return worst
+
+
+def _elements(layout: Layout, seed: int, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
+    """Elements of a random operand by global index, without its shards."""
+    if layout.column_major:
+        return matrix.random_elements(seed, layout.rows, cols, rows).T
+    return matrix.random_elements(seed, layout.cols, rows, cols)
