@@ -123,12 +123,11 @@ def shared_windows(facts: WorldFacts) -> Finding:
 
 
 def shared_memory(facts: WorldFacts) -> Finding:
-    sizes = [(rank.shared_memory_bytes, rank) for rank in facts.ranks]
-    smallest, rank = min(sizes, key=lambda entry: entry[0] or 0)
-    if not smallest:
+    rank = min(facts.ranks, key=lambda rank: rank.shared_memory_free_bytes or 0)
+    if not rank.shared_memory_bytes:
         return Finding("warn", _SHARED, f"{rank.host} has none", "mount a tmpfs there: ranks of a node communicate through it")
     free = rank.shared_memory_free_bytes or 0
-    text = f"{_megabytes(smallest)} on {rank.host}, {_megabytes(free)} free"
+    text = f"{_megabytes(rank.shared_memory_bytes)} on {rank.host}, {_megabytes(free)} free"
     if free < _SMALL_SHARED_MEMORY:
         remedy = (
             f"enlarge it (docker run --shm-size=2g; mount -o remount,size=2g {_SHARED}), and remove what dead runs left there"

@@ -6,6 +6,8 @@
 | `DistMLError` on one rank                | `error on rank 2 (host): message`, by it  | abort                          |
 | any other exception                      | its traceback with rank and host, by it   | abort                          |
 | Ctrl-C                                   | `stopped by Ctrl-C`, by rank 0            | abort                          |
+| SIGTERM on the only rank                 | `stopped by SIGTERM`                      | it cleans up and ends          |
+| SIGTERM on one of several ranks          | what the launcher says                    | at once, even inside MPI       |
 
 Of several ranks that fail on their own the first one speaks; all of them write to their own `log/rank-<r>.log`.
 """
@@ -16,10 +18,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from dist_ml.cli import terminal
 from dist_ml.errors import DistMLError, MachineError
+from dist_ml.launch.process import sigterm_raises
 
 if TYPE_CHECKING:
     from dist_ml.comm.communicator import Communicator
@@ -43,7 +47,12 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
         terminal.complain("stopped by Ctrl-C")
         os._exit(terminal.INTERRUPTED)
     try:
-        return body(world)
+        with sigterm_raises() if world.size == 1 else nullcontext():
+            return body(world)
+    except SystemExit as stop:
+        _log_failure(stop)
+        terminal.complain("stopped by SIGTERM")
+        raise
     except DistMLError as error:
         if error.agreed or world.size == 1:
             if world.rank == 0:
