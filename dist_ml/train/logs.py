@@ -74,6 +74,8 @@ def record_failure(error: BaseException) -> bool | None:
 def _words(error: BaseException, rank: int) -> str:
     if isinstance(error, DistMLError) and error.agreed:
         return str(error)
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return "stopped by Ctrl-C" if isinstance(error, KeyboardInterrupt) else "stopped by SIGTERM"
     kind = "" if isinstance(error, DistMLError) else f"{type(error).__name__}{': ' if str(error) else ''}"
     return f"rank {rank} on {socket.gethostname()}: {kind}{error}"
 

@@ -65,7 +65,7 @@ class MLflow:
             identity = experiment.experiment_id if experiment else self._client.create_experiment(config.mlflow_experiment)
             self._run = self._client.create_run(identity, run_name=folder.path.name).info.run_id
         except mlflow.MlflowException as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"tracker.mlflow_uri={uri} can't be used ({reason}); give a server's URL or a folder") from error
 
     def start(self, config: Mapping[str, Any]) -> None:
