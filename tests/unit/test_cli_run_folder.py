@@ -131,7 +131,7 @@ def test_tensorboard(folder: run_folder.RunFolder) -> None:
 
     events = EventAccumulator(str(folder.path / "tensorboard"))
     events.Reload()
-    assert events.Scalars("loss")[0][1:] == (1, 0.5)
+    assert (events.Scalars("loss")[0].step, events.Scalars("loss")[0].value) == (1, 0.5)
     assert events.Scalars("traffic.words")[0].value == 3
 
 
