@@ -1,7 +1,6 @@
 """All gradients in one flat buffer, so that one collective, or a few, can reduce them."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import torch
 
@@ -51,11 +50,11 @@ class FlatGradients:
             sink.settle()
 
     def on_ready(self, call: Callable[[int], None]) -> None:
-        """`call(i)` each time a backward pass has put in the gradient of parameter `i` (an index into `parameters`, `ranges`)."""
+        """`call(i)` each time a backward pass has put in the gradient of parameter `i` (an index into `parameters`, `ranges`).
+
+        Torch's hook also runs where a layer wrote into its sink and left nothing to accumulate.
+        """
         for index, parameter in enumerate(self.parameters):
-            sink = getattr(parameter, "gradient_sink", None)
-            if sink is not None:
-                sink.listen(partial(call, index))
             parameter.register_post_accumulate_grad_hook(lambda _, index=index: call(index))  # type: ignore[no-untyped-call]
 
     def norm(self) -> float:

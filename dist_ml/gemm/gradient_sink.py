@@ -17,7 +17,6 @@ class GradientSink:
     def __init__(self) -> None:
         self.empty = True
         self._view: torch.Tensor | None = None
-        self._listeners: list[Callable[[], None]] = []
 
     @property
     def attached(self) -> bool:
@@ -40,14 +39,8 @@ class GradientSink:
             self.empty = False
         return self._view
 
-    def listen(self, call: Callable[[], None]) -> None:
-        """`call` after each write."""
-        self._listeners.append(call)
-
     def write(self, product: Callable[[torch.Tensor, float], None]) -> None:
         """Have `product(c, beta)` compute c = A B + beta c in the view."""
         assert self._view is not None
         product(self._view, 0.0 if self.empty else 1.0)
         self.empty = False
-        for call in self._listeners:
-            call()
