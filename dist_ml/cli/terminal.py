@@ -54,7 +54,7 @@ def ending_in_words(command: Callable[[], int], debug: bool) -> int:
 
 def _show_cursor() -> None:
     """A rank that was killed while it drew its progress bar has left the terminal's cursor hidden."""
-    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and os.environ.get("TTY_COMPATIBLE") != "0":
         sys.stdout.write("\x1b[?25h")
         sys.stdout.flush()
 

@@ -69,8 +69,8 @@ def run(
 
 
 def _terminal(capture: bool) -> dict[str, str]:
-    """What rank 0 can't see through mpiexec's pipe: that its output ends in a terminal, and how wide that is."""
+    """Whether the output ends in a terminal, and how wide that is: MPICH's ranks write to a pipe and Open MPI's to a pty, always."""
     if capture or not sys.stdout.isatty():
-        return {}
+        return {"TTY_COMPATIBLE": "0"}
     size = shutil.get_terminal_size()
     return {"TTY_COMPATIBLE": "1", "COLUMNS": str(size.columns), "LINES": str(size.lines)}

@@ -145,7 +145,8 @@ def on_terminal(environment: Mapping[str, str], stream: TextIO) -> bool:
     """Does what is written to `stream` end on a terminal that can move its cursor?"""
     if environment.get("TERM", "dumb") in ("", "dumb", "unknown"):
         return False
-    return stream.isatty() or environment.get("TTY_COMPATIBLE") == "1"
+    told = environment.get("TTY_COMPATIBLE")  # by `launch.mpiexec`: ranks write to a pipe or a pty of their launcher's
+    return told == "1" if told in ("0", "1") else stream.isatty()
 
 
 def terminal_console(stream: TextIO) -> Console:
