@@ -30,7 +30,7 @@ class SparseConfig:
     warmup_steps: int = 100  # steps of each warm-up density
     densities: dict[str, float] = field(default_factory=dict)  # beginning of a parameter's name -> a density of its own
     dense_below: int = 2049  # biases and tensors with fewer elements are summed densely
-    selection: Literal["exact", "threshold", "sampled", "gaussian"] = "threshold"  # how the largest elements are found
+    selection: Literal["exact", "threshold", "sampled", "gaussian"] = "exact"  # how the largest elements are found
     threshold_steps: int = 32  # steps between exact thresholds (selection=threshold; oktopk's global one)
     repartition_steps: int = 64  # steps between new boundaries of the ranks' regions (oktopk, spardl)
     values: Literal["plain", "fp32", "bf16", "int4"] = "plain"  # in messages; all but plain also code the indices

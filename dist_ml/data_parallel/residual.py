@@ -66,11 +66,11 @@ class Residual:
                 self.values[part.slice] -= self.values.dtype.type(scale) * gradient[part.slice]
             _clear_nonfinite(self.values[part.slice])
 
-    def peek(self, gradient: Array, at: Array, scale: float = 1.0) -> Array:
-        """The magnitudes that `accumulate` would see at the positions `at` of the concatenated ranges: a new array."""
+    def peek(self, at: Array, gradient: Array | None = None, scale: float = 1.0) -> Array:
+        """Magnitudes at positions `at` of the concatenated ranges, a new array: as they are, or as `accumulate` would see them."""
         where = self._positions(at)
         with np.errstate(invalid="ignore", over="ignore"):
-            magnitudes: Array = np.abs(self._next(gradient, where, scale))
+            magnitudes: Array = np.abs(self.values[where] if gradient is None else self._next(gradient, where, scale))
         return magnitudes
 
     def norm(self) -> float:

@@ -116,7 +116,7 @@ def test_ranges_leave_the_rest_alone() -> None:
     entries = new("exact").select(residual, gradient, 60)
     assert entries.indices.tolist() == np.flatnonzero(largest_mask(np.abs(np.where(inside, gradient, 0)), 60)).tolist()
     assert not residual.values[~inside].any()
-    sampled = residual.peek(gradient, np.arange(residual.length))
+    sampled = residual.peek(np.arange(residual.length), gradient)
     assert sampled.size == inside.sum()
 
 

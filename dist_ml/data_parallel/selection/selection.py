@@ -1,5 +1,6 @@
 """What every way to select is given and returns."""
 
+import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,13 +37,17 @@ def floor_of(residual: Residual) -> float:
     return float(np.finfo(residual.values.dtype).smallest_subnormal)
 
 
-def sample(residual: Residual, gradient: Array, scale: float, seed: list[int]) -> Array:
-    """Magnitudes at random positions, with replacement: at most `SAMPLE`; all of them where there are not more."""
-    if residual.length <= SAMPLE:
-        at = np.arange(residual.length)
-    else:
-        at = np.random.default_rng(seed).integers(0, residual.length, SAMPLE)
-    return residual.peek(gradient, at, scale)
+def sample_positions(length: int, seed: list[int]) -> Array:
+    """Random positions of 0 … length-1, with replacement: at most `SAMPLE`; all of them where there are not more."""
+    if length <= SAMPLE:
+        return np.arange(length)
+    return np.random.default_rng(seed).integers(0, length, SAMPLE)
+
+
+def safe_share(k: int, length: int) -> float:
+    """The share of a sample that holds the k largest of `length`, four standard deviations beyond the expected one."""
+    share = k / length
+    return share + 4 * math.sqrt(share / min(length, SAMPLE)) if length > SAMPLE else share
 
 
 def quantile_threshold(magnitudes: Array, share: float) -> float:

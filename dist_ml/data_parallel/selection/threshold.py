@@ -9,19 +9,27 @@ from dist_ml.comm.buffer import Array
 from dist_ml.comm.sparse.drift import drifted
 from dist_ml.comm.sparse.entries import Entries
 from dist_ml.data_parallel.residual import Residual
-from dist_ml.data_parallel.selection.exact import ExactTopk, settle
-from dist_ml.data_parallel.selection.selection import HIGHEST, LOWEST, floor_of, quantile_threshold, sample, take_exactly
+from dist_ml.data_parallel.selection.exact import ROOM, ExactTopk, settle
+from dist_ml.data_parallel.selection.selection import (
+    HIGHEST,
+    LOWEST,
+    floor_of,
+    quantile_threshold,
+    sample_positions,
+    take_exactly,
+)
 
 
 class ReusedThreshold:
     """The exact k-th magnitude every `period` steps; between, the last threshold, drifting after the count it gave.
 
-    The count stays within [2k/3, 4k/3]: where the drift did not hold it, the step takes exactly k, at the price of another pass
-    (Ok-Topk, PPoPP 2022, section 3.1.3, which leaves the count unbounded).
+    The count stays within [2k/3, 4k/3]: where the drift did not hold it, the k largest of too many are taken, and for too few a
+    sample tells a better threshold (Ok-Topk, PPoPP 2022, section 3.1.3, leaves the count unbounded).
     """
 
     def __init__(self, period: int = 32, seed: int = 0) -> None:
         self._period = period
+        self._seed = seed
         self._exact = ExactTopk(seed)
         self._threshold = 0.0
         self._age = 0
@@ -38,10 +46,10 @@ class ReusedThreshold:
 
     def _reuse(self, residual: Residual, gradient: Array, k: int, scale: float) -> Entries:
         threshold = max(self._threshold, floor_of(residual))
-        taken = residual.accumulate(gradient, threshold, int(HIGHEST * k), scale)
+        taken = residual.accumulate(gradient, threshold, ROOM * k, scale)
         size = taken.entries.size
         if taken.overflowed or not LOWEST * k <= size <= HIGHEST * k:
-            entries, self._threshold = settle(residual, taken, threshold, k)
+            entries, self._threshold = settle(residual, taken, threshold, k, int(LOWEST * k) + 1, [self._seed, self._age])
             return entries
         self._threshold = drifted(threshold, size, k, residual.length)
         return taken.entries
@@ -65,7 +73,7 @@ class SampledThreshold:
 
     def select(self, residual: Residual, gradient: Array, k: int, scale: float = 1.0) -> Entries:
         self._step += 1
-        magnitudes = sample(residual, gradient, scale, [self._seed, self._step])
+        magnitudes = residual.peek(sample_positions(residual.length, [self._seed, self._step]), gradient, scale)
         threshold = quantile_threshold(magnitudes, k / residual.length) if k < residual.length else 0.0
         return _at_most(residual, residual.accumulate(gradient, max(threshold, floor_of(residual)), 2 * k, scale).entries, k)
 
@@ -94,7 +102,7 @@ class GaussianThreshold:
         floor = floor_of(residual)
         if k >= residual.length:
             return residual.accumulate(gradient, floor, residual.length, scale).entries
-        magnitudes = sample(residual, gradient, scale, [self._seed, self._step])
+        magnitudes = residual.peek(sample_positions(residual.length, [self._seed, self._step]), gradient, scale)
         deviation = float(np.sqrt(np.mean(np.square(magnitudes, dtype=np.float64))))
         normal = deviation * NormalDist().inv_cdf(1 - k / residual.length / 2)
         taken = residual.accumulate(gradient, max(floor, normal * self._factor), 2 * k, scale)
