@@ -69,7 +69,7 @@ def run(
 
 
 def _terminal(capture: bool) -> dict[str, str]:
-    """Whether the output ends in a terminal, and how wide that is: MPICH's ranks write to a pipe and Open MPI's to a pty, always."""
+    """Whether the output ends in a terminal, and how wide that is: MPICH's ranks always see a pipe, Open MPI's a pty."""
     if capture or not sys.stdout.isatty():
         return {"TTY_COMPATIBLE": "0"}
     size = shutil.get_terminal_size()
