@@ -21,7 +21,7 @@ from dist_ml.launch.laboratory import Laboratory
 Network = Literal["node", "lab_1gbit", "lab_100mbit"]
 
 TUNED, AS_IT_COMES = "tuned", "as it comes"
-_NODE_CANDIDATES = ("shared_memory", "ring", "rabenseifner", RAW, GLOO, LIMIT)
+_NODE_CANDIDATES = ("shared_memory", "ring", "rabenseifner", "native", RAW, GLOO, LIMIT)
 _RATES = {"lab_1gbit": "1gbit", "lab_100mbit": "100mbit"}
 _AS_IT_COMES = {  # the MPIs' own choices, but kept on the shaped network
     "mpich": {"MPIR_CVAR_CH4_NETMOD": "ucx"},

@@ -64,6 +64,11 @@ class Group:
             self._checker.free()
         self.transport.free()
 
+    @property
+    def compares_calls(self) -> bool:
+        """Is this group in checked mode?"""
+        return self._checker is not None
+
     def compare_calls(self, call: str, dtype: str, count: int) -> None:
         """In checked mode, raise unless all ranks are about to make the same `call`: for collectives that are built on messages."""
         self._check(call, dtype, count)

@@ -7,6 +7,10 @@ Each rank waits until all have arrived, passes over its range once, and waits un
 n words in all, as if it only scaled its own gradient.
 """
 
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
 import torch
 
 from dist_ml.comm.allreduce.arenas import Arenas, choose_loops, choose_spins
@@ -40,9 +44,24 @@ class SharedMemory(Allreduce):
         self.spins = choose_spins(comm.size)
         self._arenas = Arenas(comm)
         self._last: dict[SharedArena, Reduction] = {}
+        self._plans: dict[tuple[int, int, torch.dtype, Op], Plan] = {}
 
     def allocate(self, n: int, dtype: torch.dtype) -> torch.Tensor:
         return self._arenas.allocate(n, dtype)
+
+    def __call__(self, x: Tensor, op: Op = "sum") -> None:
+        """Reduce `x` in place. What was worked out for a tensor of `allocate` is kept, because short ones are over in 2 µs."""
+        plan = None
+        if isinstance(x, torch.Tensor) and x.is_contiguous() and not self.comm.compares_calls:
+            plan = self._plans.get((x.data_ptr(), x.numel(), x.dtype, op))
+        if plan is None or self._busy(plan.arena):
+            self.start(x, op).wait()
+            return
+        self.comm.traffic.count(self.comm.axis, self.name, plan.words, plan.word_bytes)
+        ticket = plan.arena.next_ticket()
+        stage = plan.advance(0, *plan.place, ticket, *plan.share, plan.spins)
+        if stage < _DONE:
+            Reduction(plan, ticket, stage).Wait()
 
     def start(self, x: Tensor, op: Op = "sum") -> Request:
         array = self.enter(x, op)
@@ -51,7 +70,10 @@ class SharedMemory(Allreduce):
         self.comm.traffic.count(self.comm.axis, self.name, self.words(array.size), array.itemsize)
         found = self._arenas.find(array)
         if found is not None:
-            return Request([self._begin(*found, array.size, op)], keep=x)
+            plan = self._plan(*found, array.size, op)
+            if isinstance(x, torch.Tensor):
+                self._plans[x.data_ptr(), x.numel(), x.dtype, op] = plan
+            return Request([self._begin(plan)], keep=x)
         self._reduce_copy(array, op)
         return Request()
 
@@ -66,41 +88,59 @@ class SharedMemory(Allreduce):
 
     def free(self) -> None:
         self._last.clear()
+        self._plans.clear()
         self._arenas.free()
 
-    def _begin(self, arena: SharedArena, offset: int, n: int, op: Op) -> "Reduction":
-        reduction = Reduction(self, arena, offset, n, op, self._last.get(arena))
-        self._last[arena] = reduction
+    def _plan(self, arena: SharedArena, offset: int, n: int, op: Op) -> "Plan":
+        mine = block(n, self.comm.size, self.comm.rank)
+        divisor = arena.copies.dtype.type(self.comm.size if op == "mean" else 1)
+        place = arena.copies, arena.rows, arena.flags, self.comm.rank
+        share = offset + mine.start, offset + mine.stop, divisor
+        return Plan(self.loops, self.loops.advance, arena, place, share, self.spins, self.words(n), arena.copies.itemsize)
+
+    def _begin(self, plan: "Plan") -> "Reduction":
+        reduction = Reduction(plan, plan.arena.next_ticket(), earlier=self._last.get(plan.arena))
+        self._last[plan.arena] = reduction
         reduction.Test()
         return reduction
+
+    def _busy(self, arena: SharedArena) -> bool:
+        last = self._last.get(arena)
+        return last is not None and last.stage < _DONE
 
     def _reduce_copy(self, array: Array, op: Op) -> None:
         arena = self._arenas.staging(array)
         place = arena.own.numpy()[: array.size]
         place[...] = array
-        self._begin(arena, 0, array.size, op).Wait()
+        self._begin(self._plan(arena, 0, array.size, op)).Wait()
         array[...] = place
+
+
+class Plan(NamedTuple):
+    """All that this rank needs to know to reduce one part of an arena."""
+
+    loops: ModuleType
+    advance: Callable[..., int]
+    arena: SharedArena
+    place: tuple[Any, ...]  # copies, rows, flags, rank: the arguments of `advance` before the ticket
+    share: tuple[Any, ...]  # start, stop, divisor: those after it
+    spins: int
+    words: Words
+    word_bytes: int
 
 
 class Reduction:
     """One reduction on its way: what `Request` calls a pending."""
 
+    __slots__ = ("_earlier", "_plan", "_ticket", "stage")
+
     stage: int
 
-    def __init__(
-        self, family: SharedMemory, arena: SharedArena, offset: int, n: int, op: Op, earlier: "Reduction | None"
-    ) -> None:
-        mine = block(n, family.comm.size, family.comm.rank)
-        dtype = arena.copies.dtype
-        self._loops = family.loops
-        self._arena = arena
-        self._rank = family.comm.rank
-        self._ticket = arena.next_ticket()
-        self._range = offset + mine.start, offset + mine.stop
-        self._divisor = dtype.type(arena.size if op == "mean" else 1)
-        self._spins = family.spins
+    def __init__(self, plan: Plan, ticket: int, stage: int = 0, earlier: "Reduction | None" = None) -> None:
+        self._plan = plan
+        self._ticket = ticket
         self._earlier = earlier if earlier is not None and earlier.stage < _DONE else None
-        self.stage = 0
+        self.stage = stage
 
     def Test(self) -> bool:  # noqa: N802 - as `Pending` names it
         """Go on as far as possible without waiting; true at the end."""
@@ -108,33 +148,26 @@ class Reduction:
 
     def Wait(self) -> None:  # noqa: N802
         """Go on to the end; `CommunicationError` when another rank of the node has died."""
-        if self._go_on(self._spins):
+        spins = self._plan.spins
+        if self._go_on(spins):
             return
-        patience = Patience(self._arena.peers)
-        while not self._go_on(self._spins):
+        patience = Patience(self._plan.arena.peers)
+        while not self._go_on(spins):
             patience.between_looks()
 
     def _go_on(self, spins: int) -> bool:
         """An earlier reduction goes first: the flags count reductions, so a rank must finish its ranges in order."""
+        plan = self._plan
         if self._earlier is not None:
             if not self._earlier._go_on(spins):
-                self._arrive()
+                if self.stage == 0:  # but the others may know already that this rank's elements are ready
+                    plan.loops.signal(plan.arena.flags, plan.place[3], self._ticket)
+                    self.stage = 1
                 return False
             self._earlier = None
         if self.stage < _DONE:
-            start, stop = self._range
-            arena = self._arena
-            self.stage = self._loops.advance(
-                self.stage, arena.copies, arena.rows, arena.flags, self._rank, self._ticket, start, stop, self._divisor, spins
-            )
+            self.stage = plan.advance(self.stage, *plan.place, self._ticket, *plan.share, spins)
         return self.stage == _DONE
-
-
-    def _arrive(self) -> None:
-        """Tell the others that this rank's elements are ready, although an earlier reduction is still under way."""
-        if self.stage == 0:
-            self._loops.signal(self._arena.flags, self._rank, self._ticket)
-            self.stage = 1
 
 
 def _check_one_node(comm: Communicator) -> None:
