@@ -1,6 +1,6 @@
 """All benchmarks by name."""
 
-from dist_ml.bench import allreduce, collectives, memory, reproduce, selection, step
+from dist_ml.bench import allreduce, collectives, gemm, gemm_words, kernel, memory, reproduce, selection, sparse, step
 from dist_ml.bench.bench import Bench, Part
 
 BENCHES: dict[str, Bench] = {
@@ -10,6 +10,10 @@ BENCHES: dict[str, Bench] = {
     "allreduce": allreduce.BENCH,
     "memory": memory.BENCH,
     "selection": selection.BENCH,
+    "sparse": sparse.BENCH,
+    "kernel": kernel.BENCH,
+    "gemm": gemm.BENCH,
+    "gemm_words": gemm_words.BENCH,
 }
 
 PARTS: dict[str, Part] = {name: part for bench in BENCHES.values() for name, part in bench.parts.items()}

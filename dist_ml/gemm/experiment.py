@@ -1,6 +1,7 @@
 """One product from a configuration: planned, run on random matrices, timed, and checked."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,7 @@ def run(config: GemmConfig, comm: Communicator) -> Outcome:
     dtype = DTYPES[config.dtype]
     a, b = _operand(plan.layout_a, comm, config.seed, dtype), _operand(plan.layout_b, comm, config.seed + 1, dtype)
     c = matrix.random(plan.layout_c, comm, config.seed + 2, dtype)
-    gemm = Gemm(plan, comm, tuned_product(config.kernel, plan, comm))
+    gemm = Gemm(plan, comm, tuned_product(config.kernel, [panel_shape(plan)], comm))
     seconds, moved = [], Moved(0, 0, 0)
     for repeat in range(config.repeats):
         _refill(c, config.seed + 2)
@@ -70,14 +71,14 @@ def run(config: GemmConfig, comm: Communicator) -> Outcome:
     return Outcome(plan, seconds, comm.allgather_objects(moved), error)
 
 
-def tuned_product(kernel: str, plan: Plan, comm: Communicator) -> Product:
-    """The local product of a plan; with auto, its shape is measured first where this machine's cache lacks it. Collective."""
+def tuned_product(kernel: str, shapes: Iterable[Shape], comm: Communicator) -> Product:
+    """The local product; with auto, `shapes` are measured first where this machine's cache lacks them. Collective."""
     if kernel != kernels.AUTO:
         return local_product(kernel)
-    tuner, shape = Tuner(), panel_shape(plan)
+    tuner = Tuner()
     node = comm.split_by_node()
     if node.rank == 0:
-        tuner.tune([shape])
+        tuner.tune(shapes)
     node.barrier()
     node.free()
     tuner.reload()

@@ -1,0 +1,163 @@
+"""`dist-ml bench gemm`: distributed products against the local kernel on the same cores, against Heat, and how much overlap
+hides.
+"""
+
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dist_ml.bench.bench import Bench
+from dist_ml.bench.form import Check, Record, Result, alternate, median_ratio
+from dist_ml.bench.worlds import Worlds
+from dist_ml.comm.communicator import Communicator
+from dist_ml.gemm import matrix, planners
+from dist_ml.gemm.experiment import panel_shape, tuned_product
+from dist_ml.gemm.grid import Problem
+from dist_ml.gemm.kernel import kernels
+from dist_ml.gemm.kernel.measure import operands
+from dist_ml.gemm.kernel.product import Product
+from dist_ml.gemm.kernel.tuner import Shape
+from dist_ml.gemm.multiply import Gemm
+from dist_ml.gemm.plan import Plan
+from dist_ml.gemm.planners import Choice
+from dist_ml.launch.laboratory import Laboratory, missing
+
+SPLITS = tuple((a, b) for a in (None, 0, 1) for b in (None, 0, 1))[1:]  # how Heat can distribute A and B; not both whole
+
+
+@dataclass(frozen=True)
+class GemmBench:
+    """What to compare."""
+
+    size: int  # m = n = k of the float32 product
+    algorithms: tuple[str, ...]  # against the local kernel
+    rounds: int  # of alternation
+    heat: bool  # against Heat's matmul, where that is installed
+    laboratory: bool  # overlap on 4 hosts over shaped links, where this machine can make them
+    laboratory_rate: str  # of each link
+    laboratory_panel: int  # width of the panels there
+
+
+def run(config: GemmBench, worlds: Worlds) -> Result:
+    arguments = {"size": config.size, "algorithms": config.algorithms, "rounds": config.rounds, "heat": config.heat}
+    seconds = worlds.measure("gemm", arguments)
+    flops = 2.0 * config.size**3
+    kernel = seconds["local kernel"]
+    records: list[Record] = [
+        {
+            "product": name,
+            "GFLOP/s": flops / statistics.median(times) / 1e9,
+            "of the local kernel": median_ratio(kernel, times),
+        }
+        for name, times in seconds.items()
+    ]
+    checks = [Check("D3 auto over the local kernel", median_ratio(kernel, seconds["auto"]), 0.92, "higher")]
+    heat = [name for name in seconds if name.startswith("heat")]
+    if heat:
+        checks.append(Check("D3 auto over Heat", median_ratio(seconds[heat[0]], seconds["auto"]), 2.2, "higher"))
+    elif config.heat:
+        records.append({"left out": "Heat", "because": "it is not installed: pip install 'dist_ml[heat]'"})
+    if config.laboratory:
+        _overlap(config, worlds, records, checks)
+    return Result("gemm", records, checks)
+
+
+def _overlap(config: GemmBench, worlds: Worlds, records: list[Record], checks: list[Check]) -> None:
+    lacking = missing()
+    if lacking is not None:
+        records.append({"left out": "overlap in the laboratory", "because": lacking})
+        return
+    arguments = {"size": config.size, "panel": config.laboratory_panel, "rounds": config.rounds}
+    with Laboratory(4, config.laboratory_rate) as laboratory:
+        before = laboratory.traffic()
+        times = worlds.measure("gemm overlap", arguments, ranks=4, laboratory=laboratory)
+        crossed = [now - then for now, then in zip(laboratory.traffic(), before, strict=True)]
+    together, apart = times["together"], list(zip(times["communication"], times["computing"], strict=True))
+    hidden = statistics.median((x + y - both) / min(x, y) for (x, y), both in zip(apart, together, strict=True))
+    records += [{"summa on 4 hosts": name, "seconds": statistics.median(values)} for name, values in times.items()]
+    records.append({"measured": "bytes that left each host", "value": str([traffic.sent_bytes for traffic in crossed])})
+    checks.append(Check("D3 overlap hides of the smaller", hidden, 0.8, "higher"))
+
+
+def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Seconds of the slowest rank, by candidate and round. The local kernel computes the same share on all ranks at once."""
+    size = arguments["size"]
+    candidates: dict[str, Callable[[], float]] = {}
+    for name in arguments["algorithms"]:
+        plan = planners.plan(name, Problem(size, size, size, comm.size))
+        block = panel_shape(plan)._replace(k=plan.block(0)[2].size)
+        product = tuned_product(kernels.AUTO, [block, panel_shape(plan)], comm)
+        if not candidates:
+            candidates["local kernel"] = _local(block, 1, product, comm)
+        candidates[name] = _distributed(plan, product, comm)
+    if arguments["heat"] and importlib.util.find_spec("heat") is not None:
+        candidates |= _best_heat(size, comm)
+    alternate(candidates, 1)
+    return alternate(candidates, arguments["rounds"])
+
+
+def measure_overlap(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Seconds of SUMMA as it is, with products left out, and with communication left out."""
+    size = arguments["size"]
+    plan = planners.plan("summa", Problem(size, size, size, comm.size), Choice(panel=arguments["panel"]))
+    product = tuned_product(kernels.AUTO, [panel_shape(plan)], comm)
+    candidates = {
+        "together": _distributed(plan, product, comm),
+        "communication": _distributed(plan, lambda *_: None, comm),
+        "computing": _local(panel_shape(plan), len(plan.panels(comm.rank)), product, comm),
+    }
+    alternate(candidates, 1)
+    return alternate(candidates, arguments["rounds"])
+
+
+def _distributed(plan: Plan, product: Product, comm: Communicator) -> Callable[[], float]:
+    a, b = matrix.random(plan.layout_a, comm, 1), matrix.random(plan.layout_b, comm, 2)
+    c = matrix.zeros(plan.layout_c, comm)
+    gemm = Gemm(plan, comm, product)
+    return lambda: _slowest(comm, lambda: gemm(a, b, c))
+
+
+def _local(shape: Shape, steps: int, product: Product, comm: Communicator) -> Callable[[], float]:
+    """All ranks multiply what they have, at once, without communication."""
+    c, a, b = operands(shape)
+
+    def multiply() -> None:
+        for step in range(steps):
+            product(c, a, b, 1.0, float(step > 0))
+
+    return lambda: _slowest(comm, multiply)
+
+
+def _best_heat(size: int, comm: Communicator) -> dict[str, Callable[[], float]]:
+    """Heat's product with the pair of splits that is fastest here."""
+    heat = importlib.import_module("heat")
+
+    def candidate(splits: tuple[int | None, int | None]) -> Callable[[], float]:
+        a, b = (heat.random.rand(size, size, split=split, dtype=heat.float32) for split in splits)
+        return lambda: _slowest(comm, lambda: heat.matmul(a, b))
+
+    seconds: dict[tuple[int | None, int | None], float] = {}
+    for splits in SPLITS:
+        call = candidate(splits)
+        seconds[splits] = min(call(), call())
+    best = min(seconds, key=lambda splits: seconds[splits])
+    return {f"heat, splits {best[0]} and {best[1]}": candidate(best)}
+
+
+def _slowest(comm: Communicator, call: Callable[[], Any]) -> float:
+    """Seconds until the last rank is done; the same number on all ranks."""
+    comm.barrier()
+    start = time.perf_counter()
+    call()
+    taken = torch.tensor([time.perf_counter() - start], dtype=torch.float64)
+    comm.allreduce(taken, "max")
+    return float(taken)
+
+
+PARTS = {"gemm": measure, "gemm overlap": measure_overlap}
+BENCH = Bench("distributed products against the local kernel, Heat and the network", GemmBench, run, PARTS, ranks=2)

@@ -1,0 +1,130 @@
+"""`dist-ml bench kernel`: local products by kernel and shape, under the roofline of this machine.
+
+The roof is min(peak, bandwidth x intensity): peak is the fastest product that any kernel reached in this run, bandwidth what a
+copy of a large array reads and writes, and intensity a product's operations over the bytes of its three matrices (Williams,
+Waterman, Patterson, "Roofline", CACM 2009).
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from dist_ml.bench.bench import Bench
+from dist_ml.bench.form import Check, Record, Result, alternate
+from dist_ml.bench.worlds import Worlds
+from dist_ml.comm.communicator import Communicator
+from dist_ml.errors import ConfigError
+from dist_ml.gemm.kernel import kernels
+from dist_ml.gemm.kernel.measure import operands
+from dist_ml.gemm.kernel.tuner import Shape, Tuner
+
+_COPY_WORDS = 1 << 25
+_BAR = 40
+
+
+@dataclass(frozen=True)
+class KernelBench:
+    """What to compare."""
+
+    shapes: tuple[str, ...]  # m x n x k with how A and B are stored: 128x3072x3072:NT
+    loops: bool  # the three loops, too, on the smallest shape
+    threads: int  # of each product
+    rounds: int  # of alternation
+
+    def __post_init__(self) -> None:
+        for shape in self.shapes:
+            parse(shape)
+
+
+def parse(text: str) -> Shape:
+    """`128x3072x3072:NT` as a shape; without the letters both operands are row-major."""
+    sizes, _, stored = text.partition(":")
+    try:
+        m, n, k = (int(size) for size in sizes.split("x"))
+    except ValueError:
+        raise ConfigError(f"shapes: {text} is no shape; write m x n x k as in 128x3072x3072:NT") from None
+    if min(m, n, k) < 1 or (stored or "NN") not in ("NN", "NT", "TN", "TT"):
+        raise ConfigError(f"shapes: {text} is no shape; sizes start at 1, storage is NN, NT, TN or TT")
+    return Shape(m, n, k, stored or "NN")
+
+
+def run(config: KernelBench, worlds: Worlds) -> Result:
+    measured = worlds.measure("kernel", vars(config), ranks=1, environment={"OMP_NUM_THREADS": str(config.threads)})
+    records = roofline(measured["rates"], measured["bytes_per_second"], measured["words"])
+    slowest = min(chosen / torchs for chosen, torchs in measured["chosen"])
+    return Result("kernel", records, [Check("D6 tuned kernel over torch, worst shape", slowest, 0.97, "higher")])
+
+
+def roofline(rates: Mapping[str, Mapping[str, float]], bytes_per_second: float, words: Mapping[str, int]) -> list[Record]:
+    """A point for each shape and kernel, with a bar that shows how near the roof it is."""
+    peak = max(rate for by_kernel in rates.values() for rate in by_kernel.values())
+    records: list[Record] = []
+    for shape, by_kernel in rates.items():
+        sizes = parse(shape)
+        for name, rate in sorted(by_kernel.items(), key=lambda item: -item[1]):
+            intensity = 2.0 * math.prod(sizes[:3]) / (words[name] * (sizes.m * sizes.k + sizes.k * sizes.n + sizes.m * sizes.n))
+            roof = min(peak, intensity * bytes_per_second / 1e9)
+            bar = "#" * max(1, round(_BAR * min(1.0, rate / roof)))
+            point = {"shape": shape, "kernel": name, "GFLOP/s": rate, "FLOP/byte": intensity, "roof": roof}
+            records.append({**point, "of the roof": rate / roof, "": bar})
+    records.append({"measured": "peak GFLOP/s (fastest product)", "value": peak})
+    records.append({"measured": "bandwidth GB/s (copy, read and written)", "value": bytes_per_second / 1e9})
+    return records
+
+
+def measure(_comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """GFLOP/s by shape and kernel; what a copy moves in a second; and the tuner's choice against torch."""
+    torch.set_num_threads(arguments["threads"])
+    shapes = {text: parse(text) for text in arguments["shapes"]}
+    tuner = Tuner(arguments["threads"])
+    tuner.tune(shapes.values())
+    smallest = min(shapes, key=lambda text: math.prod(shapes[text][:3]))
+    rates, chosen = {}, []
+    for text, shape in shapes.items():
+        names = [*kernels.usable(), *(["naive", "reordered", "blocked"] if arguments["loops"] and text == smallest else [])]
+        rates[text] = _rates(shape, names, arguments["rounds"])
+        chosen.append((rates[text][tuner.choose(shape)], rates[text]["torch"]))
+        rates[text]["torch bf16"] = _bf16_rate(shape, arguments["rounds"])
+    words = {name: 2 if name == "torch bf16" else 4 for by_kernel in rates.values() for name in by_kernel}
+    return {"rates": rates, "bytes_per_second": _copy_rate(), "words": words, "chosen": chosen}
+
+
+def _rates(shape: Shape, names: list[str], rounds: int) -> dict[str, float]:
+    c, a, b = operands(shape)
+    calls = {name: kernels.named(name) for name in names}
+    candidates = {name: _timed(partial(call, c, a, b, 1.0, 0.0)) for name, call in calls.items()}
+    alternate(candidates, 1)
+    flops = 2.0 * math.prod(shape[:3])
+    return {name: flops / statistics.median(times) / 1e9 for name, times in alternate(candidates, rounds).items()}
+
+
+def _bf16_rate(shape: Shape, rounds: int) -> float:
+    """torch's bfloat16 product, which rounds its result to bfloat16."""
+    _, a, b = operands(shape)
+    a, b = a.bfloat16(), b.bfloat16()
+    times = alternate({"bf16": _timed(lambda: torch.mm(a, b))}, rounds + 1)["bf16"][1:]
+    return 2.0 * math.prod(shape[:3]) / statistics.median(times) / 1e9
+
+
+def _copy_rate() -> float:
+    source, target = torch.ones(_COPY_WORDS), torch.empty(_COPY_WORDS)
+    times = alternate({"copy": _timed(lambda: target.copy_(source))}, 6)["copy"]
+    return 8.0 * _COPY_WORDS / statistics.median(times)
+
+
+def _timed(call: Any) -> Any:
+    def seconds() -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return seconds
+
+
+BENCH = Bench("local products by kernel and shape, under the roofline", KernelBench, run, {"kernel": measure}, ranks=1)
