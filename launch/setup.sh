@@ -49,7 +49,7 @@ install() {
     local extras=$1 wheel
     shift
     environment_works || make_environment
-    "$python" -m pip install --quiet --disable-pip-version-check --constraint "$repository/constraints.txt" --editable "$repository[$extras]" ||
+    "$python" -m pip install --quiet --quiet --disable-pip-version-check --constraint "$repository/constraints.txt" --editable "$repository[$extras]" ||
         fail "pip could not install dist_ml[$extras]; see its message above"
     for wheel in "$@"; do
         install_mpi "$wheel"
@@ -63,7 +63,7 @@ install_mpi() {
     version=$(pinned "$1") || exit 1
     [ "$(cat "$prefix/.version" 2>/dev/null)" = "$version" ] && return
     rm -rf "$prefix.part"
-    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --ignore-installed --prefix "$prefix.part" "$version" ||
+    "$python" -m pip install --quiet --quiet --disable-pip-version-check --no-deps --ignore-installed --prefix "$prefix.part" "$version" ||
         fail "pip could not install $version; see its message above"
     echo "$version" >"$prefix.part/.version"
     rm -rf "${prefix:?}"

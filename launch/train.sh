@@ -6,7 +6,11 @@ set -euo pipefail
 
 ranks=2
 case ${1-} in
-    -n | --ranks) ranks=${2:?how many ranks? as in: -n 4}; shift 2 ;;
+    -n | --ranks)
+        [ $# -ge 2 ] || fail "how many ranks? as in: bash launch/train.sh -n 4"
+        ranks=$2
+        shift 2
+        ;;
     -n*) ranks=${1#-n}; shift ;;
 esac
 mpi=${DIST_ML_MPI:-mpich}

@@ -19,7 +19,7 @@ from _pytest.config import create_terminal_writer
 from dist_ml.comm import mpi
 from dist_ml.comm.communicator import Communicator
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = float(os.environ.get("DIST_ML_TEST_PATIENCE_SECONDS", "30"))
 OUTCOMES_FILE = "DIST_ML_TEST_OUTCOMES"
 ABORTED = 70
 
