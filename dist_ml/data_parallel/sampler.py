@@ -18,6 +18,7 @@ from dist_ml.partition import Range, block
 Ids = NDArray[np.int64]
 
 _NUM_ROUNDS = 8
+_IDS_AHEAD = 4096
 
 
 class GlobalSampler:
@@ -32,6 +33,7 @@ class GlobalSampler:
         self.batch_size = min(batch_size, num_samples)
         self.seed = seed
         self.shuffle = shuffle
+        self._ahead: tuple[tuple[int, ...], list[Ids]] = ((), [])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -43,23 +45,39 @@ class GlobalSampler:
 
     def batch(self, epoch: int, step: int) -> Ids:
         """The sample ids of the global batch, in order."""
-        return self._ids(epoch, self._positions(step))
+        positions = self._positions(step)
+        return self._permuted(epoch, np.arange(positions.start, positions.stop, dtype=np.int64))
 
     def share(self, epoch: int, step: int, rank: int, size: int, microbatch: int = 0, num_microbatches: int = 1) -> Ids:
-        """The ids of one microbatch of `rank`: a block of the rank's block of the global batch; empty where there are too few."""
+        """The ids of one microbatch of `rank`: a block of the rank's block of the global batch; empty where there are too few.
+
+        Shares of some steps are computed together and kept, because a small permutation costs as much as a larger one.
+        """
+        per_share = -(-self.batch_size // (size * num_microbatches))
+        steps_ahead = max(1, _IDS_AHEAD // per_share)
+        first = step - step % steps_ahead
+        key = (epoch, first, rank, size, microbatch, num_microbatches)
+        if self._ahead[0] != key:
+            steps = range(first, min(first + steps_ahead, self.steps_per_epoch))
+            parts = [self._share_positions(step, rank, size, microbatch, num_microbatches) for step in steps]
+            places = np.concatenate([np.arange(part.start, part.stop, dtype=np.int64) for part in parts])
+            bounds = np.cumsum([part.size for part in parts])[:-1]
+            self._ahead = key, np.split(self._permuted(epoch, places), bounds)
+        return self._ahead[1][step - first]
+
+    def _share_positions(self, step: int, rank: int, size: int, microbatch: int, num_microbatches: int) -> Range:
         batch = self._positions(step)
         mine = block(batch.size, size, rank)
         part = block(mine.size, num_microbatches, microbatch)
         start = batch.start + mine.start + part.start
-        return self._ids(epoch, Range(start, start + part.size))
+        return Range(start, start + part.size)
 
     def _positions(self, step: int) -> Range:
         assert 0 <= step < self.steps_per_epoch, (step, self.steps_per_epoch)
         start = step * self.batch_size
         return Range(start, min(start + self.batch_size, self.num_samples))
 
-    def _ids(self, epoch: int, positions: Range) -> Ids:
-        places = np.arange(positions.start, positions.stop, dtype=np.int64)
+    def _permuted(self, epoch: int, places: Ids) -> Ids:
         return permute(places, self.num_samples, self.seed, epoch) if self.shuffle else places
 
 
