@@ -58,22 +58,26 @@ class Candidates:
             torch.distributed.destroy_process_group()
 
     def _start_gloo(self) -> None:
-        """Gloo beside MPI: its ranks meet at a port of rank 0's host."""
         if self._gloo:
             return
-        address = self._comm.broadcast_object((_own_address(), _free_port()))
-        torch.distributed.init_process_group(
-            GLOO,
-            init_method=f"tcp://{address[0]}:{address[1]}",
-            rank=self._comm.rank,
-            world_size=self._comm.size,
-            timeout=timedelta(seconds=_GLOO_SECONDS),
-        )
+        join_gloo(self._comm)
         self._gloo = True
 
 
 def _scale(x: torch.Tensor) -> None:
     x.mul_(1.0)
+
+
+def join_gloo(comm: Communicator) -> None:
+    """Gloo beside MPI: its ranks meet at a port of rank 0's host. Collective; ends with `destroy_process_group`."""
+    address = comm.broadcast_object((_own_address(), _free_port()))
+    torch.distributed.init_process_group(
+        GLOO,
+        init_method=f"tcp://{address[0]}:{address[1]}",
+        rank=comm.rank,
+        world_size=comm.size,
+        timeout=timedelta(seconds=_GLOO_SECONDS),
+    )
 
 
 def seconds_a_call(comm: Communicator, call: Call, calls: int) -> float:

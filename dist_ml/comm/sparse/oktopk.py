@@ -25,6 +25,8 @@ from dist_ml.partition import Range, blocks
 # Survivors are dealt evenly before the gather when the fullest rank holds this many times its share. At 1.5, a gather that is
 # not balanced stays within the words of one that is, plus the balancing.
 IMBALANCE = 1.5
+# Survivors over k that a reused threshold may let through: with more, the gather would break the bound of 6k(P-1)/P words.
+MOST = 4 / 3
 
 
 class OkTopk(Stateless):
@@ -43,6 +45,7 @@ class OkTopk(Stateless):
         super().__init__(comm, length, settings)
         self._regions = BalancedRegions(comm, length, self.settings.repartition_steps)
         self._threshold = 0.0
+        self._smallest = 0.0
         self._age = 0
 
     def reduce(self, own: Entries, k: int) -> SparseSum:
@@ -54,11 +57,22 @@ class OkTopk(Stateless):
             pieces = own.cut(self._regions.boundaries)
             arrived, sent, lost = split_to_owners(self.comm, self.wire, pieces)  # 2
             region = merge_all(arrived)
+        self._follow(own)
         survivors, sizes = self._survivors(region, k)  # 3
         with self.comm.traffic.labelled("sparse oktopk"):
             survivors = balance(self.comm, survivors, sizes)  # 4
             total, last = allgather_regions(self.comm, self.wire, survivors)  # 5
         return SparseSum(total, returned=[*lost, last, missing(sent, total)])
+
+    def _follow(self, own: Entries) -> None:
+        """Let the reused threshold follow this rank's own smallest selected magnitude, which grows and shrinks with the gradient.
+
+        Owners may differ in it: each decides for its own region only.
+        """
+        smallest = float(np.abs(own.values).min()) if own.size else 0.0
+        if self._smallest and smallest:
+            self._threshold *= min(2.0, max(0.5, smallest / self._smallest))
+        self._smallest = smallest
 
     def _survivors(self, region: Entries, k: int) -> tuple[Entries, list[int]]:
         """The region's entries at or above the global threshold, and how many every rank has."""
@@ -68,16 +82,21 @@ class OkTopk(Stateless):
                 self._threshold = exact_threshold(self.comm, magnitudes, k)
             survivors = region.where(magnitudes >= self._threshold)
             sizes = gather_sizes(self.comm, survivors.size)
+            if sum(sizes) > MOST * k:  # reuse has failed: the exact threshold is that of the survivors
+                self._threshold = max(self._threshold, exact_threshold(self.comm, np.abs(survivors.values), k))
+                survivors = survivors.where(np.abs(survivors.values) >= self._threshold)
+                sizes = gather_sizes(self.comm, survivors.size)
         self._age += 1
         self._threshold = drifted(self._threshold, sum(sizes), k, self.length)
         return survivors, sizes
 
     def state_dict(self) -> dict[str, Any]:
-        return {"age": self._age, "threshold": self._threshold, "regions": self._regions.state_dict()}
+        return {"age": self._age, "threshold": self._threshold, "smallest": self._smallest, "regions": self._regions.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._age = state["age"]
         self._threshold = state["threshold"]
+        self._smallest = state["smallest"]
         self._regions.load_state_dict(state["regions"])
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from dist_ml import compiled
 from dist_ml.comm.buffer import Array
 
 BUCKET = 1024
@@ -68,6 +69,12 @@ FORMATS: dict[str, Format] = {"fp32": Exact(), "bf16": Bfloat16(), "int4": Int4(
 
 def qsgd_encode(values: Array, bits: int, random: np.random.Generator) -> Array:
     """Each value as sign and level of 2^(bits-1) - 1 levels of its bucket's largest magnitude, rounded by a coin: uint8 bytes."""
+    if compiled.available():
+        from dist_ml.comm.sparse import compiled_loops
+
+        scales, packed = bucket_scales(values), np.zeros(-(-values.size * bits // 8), np.uint8)
+        compiled_loops.qsgd_pack(values, scales, bits, BUCKET, np.uint64(random.integers(1 << 62)), packed)
+        return np.concatenate([scales.view(np.uint8), packed])
     top = 2 ** (bits - 1) - 1
     scales = bucket_scales(values)
     units = np.abs(values) / spread(np.where(scales > 0, scales, 1), values.size) * top
@@ -81,6 +88,12 @@ def qsgd_decode(coded: Array, bits: int, num: int, dtype: str) -> Array:
     top = 2 ** (bits - 1) - 1
     num_buckets = -(-num // BUCKET)
     scales = coded[: 4 * num_buckets].copy().view(np.float32)
+    if compiled.available():
+        from dist_ml.comm.sparse import compiled_loops
+
+        decoded: Array = np.empty(num, dtype)
+        compiled_loops.qsgd_unpack(coded[4 * num_buckets :], scales / np.float32(top), bits, BUCKET, decoded)
+        return decoded
     levels = unpack_levels(coded[4 * num_buckets :], bits, num).astype(np.float32) - top
     values: Array = (levels * spread(scales / top, num)).astype(dtype, copy=False)
     return values

@@ -1,0 +1,152 @@
+"""`dist-ml bench sparse`: training throughput with sparse gradients, against dense ones and DDP, over slow links.
+
+All candidates train the same model in the same processes, in turn, so that they see the same machine. Dense is the better of
+MPI's own allreduce and our ring.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dist_ml.bench.bench import Bench
+from dist_ml.bench.form import Check, Record, Result, alternate, median_ratio
+from dist_ml.bench.swapped import Ddp, Swapped, seconds_a_step
+from dist_ml.bench.worlds import Worlds
+from dist_ml.comm.allreduce import family
+from dist_ml.comm.communicator import Communicator
+from dist_ml.config.convert import from_mapping, to_mapping
+from dist_ml.config.sparse import SparseConfig
+from dist_ml.data_parallel.gradients import FlatGradients
+from dist_ml.data_parallel.reducer import BlockingReducer, GradientReducer
+from dist_ml.data_parallel.sparse_reducer import SparseReducer, resolve
+from dist_ml.errors import ConfigError
+from dist_ml.launch.laboratory import Laboratory
+
+DENSE, RING, DDP = "dense", "dense ring", "ddp gloo"
+SLOW = (DENSE, RING, DDP)
+TIMES = {"100mbit": 12.0, "1gbit": 3.0}
+
+
+@dataclass(frozen=True)
+class SparseBench:
+    """What to train, over which links."""
+
+    hosts: int  # of the laboratory, one rank each; 0: on this machine's own memory
+    rates: tuple[str, ...]  # of their links, as tc writes them
+    widths: tuple[int, ...]  # of the MLP, features and classes included
+    batch: int  # samples a rank
+    kernel: str  # of the linear layers' products
+    lr: float
+    sparse: dict[str, SparseConfig]  # label -> what is compared
+    rounds: int  # of alternation
+    steps: int  # a round, of sparse candidates; dense ones take one
+    ddp: bool  # compare with DDP over gloo
+
+    def __post_init__(self) -> None:
+        if not self.sparse:
+            raise ConfigError("sparse={} names no candidate; add one, as sparse.oktopk.allreduce=oktopk")
+
+
+def run(config: SparseBench, worlds: Worlds) -> Result:
+    records: list[Record] = []
+    checks: list[Check] = []
+    arguments = to_mapping(config)
+    if not config.hosts:
+        return _result("memory", config, worlds.measure("sparse", arguments), [], records, checks)
+    environment = {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
+    with Laboratory(config.hosts, config.rates[0]) as laboratory:
+        for rate in config.rates:
+            laboratory.set_rate(rate)
+            before = laboratory.traffic()
+            measured = worlds.measure(
+                "sparse", arguments, ranks=config.hosts, mpi="mpich", laboratory=laboratory, environment=environment
+            )
+            crossed = [after.sent_bytes - first.sent_bytes for after, first in zip(laboratory.traffic(), before, strict=True)]
+            _result(rate, config, measured, crossed, records, checks)
+    return Result("sparse", records, checks)
+
+
+def _result(
+    rate: str, config: SparseBench, measured: Any, crossed: list[int], records: list[Record], checks: list[Check]
+) -> Result:
+    seconds, figures = measured["seconds"], measured["figures"]
+    dense = min((name for name in (DENSE, RING) if name in seconds), key=lambda name: statistics.median(seconds[name]))
+    for name, values in seconds.items():
+        step = statistics.median(values)
+        records.append(
+            {
+                "rate": rate,
+                "candidate": name,
+                "step_ms": 1e3 * step,
+                "samples_per_second": config.batch * measured["ranks"] / step,
+                "over_dense": median_ratio(seconds[dense], values),
+                "over_ddp": median_ratio(seconds[DDP], values) if DDP in seconds else 0.0,
+                **figures[name],
+            }
+        )
+    best = min((name for name in seconds if name not in SLOW), key=lambda name: statistics.median(seconds[name]))
+    if rate in TIMES:
+        ratio = median_ratio(seconds[dense], seconds[best])
+        checks.append(Check(f"C3 best sparse over dense at {rate}", ratio, TIMES[rate], "higher"))
+    if crossed:
+        expected = sum(figure["bytes_sent"] for figure in figures.values()) * config.rounds
+        checks.append(Check(f"C3 bytes on the links over those counted at {rate}", min(crossed) / expected, 0.5, "higher"))
+    return Result("sparse", records, checks)
+
+
+def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds a step by candidate and round; words, messages and phases of each candidate's last step."""
+    config = from_mapping(SparseBench, arguments)
+    shared = Swapped(config.widths, config.batch, config.kernel, config.lr, comm)
+    steps: dict[str, Callable[[], None]] = {}
+    dense, ring = BlockingReducer(shared.gradients, comm), RingReducer(shared.gradients, comm)
+    reducers: dict[str, GradientReducer] = {DENSE: dense, RING: ring}
+    for label, sparse in config.sparse.items():
+        chosen = resolve(sparse, shared.gradients.num_words, comm)
+        if chosen.allreduce != "none":
+            reducers[label] = SparseReducer(shared.gradients, shared.names, comm, chosen)
+    for label, reducer in reducers.items():
+        steps[label] = lambda reducer=reducer: shared.step(reducer)  # type: ignore[misc]
+    if config.ddp:
+        steps[DDP] = Ddp(config.widths, config.batch, config.lr, comm).step
+    figures = {label: _one_step(comm, step, reducers.get(label)) for label, step in steps.items()}
+    timed = {
+        label: (lambda step=step, count=1 if label in SLOW else config.steps: seconds_a_step(comm, step, count))
+        for label, step in steps.items()
+    }
+    return {"ranks": comm.size, "figures": figures, "seconds": alternate(timed, config.rounds)}
+
+
+def _one_step(comm: Communicator, step: Callable[[], None], reducer: GradientReducer | None) -> dict[str, Any]:
+    """What a step moves, after some that compile and settle; dense ones are all alike."""
+    for _ in range(3 if isinstance(reducer, SparseReducer) else 0):
+        step()
+    if reducer is not None:
+        reducer.diagnostics()
+    before = comm.traffic.snapshot()
+    step()
+    moved = comm.traffic.since(before)
+    values = reducer.diagnostics() if reducer is not None else {}
+    return {
+        "words_sent": sum(tally.words_sent for tally in moved.values()),
+        "bytes_sent": sum(tally.bytes_sent for tally in moved.values()),
+        "messages": sum(tally.messages for tally in moved.values()),
+        "density_result": values.get("density_result", 1.0),
+        **{f"{phase}_ms": 1e3 * values.get(f"seconds_{phase}", 0.0) for phase in ("select", "exchange", "apply")},
+    }
+
+
+class RingReducer(BlockingReducer):
+    """Our ring over the whole buffer."""
+
+    def __init__(self, gradients: FlatGradients, comm: Communicator) -> None:
+        super().__init__(gradients, comm)
+        self._buffer = gradients.buffer
+        self._ring = family.make("ring", comm)
+
+    def finish(self) -> None:
+        self._ring(self._buffer)
+
+
+BENCH = Bench("training with sparse gradients against dense ones and DDP", SparseBench, run, {"sparse": measure}, ranks=4)

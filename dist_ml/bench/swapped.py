@@ -1,0 +1,86 @@
+"""One model trained by several ways to exchange gradients in turn, on the same samples, with DDP over gloo beside them."""
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.distributed
+
+from dist_ml.bench.candidates import join_gloo
+from dist_ml.comm.communicator import Communicator
+from dist_ml.counter_random import stream, uniform
+from dist_ml.data_parallel.gradients import FlatGradients
+from dist_ml.data_parallel.reducer import GradientReducer
+from dist_ml.gemm.linear import tune, use_kernel
+from dist_ml.models.mlp import MLP
+
+
+class Swapped:
+    """Training steps of one MLP on `batch` samples a rank, with a reducer that can be swapped.
+
+    There is one copy of parameters and gradients. Plain SGD; samples are fixed and random, those of each rank its own.
+    """
+
+    def __init__(self, widths: Sequence[int], batch: int, kernel: str, lr: float, comm: Communicator) -> None:
+        self.comm = comm
+        self.model = MLP(widths)
+        use_kernel(self.model, kernel)
+        self.gradients = FlatGradients(self.model.parameters())
+        tune(self.model, {batch}, comm)
+        self._optimizer = torch.optim.SGD(self.model.parameters(), lr)
+        self._x, self._y = samples(widths, batch, comm.rank)
+        self.names = [name for name, _ in self.model.named_parameters()]
+        self.loss = float("nan")
+
+    def step(self, reducer: GradientReducer) -> None:
+        """One step: gradients, their sum over ranks, update."""
+        self.gradients.begin()
+        reducer.start()
+        loss = torch.nn.functional.cross_entropy(self.model(self._x), self._y) / self.comm.size
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.gradients.settle()
+        self.gradients.tail[0] += loss.detach()
+        reducer.finish()
+        self._optimizer.step()
+        self.loss = float(self.gradients.tail[0])
+
+
+class Ddp:
+    """The same model and samples under torch's DistributedDataParallel over gloo."""
+
+    def __init__(self, widths: Sequence[int], batch: int, lr: float, comm: Communicator) -> None:
+        join_gloo(comm)
+        layers: list[torch.nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(*layers[:-1])
+        self._model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self._optimizer = torch.optim.SGD(self._model.parameters(), lr)
+        self._x, self._y = samples(widths, batch, comm.rank)
+
+    def step(self) -> None:
+        self._optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(self._model(self._x), self._y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+
+
+def samples(widths: Sequence[int], batch: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`batch` random samples of one rank, and their classes."""
+    x = uniform(stream("sparse bench samples", rank), np.arange(batch * widths[0])) - 0.5
+    y = uniform(stream("sparse bench classes", rank), np.arange(batch)) * widths[-1]
+    return torch.from_numpy(x.astype(np.float32).reshape(batch, -1)), torch.from_numpy(y.astype(np.int64))
+
+
+def seconds_a_step(comm: Communicator, step: Callable[[], None], steps: int) -> float:
+    """The slowest rank's mean over `steps` steps that begin together."""
+    comm.barrier()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    elapsed = np.array([(time.perf_counter() - start) / steps])
+    comm.allreduce(elapsed, "max")
+    return float(elapsed[0])
