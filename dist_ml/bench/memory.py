@@ -1,6 +1,5 @@
 """`dist-ml bench memory`: the peak memory of a training rank, in multiples of its parameters."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,7 @@ class MemoryBench:
 
 
 def run(config: MemoryBench, worlds: Worlds) -> Result:
-    train = dataclasses.replace(
-        with_widths(config.train, config.widths, config.batch_size),
-        schedule=dataclasses.replace(config.train.schedule, warmup_steps=0),
-    )
+    train = with_widths(config.train, config.widths, config.batch_size)
     measured = worlds.measure("memory", {"train": to_arguments(train), "num_steps": config.num_steps})
     records = [
         {"memory": name, "bytes": value, "of_parameters": value / measured["parameters"]} for name, value in measured.items()

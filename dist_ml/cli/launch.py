@@ -27,9 +27,15 @@ def main(arguments: Sequence[str]) -> int:
     if not _NEEDS_NO_RANKS.isdisjoint(options.command):
         from dist_ml.cli.main import main as dist_ml
 
-        return dist_ml(options.command)
+        return dist_ml(_on_ranks(options.command, options.ranks))
     program = [sys.executable, "-m", "dist_ml", *options.command]
     return mpiexec.run(program, options.ranks, options.mpi, time_limit_seconds=options.time_limit).returncode
+
+
+def _on_ranks(command: list[str], ranks: int) -> list[str]:
+    """A sweep starts its own jobs: each point that names no `ranks` has those of -n."""
+    sweep = {"-m", "--multirun"} & set(command)
+    return [*command, f"ranks={ranks}"] if sweep and not any(word.startswith("ranks=") for word in command) else command
 
 
 def number_of_ranks(text: str) -> int:

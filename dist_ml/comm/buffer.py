@@ -68,10 +68,11 @@ def _from_torch(x: torch.Tensor) -> Buffer:
         raise CommunicationError(f"the tensor lives on {x.device}, and only host memory is communicated; pass x.cpu()")
     if not x.is_contiguous():
         raise CommunicationError(_layout(tuple(x.shape), x.stride()))
-    flat = x.detach().view(-1)
+    if x.requires_grad:
+        x = x.detach()
     if dtype in _VIEWED_AS:
-        flat = flat.view(_VIEWED_AS[dtype])
-    return Buffer(flat.numpy(), dtype)
+        x = x.view(_VIEWED_AS[dtype])
+    return Buffer(x.numpy().reshape(-1), dtype)
 
 
 def _layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> str:

@@ -164,7 +164,8 @@ class Communicator(Group):
 
     def _enter_allreduce(self, x: Tensor, op: Op) -> Buffer:
         buffer = as_buffer(x)
-        check_reducible("allreduce", buffer, op)
+        if op != "sum" or buffer.dtype != "float32":  # what nearly all calls are needs no look
+            check_reducible("allreduce", buffer, op)
         if self._checker:
             self._checker.check(f"allreduce {op}", buffer.dtype, buffer.array.size, None)
         if self.size > 1:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dist_ml.config.allreduce import AllreduceConfig, DataParallelConfig
 from dist_ml.config.data import DataConfig
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.sparse import SparseConfig
@@ -54,12 +55,12 @@ class ScheduleConfig:
     """How the learning rate changes over the steps of a run."""
 
     name: Literal["constant", "cosine"]
-    warmup_steps: int  # the rate rises linearly from 0 over so many steps
+    warmup_fraction: float  # the rate rises linearly from 0 over this part of the run's steps
     final_fraction: float  # cosine: what is left of the rate at the last step
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise ConfigError(f"warmup_steps={self.warmup_steps} must be at least 0")
+        if not 0 <= self.warmup_fraction < 1:
+            raise ConfigError(f"warmup_fraction={self.warmup_fraction} must be in [0, 1)")
         if not 0 <= self.final_fraction <= 1:
             raise ConfigError(f"final_fraction={self.final_fraction} must be in [0, 1]")
 
@@ -107,6 +108,8 @@ class TrainConfig:
     comm: CommConfig
     tracker: TrackerConfig
     sparse: SparseConfig = field(default_factory=SparseConfig)
+    allreduce: AllreduceConfig = field(default_factory=AllreduceConfig)
+    data_parallel: DataParallelConfig = field(default_factory=DataParallelConfig)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation", "log_every", "evaluate_every"):
@@ -118,6 +121,12 @@ class TrainConfig:
             raise ConfigError(f"seed={self.seed} must be at least 0")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"clip_norm={self.clip_norm} must be above 0, or null not to clip")
+        if self.allreduce.wire != "fp32" and self.precision == "fp64":
+            raise ConfigError(f"allreduce.wire={self.allreduce.wire} would round fp64 gradients; use wire=fp32")
+        if self.sparse.allreduce != "none" and self.data_parallel.name != "dense":
+            raise ConfigError(
+                f"data_parallel.name={self.data_parallel.name} exchanges densely; use data_parallel=dense with sparse gradients"
+            )
         if self.sparse.allreduce != "none" and self.sparse.momentum and self.optimizer.momentum:
             raise ConfigError(
                 f"optimizer.momentum={self.optimizer.momentum} and sparse.momentum={self.sparse.momentum} would apply momentum "

@@ -7,7 +7,6 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from dist_ml.config.train import OptimizerConfig, ScheduleConfig
-from dist_ml.errors import ConfigError
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -29,23 +28,19 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[torch.nn.Param
 
 def build_schedule(config: ScheduleConfig, optimizer: torch.optim.Optimizer, num_steps: int) -> LambdaLR:
     """A schedule over `num_steps` optimizer steps; call its `step` after each."""
-    if config.warmup_steps >= num_steps:
-        raise ConfigError(
-            f"schedule.warmup_steps={config.warmup_steps} must be below the {num_steps} steps of the whole run; "
-            "lower it, or raise epochs"
-        )
     return LambdaLR(optimizer, rate_factor(config, num_steps))
 
 
 def rate_factor(config: ScheduleConfig, num_steps: int) -> Callable[[int], float]:
     """The factor on the learning rate at step 0 … num_steps: linear warm-up, then constant or half a cosine."""
+    warmup_steps = int(config.warmup_fraction * num_steps)
 
     def factor(step: int) -> float:
-        if step < config.warmup_steps:
-            return (step + 1) / (config.warmup_steps + 1)
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
         if config.name == "constant":
             return 1.0
-        progress = (step - config.warmup_steps) / (num_steps - config.warmup_steps)
+        progress = (step - warmup_steps) / (num_steps - warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         return config.final_fraction + (1 - config.final_fraction) * cosine
 

@@ -45,7 +45,7 @@ OVERRIDES = [
     "model.activation=tanh",
     "model.dropout=0.3",
     "optimizer.weight_decay=1e-3",
-    "schedule.warmup_steps=2",
+    "schedule.warmup_fraction=0.2",
     "schedule.final_fraction=0.1",
 ]
 BASE: dict[str, Any] = {**compose.composed(arguments.parse(OVERRIDES, "test", "train")), "data": SYNTHETIC}
@@ -151,6 +151,7 @@ def test_mistakes_are_raised_by_all_ranks(world: Communicator, tmp_path: Path) -
         trainer_on(world, config(ranks=9))
     with pytest.raises(MeshError, match="were started"):
         trainer_on(world, config(mesh={"data": 5, "pipeline": 1, "operator": 1}))
-    with pytest.raises(ConfigError, match=r"warmup_steps=99 must be below the 12 steps") as caught_config:
-        trainer_on(world, config(schedule={"name": "constant", "warmup_steps": 99, "final_fraction": 1.0}))
+    with pytest.raises(ConfigError, match="cross_entropy needs classes") as caught_config:
+        regression = {**SYNTHETIC, "task": "regression"}
+        trainer_on(world, config(data=regression, model={**BASE["model"], "loss": "cross_entropy"}))
     assert caught_config.value.agreed
