@@ -151,7 +151,7 @@ def test_mistakes_are_raised_by_all_ranks(world: Communicator, tmp_path: Path) -
         trainer_on(world, config(ranks=9))
     with pytest.raises(MeshError, match="were started"):
         trainer_on(world, config(mesh={"data": 5, "pipeline": 1, "operator": 1}))
+    regression = config(data={**SYNTHETIC, "task": "regression"}, model={**BASE["model"], "loss": "cross_entropy"})
     with pytest.raises(ConfigError, match="cross_entropy needs classes") as caught_config:
-        regression = {**SYNTHETIC, "task": "regression"}
-        trainer_on(world, config(data=regression, model={**BASE["model"], "loss": "cross_entropy"}))
+        trainer_on(world, regression)
     assert caught_config.value.agreed
