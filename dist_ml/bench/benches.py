@@ -1,6 +1,19 @@
 """All benchmarks by name."""
 
-from dist_ml.bench import allreduce, collectives, gemm, gemm_words, kernel, memory, reproduce, selection, sparse, step
+from dist_ml.bench import (
+    allreduce,
+    collectives,
+    gemm,
+    gemm_words,
+    kernel,
+    memory,
+    reproduce,
+    selection,
+    sparse,
+    sparse_accuracy,
+    sparse_scaling,
+    step,
+)
 from dist_ml.bench.bench import Bench, Part
 
 BENCHES: dict[str, Bench] = {
@@ -11,6 +24,8 @@ BENCHES: dict[str, Bench] = {
     "memory": memory.BENCH,
     "selection": selection.BENCH,
     "sparse": sparse.BENCH,
+    "sparse_scaling": sparse_scaling.BENCH,
+    "sparse_accuracy": sparse_accuracy.BENCH,
     "kernel": kernel.BENCH,
     "gemm": gemm.BENCH,
     "gemm_words": gemm_words.BENCH,
