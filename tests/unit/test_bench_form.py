@@ -1,0 +1,71 @@
+"""The one form of all benchmarks."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from dist_ml.bench.benches import BENCHES, PARTS
+from dist_ml.bench.form import Check, Result, alternate, median_ratio
+from dist_ml.bench.worlds import ThisWorld
+from dist_ml.cli import arguments, compose
+from dist_ml.cli import bench as command
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.loopback import Loopback
+from dist_ml.config.convert import from_mapping
+from dist_ml.errors import ConfigError
+
+
+def test_a_check_says_its_name_value_limit_and_outcome() -> None:
+    assert str(Check("A2 step overhead", 1.03, 1.05, "lower")) == "A2 step overhead 1.03 ≤ 1.05 ok"
+    assert str(Check("B1 speed-up", 4.0, 4.5, "higher")) == "B1 speed-up 4 ≥ 4.5 FAILED"
+    assert not Check("not a number", float("nan"), 1.0, "lower").passed
+
+
+def test_json_holds_environment_records_and_checks() -> None:
+    result = Result("x", [{"bytes": 8}], [Check("A", 1.0, 2.0, "higher")])
+    assert json.loads(json.dumps(result.to_json({"cores": 2}))) == {
+        "bench": "x",
+        "environment": {"cores": 2},
+        "records": [{"bytes": 8}],
+        "checks": [{"name": "A", "value": 1.0, "limit": 2.0, "better": "higher", "passed": False}],
+    }
+
+
+def test_candidates_take_turns_and_ratios_are_of_pairs() -> None:
+    order: list[str] = []
+    seconds = alternate({name: lambda name=name: order.append(name) or 1.0 for name in "ab"}, 3)  # type: ignore[misc]
+    assert "".join(order) == "abbaab"
+    assert seconds == {"a": [1.0] * 3, "b": [1.0] * 3}
+    assert median_ratio([2.0, 20.0, 9.0], [1.0, 10.0, 3.0]) == 2.0
+
+
+def test_every_benchmark_has_a_configuration_that_fits() -> None:
+    for name, bench in BENCHES.items():
+        from_mapping(bench.config, compose.composed(arguments.parse([], name, f"bench/{name}")))
+    parts = [part for bench in BENCHES.values() for part in bench.parts]
+    assert sorted(parts) == sorted(PARTS)  # no two benchmarks name a part alike
+
+
+def test_the_command_shows_writes_and_checks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = Result("step", [{"step": "dist_ml", "milliseconds": 1.5}], [Check("A2 step overhead", 1.2, 1.05, "lower")])
+    monkeypatch.setitem(BENCHES, "step", dataclasses.replace(BENCHES["step"], run=lambda *_: result))
+    file = tmp_path / "result.json"
+    assert command.main(["step", "--json", str(file)]) == 0
+    assert command.main(["step", "--check"]) == 1
+    assert "A2 step overhead 1.2 ≤ 1.05 FAILED" in capsys.readouterr().out
+    assert json.loads(file.read_text())["checks"][0]["passed"] is False
+    with pytest.raises(ConfigError, match="unknown benchmark 'stepp'"):
+        command.main(["stepp"])
+    with pytest.raises(ConfigError, match=r"unknown key roundss=3 \(did you mean rounds\?\)"):
+        command.main(["step", "roundss=3"])
+
+
+def test_on_ranks_that_exist_other_ranks_are_refused() -> None:
+    world = ThisWorld(Communicator(Loopback()), {"double": lambda _, arguments: 2 * arguments["x"]})
+    assert world.measure("double", {"x": 4}) == 8
+    with pytest.raises(ConfigError, match="wants 3 ranks of mpich"):
+        world.measure("double", {"x": 4}, ranks=3, mpi="mpich")
