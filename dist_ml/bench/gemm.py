@@ -61,7 +61,7 @@ def run(config: GemmBench, worlds: Worlds) -> Result:
     if heat:
         checks.append(Check("D3 auto over Heat", median_ratio(seconds[heat[0]], seconds["auto"]), 2.2, "higher"))
     elif config.heat:
-        records.append({"left out": "Heat", "because": "it is not installed: pip install 'dist_ml[heat]'"})
+        records.append({"left out": "Heat", "because": "it is not installed (extra: heat)"})
     if config.laboratory:
         _overlap(config, worlds, records, checks)
     return Result("gemm", records, checks)

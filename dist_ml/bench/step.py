@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from dist_ml.bench import kernel_step
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.configured import from_arguments, on_arrays, to_arguments, with_widths
 from dist_ml.bench.form import Check, Result, alternate, median_ratio
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.train import TrainConfig
+from dist_ml.gemm.kernel.tuner import FALLBACK
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.trainer import Trainer
 
@@ -29,9 +31,12 @@ class StepBench:
     num_samples: int  # of the data set, from memory-mapped files for ours and from memory for the bare loop
     steps: int  # measured together
     rounds: int  # of alternation
+    kernel: str  # torch: the overhead of our step; auto, or one of gemm's KERNELS: what it gains on a large MLP, by batch size
 
 
 def run(config: StepBench, worlds: Worlds) -> Result:
+    if config.kernel != FALLBACK:
+        return kernel_step.run(config.train, config.kernel, config.rounds, worlds)
     train = with_widths(config.train, config.widths, config.batch_size)
     arguments = {"train": to_arguments(train), "num_samples": config.num_samples, "steps": config.steps, "rounds": config.rounds}
     seconds = worlds.measure("step", arguments, ranks=1)
@@ -52,6 +57,10 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[
         candidates = {"dist_ml": our_steps(trainer, steps), "bare torch": bare_steps(trainer, config, steps)}
         alternate(candidates, 2)
         return alternate(candidates, arguments["rounds"])
+
+
+def measure_kernel(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return kernel_step.measure(comm, arguments, our_steps, bare_steps)
 
 
 def our_steps(trainer: Trainer, steps: int) -> Callable[[], float]:
@@ -95,4 +104,6 @@ def bare_steps(trainer: Trainer, config: TrainConfig, steps: int) -> Callable[[]
     return seconds
 
 
-BENCH = Bench("our training step against a bare PyTorch loop", StepBench, run, {"step": measure}, ranks=1)
+BENCH = Bench(
+    "our training step against a bare PyTorch loop", StepBench, run, {"step": measure, "kernel step": measure_kernel}, ranks=1
+)
