@@ -4,6 +4,7 @@ It only needs the standard library, so that a run starts as fast as its launcher
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     if not _NEEDS_NO_RANKS.isdisjoint(options.command):
         from dist_ml.cli.main import main as dist_ml
 
+        if options.mpi:
+            os.environ["DIST_ML_MPI"] = options.mpi  # for the jobs that it starts
         return dist_ml(_on_ranks(options.command, options.ranks))
     program = [sys.executable, "-m", "dist_ml", *options.command]
     return mpiexec.run(program, options.ranks, options.mpi, time_limit_seconds=options.time_limit).returncode
@@ -39,7 +42,6 @@ def _on_ranks(command: list[str], ranks: int) -> list[str]:
 
 
 def number_of_ranks(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a number of ranks; give 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of ranks; give 1 or more")
+    return int(text)

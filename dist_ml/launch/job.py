@@ -17,6 +17,7 @@ from dist_ml.launch import stacks
 from dist_ml.launch.process import end_job, end_with_parent, sigterm_raises
 from dist_ml.launch.shared_memory import remove_orphans
 
+JOB_MARK = "DIST_ML_JOB"  # the variable that every process of a job carries
 TIMED_OUT = 124  # the exit status that timeout(1) gives too
 _STACKS_SECONDS = 10.0  # a rank's timer starts when it has started, which may be that much after its launch
 _FAILURE_SECONDS = 5.0  # what the others may go on for after one has failed
@@ -49,10 +50,10 @@ def run_all(commands: Sequence[Command], *, time_limit_seconds: float | None, ca
     and what still runs is ended with status 124. When one command fails, the others are ended some seconds later. SIGINT and
     SIGTERM end the job, then raise KeyboardInterrupt or SystemExit.
     """
-    name, value = "DIST_ML_JOB", uuid.uuid4().hex
+    mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="dist_ml-") as path, sigterm_raises():
         folder = Path(path)
-        extra = {name: value}
+        extra = {JOB_MARK: mark}
         if time_limit_seconds is not None:
             extra |= {stacks.TIME_LIMIT: str(time_limit_seconds), stacks.FOLDER: path}
         processes: list[subprocess.Popen[bytes]] = []
@@ -63,7 +64,7 @@ def run_all(commands: Sequence[Command], *, time_limit_seconds: float | None, ca
             standing = _collect_stacks(folder) if timed_out else ""
             late = [process.poll() is None for process in processes]
         finally:
-            end_job(processes, f"{name}={value}")
+            end_job(processes, f"{JOB_MARK}={mark}")
             if any(process.returncode != 0 for process in processes):
                 remove_orphans()
         if timed_out and not capture:

@@ -28,10 +28,17 @@ def end_with_parent(death_signal: signal.Signals = signal.SIGTERM) -> Callable[[
 
 @contextlib.contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Within the block SIGTERM raises `SystemExit(143)`, so that `finally` clauses run; only the main thread can arrange it."""
+    """Within the block SIGTERM raises `SystemExit(143)`, so that `finally` clauses run; only the main thread can arrange it.
+
+    A handler that the program has set already is left in place: it knows better what to raise.
+    """
 
     def raise_exit(signum: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
+
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
 
     try:
         before = signal.signal(signal.SIGTERM, raise_exit)

@@ -1,5 +1,6 @@
 """The command lines that start ranks, as values."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -86,9 +87,21 @@ def test_launch_refuses_in_words(arguments: list[str]) -> None:
         launch.main(arguments)
 
 
-@pytest.mark.parametrize("flag", ["--multirun", "-m", "--help", "--cfg"])
-def test_launch_starts_no_ranks_for_what_needs_none(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("flags", "passed_on"),
+    [
+        (["--help"], ["--help"]),
+        (["--cfg", "job"], ["--cfg", "job"]),
+        (["-m", "lr=1,2"], ["-m", "lr=1,2", "ranks=3"]),
+        (["--multirun", "ranks=1,2"], ["--multirun", "ranks=1,2"]),
+    ],
+)
+def test_launch_starts_no_ranks_for_what_needs_none(
+    flags: list[str], passed_on: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[list[str]] = []
     monkeypatch.setattr("dist_ml.cli.main.main", lambda arguments: seen.append(list(arguments)) or 0)
-    assert launch.main(["-n", "3", "train", flag, "job"]) == 0
-    assert seen == [["train", flag, "job"]]
+    monkeypatch.setenv("DIST_ML_MPI", "mpich")
+    assert launch.main(["-n", "3", "--mpi", "openmpi", "train", *flags]) == 0
+    assert seen == [["train", *passed_on]]
+    assert os.environ["DIST_ML_MPI"] == "openmpi"

@@ -124,11 +124,13 @@ class Laboratory:
 
     def mpi_environment(self, flavour: str) -> dict[str, str]:
         """The variables that keep MPI's data on the shaped network."""
+        network = {"DIST_ML_NETWORK": f"laboratory {self.rate}"}  # what is calibrated at one rate doesn't hold at another
         if flavour == "mpich":
-            return {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "eth0", "UCX_NET_DEVICES": "eth0"}
+            provider = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "eth0"}
+            return network | provider | {"UCX_NET_DEVICES": "eth0"}
         # Its put protocol over TCP sends in one direction at a time; without it a link carries both at once.
         flags = {"OMPI_MCA_btl_tcp_flags": "send,inplace,need-ack,need-csum,hetero-rdma"}
-        return {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp", "OMPI_MCA_btl_tcp_if_include": "eth0", **flags}
+        return network | {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp", "OMPI_MCA_btl_tcp_if_include": "eth0", **flags}
 
     def run_each(
         self,
