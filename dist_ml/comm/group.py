@@ -70,7 +70,7 @@ class Group:
         return self._checker is not None
 
     def compare_calls(self, call: str, dtype: str, count: int) -> None:
-        """In checked mode, raise unless all ranks are about to make the same `call`: for collectives that are built on messages."""
+        """In checked mode, raise unless all ranks are about to make the same `call`: for collectives built on messages."""
         self._check(call, dtype, count)
 
     def abort(self, status: int) -> None:

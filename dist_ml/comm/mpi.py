@@ -244,7 +244,7 @@ class MpiTransport:
 
 
 class SharedWindow:
-    """An MPI shared window: the first rank's memory, mapped by all ranks of a group on one node. Collective to make and to free."""
+    """An MPI shared window: the first rank's memory, mapped by all ranks of a group on one node. Collective."""
 
     def __init__(self, mpi: Any, comm: Any, num_bytes: int) -> None:
         self._window = mpi.Win.Allocate_shared(num_bytes if comm.Get_rank() == 0 else 0, 1, comm=comm)

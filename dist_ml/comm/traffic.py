@@ -14,6 +14,7 @@ by all ranks are the words received by all ranks). With n elements over P ranks 
 | broadcast       | n (P - 1) at the root     | n elsewhere               | P - 1 at the root |
 """
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,11 +54,11 @@ class Traffic:
     def __init__(self, timing: bool = False) -> None:
         self.timing = timing
         self._tallies: dict[tuple[str, str], Tally] = {}
-        self._label: str | None = None
+        self._labels = threading.local()  # of each thread: an exchange behind the backward pass has its own
 
     def count(self, axis: str, collective: str, words: Words, word_bytes: int) -> None:
         """Enter one call. Inside `labelled` it is entered under the label instead of `collective`."""
-        key = (axis, self._label or collective)
+        key = (axis, self.label or collective)
         tally = self._tallies.get(key)
         if tally is None:
             tally = self._tallies[key] = Tally()
@@ -70,11 +71,18 @@ class Traffic:
     @contextmanager
     def labelled(self, label: str) -> Iterator[None]:
         """Enter all calls inside under `label`: an algorithm made of point-to-point messages shows as one collective."""
-        outer, self._label = self._label, self._label or label
+        outer = self.label
+        self._labels.value = outer or label
         try:
             yield
         finally:
-            self._label = outer
+            self._labels.value = outer
+
+    @property
+    def label(self) -> str | None:
+        """What this thread's calls are entered under, if not under their own names."""
+        label: str | None = getattr(self._labels, "value", None)
+        return label
 
     @contextmanager
     def timed(self, axis: str, collective: str) -> Iterator[None]:
@@ -83,7 +91,7 @@ class Traffic:
         try:
             yield
         finally:
-            key = (axis, self._label or collective)
+            key = (axis, self.label or collective)
             self._tallies.setdefault(key, Tally()).seconds += time.perf_counter() - start
 
     def snapshot(self) -> dict[tuple[str, str], Tally]:

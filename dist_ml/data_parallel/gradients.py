@@ -57,6 +57,10 @@ class FlatGradients:
         for index, parameter in enumerate(self.parameters):
             parameter.register_post_accumulate_grad_hook(lambda _, index=index: call(index))  # type: ignore[no-untyped-call]
 
+    def scale(self, factor: float) -> None:
+        """Multiply the whole gradient."""
+        self.flat.mul_(factor)
+
     def norm(self) -> float:
         """The Euclidean norm of the whole gradient, NaN or infinite if any element is."""
         return float(torch.linalg.vector_norm(self.flat))

@@ -6,15 +6,13 @@ from dist_ml.comm.agreement import collectively
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.mesh import Mesh
 from dist_ml.config.train import TrainConfig
-from dist_ml.data_parallel.gradients import FlatGradients
-from dist_ml.data_parallel.reducer import BlockingReducer, GradientReducer
 from dist_ml.data_parallel.sampler import GlobalSampler
-from dist_ml.data_parallel.sparse_reducer import SparseReducer, resolve
 from dist_ml.datasets import open_dataset
 from dist_ml.errors import ConfigError
 from dist_ml.gemm.linear import tune, use_kernel
 from dist_ml.models import build_model, choose_loss
-from dist_ml.train.optimizer import build_optimizer, build_schedule
+from dist_ml.train.exchange import build_exchange
+from dist_ml.train.optimizer import build_schedule
 from dist_ml.train.trainer import Rules, Trainer
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
@@ -40,28 +38,18 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
         use_kernel(model, config.kernel)
         loss = choose_loss(config.model, train.task)
         sampler = GlobalSampler(train.num_samples, config.batch_size, config.seed)
-        gradients = FlatGradients(model.parameters())
-        optimizer = build_optimizer(config.optimizer, model.parameters())
-        schedule = build_schedule(config.schedule, optimizer, config.epochs * sampler.steps_per_epoch)
+        num_steps = config.epochs * sampler.steps_per_epoch
+    exchange = build_exchange(config, model, comm, num_steps)
     tune(model, {-(-config.batch_size // (comm.size * config.accumulation))}, comm)
     return Trainer(
         model=model,
         loss=loss,
         dataset=dataset,
         sampler=sampler,
-        gradients=gradients,
-        reducer=build_reducer(config, model, gradients, comm),
-        optimizer=optimizer,
-        schedule=schedule,
+        gradients=exchange.gradients,
+        reducer=exchange.reducer,
+        optimizer=exchange.optimizer,
+        schedule=build_schedule(config.schedule, exchange.optimizer, num_steps),
         comm=comm,
         rules=Rules(config.accumulation, config.precision == "bf16", config.clip_norm, config.nonfinite),
     )
-
-
-def build_reducer(config: TrainConfig, model: torch.nn.Module, gradients: FlatGradients, comm: Communicator) -> GradientReducer:
-    """How gradients are exchanged: densely, or sparsely with error feedback. Collective."""
-    sparse = resolve(config.sparse, gradients.num_words, comm)
-    if sparse.allreduce == "none":
-        return BlockingReducer(gradients, comm)
-    names = [name for name, _ in model.named_parameters()]
-    return SparseReducer(gradients, names, comm, sparse, config.seed)

@@ -13,6 +13,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.sampler import GlobalSampler
+from dist_ml.data_parallel.sharded import TransientGradients
 from dist_ml.datasets.dataset import Dataset, Ids, Split
 from dist_ml.errors import NonFiniteError
 from dist_ml.measure.timer import Phases
@@ -66,7 +67,7 @@ class Trainer:
         loss: Loss,
         dataset: Dataset,
         sampler: GlobalSampler,
-        gradients: FlatGradients,
+        gradients: FlatGradients | TransientGradients,
         reducer: GradientReducer,
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LambdaLR,
@@ -195,7 +196,7 @@ class Trainer:
         if not math.isfinite(norm):
             return False
         if limit is not None and norm > limit:
-            self._gradients.flat.mul_(limit / norm)
+            self._gradients.scale(limit / norm)
         return True
 
     def _forward(self, x: torch.Tensor, keys: Keys | None = None) -> torch.Tensor:

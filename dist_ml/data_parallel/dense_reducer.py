@@ -1,0 +1,91 @@
+"""Dense gradient exchange over a member of the allreduce family, all at once or bucket by bucket behind the backward pass."""
+
+import threading
+import time
+from typing import Any, Literal
+
+from dist_ml.comm.allreduce.base import Allreduce
+from dist_ml.comm.request import Request
+from dist_ml.data_parallel.background import Background
+from dist_ml.data_parallel.buckets import choose_bytes, cut
+from dist_ml.data_parallel.gradients import FlatGradients
+from dist_ml.data_parallel.polling import Polling
+
+# How often the thread looks after its messages while the backward pass runs. A look costs about 10 µs of processor time; between
+# two of them the wire drains what is queued in the sockets, and that lasts longer than this.
+_LOOK_SECONDS = 0.0003
+
+Overlap = Literal["none", "thread", "poll"]
+
+
+def finish_behind(request: Request, hurry: threading.Event) -> None:
+    """Bring `request` to its end on a thread: nap between looks while the rank computes, wait in MPI once `hurry` is set."""
+    while not request.test():
+        if hurry.is_set():
+            request.wait()
+            return
+        time.sleep(_LOOK_SECONDS)
+
+
+class DenseReducer:
+    """Sums the whole flat buffer, tail included, over the ranks of `allreduce`.
+
+    overlap=none: one reduction, after the backward pass. thread: each bucket as soon as its gradients are final, by a thread that
+    naps between looks, until the backward pass is over and nothing else is left to do. poll: likewise, but the messages only move
+    when a gradient becomes final. Words and messages: the algorithm's for each bucket. `diagnostics` tell how much was hidden.
+    """
+
+    def __init__(
+        self, gradients: FlatGradients, allreduce: Allreduce, overlap: Overlap = "none", bucket_bytes: int | None = None
+    ) -> None:
+        self._gradients = gradients
+        self._allreduce = allreduce
+        buffer = gradients.buffer
+        total = buffer.numel()
+        words = choose_bytes(bucket_bytes, total * buffer.element_size()) // buffer.element_size()
+        self.buckets = cut(gradients.ranges, total, max(1, words))
+        self._hurry = threading.Event()
+        self._behind: Background | Polling | None = None
+        if overlap == "thread":
+            self._behind = Background(gradients, self.buckets, self._reduce)
+        elif overlap == "poll":
+            self._behind = Polling(gradients, self.buckets, self._start)
+        self._spans: list[tuple[float, float]] = []
+        self._backward_over = 0.0
+
+    def start(self) -> None:
+        self._spans = []
+        self._hurry.clear()
+        if self._behind is not None:
+            self._behind.start()
+
+    def finish(self) -> None:
+        self._backward_over = time.perf_counter()
+        if self._behind is None:
+            self._allreduce(self._gradients.buffer)
+            return
+        self._hurry.set()
+        self._behind.finish()
+
+    def diagnostics(self) -> dict[str, float]:
+        """Seconds that the last step's buckets took, and how many of those passed behind the backward pass."""
+        if not self._spans:
+            return {}
+        exchange = sum(stop - start for start, stop in self._spans)
+        hidden = sum(max(0.0, min(stop, self._backward_over) - start) for start, stop in self._spans)
+        return {"exchange_seconds": exchange, "hidden_seconds": hidden}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state, f"a dense reducer has no state, but got {list(state)}"
+
+    def _start(self, number: int) -> Request:
+        return self._allreduce.start(self._gradients.buffer[self.buckets[number].slice])
+
+    def _reduce(self, number: int) -> None:
+        """On the thread: nap between looks while the rank computes, wait in MPI when it no longer does."""
+        start = time.perf_counter()
+        finish_behind(self._start(number), self._hurry)
+        self._spans.append((start, time.perf_counter()))
