@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_ml.launch import stacks
-from dist_ml.launch.process import end_job, end_with_parent, sigterm_raises
+from dist_ml.launch.process import end_job, end_with_parent, signals_wait, sigterm_raises
 from dist_ml.launch.shared_memory import remove_orphans
 
 JOB_MARK = "DIST_ML_JOB"  # the variable that every process of a job carries
@@ -64,9 +64,10 @@ def run_all(commands: Sequence[Command], *, time_limit_seconds: float | None, ca
             standing = _collect_stacks(folder) if timed_out else ""
             late = [process.poll() is None for process in processes]
         finally:
-            end_job(processes, f"{JOB_MARK}={mark}")
-            if any(process.returncode != 0 for process in processes):
-                remove_orphans()
+            with signals_wait():
+                end_job(processes, f"{JOB_MARK}={mark}")
+                if any(process.returncode != 0 for process in processes):
+                    remove_orphans()
         if timed_out and not capture:
             sys.stderr.write(f"The time limit of {time_limit_seconds:g} s is up; the job was ended.\n{standing}")
         return [

@@ -51,6 +51,16 @@ def sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM are held back, so that an impatient second Ctrl-C can't stop a clean-up half-way."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_job(leaders: Sequence[subprocess.Popen[bytes]], mark: str, polite_seconds: float = 5.0) -> None:
     """End `leaders`, then every process whose environment holds `mark` (NAME=value), whatever session or parent it has now.
 

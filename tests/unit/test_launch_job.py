@@ -75,6 +75,24 @@ def test_launcher_that_is_ended_takes_its_job_along(ending: signal.Signals, tmp_
     wait_until(lambda: not is_running(int(pid_file.read_text())))
 
 
+def test_second_interrupt_does_not_stop_the_clean_up(tmp_path: Path) -> None:
+    """The program shrugs SIGTERM off, so the clean-up takes its full patience, and the second SIGINT meets it."""
+    pid_file = tmp_path / "pid"
+    stubborn = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    program = f"{stubborn}open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    launcher = (
+        "import os, sys; from dist_ml.launch.job import Command, run_all\n"
+        f"run_all([Command([sys.executable, '-c', {program!r}], os.environ)], time_limit_seconds=50, capture=True)"
+    )
+    started = subprocess.Popen([sys.executable, "-c", launcher], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
+    started.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    started.send_signal(signal.SIGINT)
+    assert started.wait(15) != 0
+    assert not is_running(int(pid_file.read_text()))
+
+
 def test_marked_finds_processes_by_their_environment() -> None:
     marked = subprocess.Popen(["sleep", "100"], env={**ENVIRONMENT, "DIST_ML_JOB": "test-of-marked"})
     try:
