@@ -68,7 +68,8 @@ def test_launcher_that_is_ended_takes_its_job_along(ending: signal.Signals, tmp_
         "import os, sys; from dist_ml.launch.job import Command, run_all\n"
         f"run_all([Command([sys.executable, '-c', {program!r}], os.environ)], time_limit_seconds=50, capture=True)"
     )
-    started = subprocess.Popen([sys.executable, "-c", launcher], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path)}  # where a launcher that is killed leaves its folder
+    started = subprocess.Popen([sys.executable, "-c", launcher], env=environment, stderr=subprocess.DEVNULL)
     wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
     started.send_signal(ending)
     assert started.wait(10) != 0
@@ -84,7 +85,8 @@ def test_second_interrupt_does_not_stop_the_clean_up(tmp_path: Path) -> None:
         "import os, sys; from dist_ml.launch.job import Command, run_all\n"
         f"run_all([Command([sys.executable, '-c', {program!r}], os.environ)], time_limit_seconds=50, capture=True)"
     )
-    started = subprocess.Popen([sys.executable, "-c", launcher], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path)}  # where a launcher that is killed leaves its folder
+    started = subprocess.Popen([sys.executable, "-c", launcher], env=environment, stderr=subprocess.DEVNULL)
     wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
     started.send_signal(signal.SIGINT)
     time.sleep(0.5)
