@@ -33,6 +33,9 @@ class SparseAccuracyBench:
     train: TrainConfig  # the digits task, with the optimizer, batch size and epochs of all runs
     teacher: DataConfig  # the synthetic task
     teacher_epochs: int
+    teacher_batch_size: int
+    teacher_hidden: tuple[int, ...]  # hidden widths of its model
+    tasks: tuple[str, ...]  # digits, teacher
     seeds: int
     sparse: dict[str, SparseConfig]  # label -> what is compared with dense gradients; momentum correction replaces momentum
     curve_rate: str | None  # of the laboratory's links, for loss against wall time; null: left out
@@ -46,7 +49,7 @@ class SparseAccuracyBench:
 def run(config: SparseAccuracyBench, worlds: Worlds) -> Result:
     records: list[Record] = []
     checks: list[Check] = []
-    for task in ("digits", "teacher"):
+    for task in config.tasks:
         accuracy = worlds.measure("sparse_accuracy", {"config": to_mapping(config), "task": task})
         dense = statistics.mean(accuracy[DENSE])
         for label, values in accuracy.items():
@@ -68,7 +71,9 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[
     config = from_mapping(SparseAccuracyBench, arguments["config"])
     train = config.train
     if arguments["task"] == "teacher":
-        train = dataclasses.replace(train, data=config.teacher, epochs=config.teacher_epochs)
+        model = dataclasses.replace(train.model, hidden=config.teacher_hidden, dropout=0.0)
+        train = dataclasses.replace(train, data=config.teacher, epochs=config.teacher_epochs, model=model)
+        train = dataclasses.replace(train, batch_size=config.teacher_batch_size)
     found: dict[str, list[float]] = {}
     for seed in range(config.seeds):
         for label, sparse in {DENSE: SparseConfig(), **config.sparse}.items():

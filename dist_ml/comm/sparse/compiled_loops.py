@@ -69,25 +69,29 @@ def decode_gaps(coded, start, indices):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def qsgd_pack(values, scales, bits, bucket, seed, packed):  # type: ignore[no-untyped-def]
-    """Sign and level of each value, rounded up with the probability of what is left, 8/bits to a byte; SplitMix64 flips."""
-    top, per_byte = 2 ** (bits - 1) - 1, 8 // bits
+def qsgd_pack(values, scales, bits, lane_bits, bucket_bits, seed, packed):  # type: ignore[no-untyped-def]
+    """Sign and level of each value, rounded up with the probability of what is left, 2^lane_bits to a byte; SplitMix64 flips.
+
+    Places are found by shifts: a division an element would cost more than all the rest.
+    """
+    top, lane = (1 << (bits - 1)) - 1, (1 << lane_bits) - 1
     for i in range(values.size):
         word = seed + np.uint64(i) * np.uint64(0x9E3779B97F4A7C15)
         word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         coin = np.float32((word ^ (word >> np.uint64(31))) >> np.uint64(40)) * np.float32(2.0**-24)
-        scale = scales[i // bucket]
-        units = abs(values[i]) / scale * top if scale > 0 else 0.0
-        level = min(int(units + coin), top)
+        scale = scales[i >> bucket_bits]
+        level = 0
+        if values[i] != 0:
+            level = min(int(abs(values[i]) / scale * top + coin), top)
         signed = top - level if values[i] < 0 else top + level
-        packed[i // per_byte] |= np.uint8(signed << (i % per_byte * bits))
+        packed[i >> lane_bits] |= np.uint8(signed << ((i & lane) * bits))
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def qsgd_unpack(packed, steps, bits, bucket, values):  # type: ignore[no-untyped-def]
+def qsgd_unpack(packed, steps, bits, lane_bits, bucket_bits, values):  # type: ignore[no-untyped-def]
     """The values back, on the grid of each bucket's step."""
-    top, per_byte, mask = 2 ** (bits - 1) - 1, 8 // bits, 2**bits - 1
+    top, mask, lane = (1 << (bits - 1)) - 1, (1 << bits) - 1, (1 << lane_bits) - 1
     for i in range(values.size):
-        level = (packed[i // per_byte] >> (i % per_byte * bits)) & mask
-        values[i] = (np.int64(level) - top) * steps[i // bucket]
+        level = (packed[i >> lane_bits] >> ((i & lane) * bits)) & mask
+        values[i] = np.float32(np.int64(level) - top) * steps[i >> bucket_bits]

@@ -12,7 +12,9 @@ import torch
 from dist_ml import compiled
 from dist_ml.comm.buffer import Array
 
-BUCKET = 1024
+BUCKET_BITS = 10
+BUCKET = 1 << BUCKET_BITS
+LANE_BITS = {2: 2, 4: 1, 8: 0}  # QSGD bits -> log2 of the values in a byte
 INT4_LEVELS = 7
 
 
@@ -73,7 +75,7 @@ def qsgd_encode(values: Array, bits: int, random: np.random.Generator) -> Array:
         from dist_ml.comm.sparse import compiled_loops
 
         scales, packed = bucket_scales(values), np.zeros(-(-values.size * bits // 8), np.uint8)
-        compiled_loops.qsgd_pack(values, scales, bits, BUCKET, np.uint64(random.integers(1 << 62)), packed)
+        compiled_loops.qsgd_pack(values, scales, bits, LANE_BITS[bits], BUCKET_BITS, np.uint64(random.integers(1 << 62)), packed)
         return np.concatenate([scales.view(np.uint8), packed])
     top = 2 ** (bits - 1) - 1
     scales = bucket_scales(values)
@@ -92,7 +94,8 @@ def qsgd_decode(coded: Array, bits: int, num: int, dtype: str) -> Array:
         from dist_ml.comm.sparse import compiled_loops
 
         decoded: Array = np.empty(num, dtype)
-        compiled_loops.qsgd_unpack(coded[4 * num_buckets :], scales / np.float32(top), bits, BUCKET, decoded)
+        steps = scales / np.float32(top)
+        compiled_loops.qsgd_unpack(coded[4 * num_buckets :], steps, bits, LANE_BITS[bits], BUCKET_BITS, decoded)
         return decoded
     levels = unpack_levels(coded[4 * num_buckets :], bits, num).astype(np.float32) - top
     values: Array = (levels * spread(scales / top, num)).astype(dtype, copy=False)
