@@ -93,9 +93,9 @@ def partial_bytes(problem: Problem, pm: Any, pn: Any, pk: Any) -> Any:
 
 
 def reduce_bytes(problem: Problem, pm: Any, pn: Any, pk: Any, parts: int = REDUCE_PARTS) -> Any:
-    """Bytes needed to reduce C in `parts` row parts, each rank receiving its share of one part at a time."""
+    """Bytes needed to reduce C in `parts` row parts, a rank receiving its share of one at a time, and MPI holding as much."""
     rows, cols = -(-problem.m // pm), -(-problem.n // pn)
-    return -(-(-(-rows // parts) * cols) // pk) * problem.sum_bytes * (pk > 1)
+    return 2 * -(-(-(-rows // parts) * cols) // pk) * problem.sum_bytes * (pk > 1)
 
 
 def least_bytes(problem: Problem, pm: Any, pn: Any, pk: Any, width: int = 1, buffers: int = 1) -> Any:

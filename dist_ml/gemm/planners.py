@@ -15,6 +15,9 @@ from dist_ml.gemm.plan import BroadcastPlan, Plan, ShiftPlan
 MOST_PANELS = 8
 PANEL = 512
 
+# Without a memory limit, C is reduced in parts of about this many bytes.
+REDUCE_BYTES = 1 << 19
+
 
 class Orders(NamedTuple):
     """Is each matrix stored column-major (it is a transpose view)? The plan's layouts then are, too, and nothing is copied."""
@@ -163,8 +166,12 @@ def _steps(problem: Problem, grid: Grid, choice: Choice) -> tuple[int, int]:
 
 
 def _reduce_parts(problem: Problem, grid: Grid) -> int:
+    """MPI's reduce-scatter needs buffers of its own, of the size of what it is given: a large C goes to it in parts."""
+    if grid.pk == 1:
+        return 1
     rows = -(-problem.sides[0] // grid.pm)
-    return min(REDUCE_PARTS, rows) if grid.pk > 1 and problem.memory is not None else 1
+    wanted = REDUCE_PARTS if problem.memory is not None else int(partial_bytes(problem, *grid)) // REDUCE_BYTES
+    return max(1, min(REDUCE_PARTS, rows, wanted))
 
 
 def _check_grid(problem: Problem, grid: Grid) -> None:
