@@ -68,7 +68,7 @@ def measure_memory(comm: Communicator, arguments: Mapping[str, Any]) -> list[dic
     size, records = arguments["size"], []
     layered = Choice(grid=Grid(1, comm.size // 2, 2)) if comm.size % 2 == 0 else Choice()
     products = {"auto": Choice(), "cosma": layered, "summa": Choice(), "summa_25d": layered, "cannon": Choice()}
-    for name, part in itertools.product(products, (None, 0.9, 0.6)):
+    for name, part in itertools.product(products, (None, 0.9, 0.75)):
         free = planners.plan(name, Problem(size, size, size, comm.size), products[name])
         if part is not None and name == "cannon":
             continue  # it needs its four blocks, whatever the limit

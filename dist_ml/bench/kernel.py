@@ -1,6 +1,6 @@
 """`dist-ml bench kernel`: local products by kernel and shape, under the roofline of this machine.
 
-The roof is min(peak, bandwidth x intensity): peak is the fastest product that any kernel reached in this run, bandwidth what a
+The roof is min(peak, bandwidth x intensity): peak is the fastest product of the same word size in this run, bandwidth what a
 copy of a large array reads and writes, and intensity a product's operations over the bytes of its three matrices (Williams,
 Waterman, Patterson, "Roofline", CACM 2009).
 """
@@ -63,17 +63,21 @@ def run(config: KernelBench, worlds: Worlds) -> Result:
 
 def roofline(rates: Mapping[str, Mapping[str, float]], bytes_per_second: float, words: Mapping[str, int]) -> list[Record]:
     """A point for each shape and kernel, with a bar that shows how near the roof it is."""
-    peak = max(rate for by_kernel in rates.values() for rate in by_kernel.values())
+    peaks = {
+        num_bytes: max(rate for by_kernel in rates.values() for name, rate in by_kernel.items() if words[name] == num_bytes)
+        for num_bytes in set(words.values())
+    }
     records: list[Record] = []
     for shape, by_kernel in rates.items():
         sizes = parse(shape)
         for name, rate in sorted(by_kernel.items(), key=lambda item: -item[1]):
             intensity = 2.0 * math.prod(sizes[:3]) / (words[name] * (sizes.m * sizes.k + sizes.k * sizes.n + sizes.m * sizes.n))
-            roof = min(peak, intensity * bytes_per_second / 1e9)
+            roof = min(peaks[words[name]], intensity * bytes_per_second / 1e9)
             bar = "#" * max(1, round(_BAR * min(1.0, rate / roof)))
             point = {"shape": shape, "kernel": name, "GFLOP/s": rate, "FLOP/byte": intensity, "roof": roof}
             records.append({**point, "of the roof": rate / roof, "": bar})
-    records.append({"measured": "peak GFLOP/s (fastest product)", "value": peak})
+    for num_bytes, peak in sorted(peaks.items()):
+        records.append({"measured": f"peak GFLOP/s (fastest product), {num_bytes} bytes a word", "value": peak})
     records.append({"measured": "bandwidth GB/s (copy, read and written)", "value": bytes_per_second / 1e9})
     return records
 

@@ -53,10 +53,11 @@ def blocked(c: Array, a: Array, b: Array, alpha: Any, beta: Any) -> None:
         last_j = min(n, first_j + BLOCK_N)
         for first_k in range(0, depth, BLOCK_K):
             for i in range(m):
+                row = c[i, first_j:last_j]
                 for k in range(first_k, min(depth, first_k + BLOCK_K)):
-                    factor = alpha * a[i, k]
-                    for j in range(first_j, last_j):
-                        c[i, j] += factor * b[k, j]
+                    factor, other = alpha * a[i, k], b[k, first_j:last_j]
+                    for j in range(row.size):  # from 0, or the compiler minds negative indices and doesn't vectorise
+                        row[j] += factor * other[j]
 
 
 @cache
