@@ -11,7 +11,7 @@ import torch.distributed
 from dist_ml.bench.candidates import join_gloo
 from dist_ml.comm.communicator import Communicator
 from dist_ml.counter_random import stream, uniform
-from dist_ml.data_parallel.gradients import FlatGradients
+from dist_ml.data_parallel.gradients import Allocator, FlatGradients
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.gemm.linear import tune, use_kernel
 from dist_ml.models.mlp import MLP
@@ -23,11 +23,19 @@ class Swapped:
     There is one copy of parameters and gradients. Plain SGD; samples are fixed and random, those of each rank its own.
     """
 
-    def __init__(self, widths: Sequence[int], batch: int, kernel: str, lr: float, comm: Communicator) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        batch: int,
+        kernel: str,
+        lr: float,
+        comm: Communicator,
+        allocate: Allocator | None = None,
+    ) -> None:
         self.comm = comm
         self.model = MLP(widths)
         use_kernel(self.model, kernel)
-        self.gradients = FlatGradients(self.model.parameters())
+        self.gradients = FlatGradients(self.model.parameters(), allocate)
         tune(self.model, {batch}, comm)
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr)
         self._x, self._y = samples(widths, batch, comm.rank)
