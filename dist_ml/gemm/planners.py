@@ -196,7 +196,7 @@ def _check_memory(problem: Problem, least: int) -> None:
 def _flat_grid(problem: Problem, ranks: int, layers: int) -> Grid:
     """The 2-D grid of `ranks` on each of `layers` with the fewest words; fewer ranks where the sizes are too small."""
     m, n, _ = problem.sides
-    ranks = max(p for p in range(1, ranks + 1) if any(p % pm == 0 and pm <= m and p // pm <= n for pm in _divisors(p)))
+    ranks = next(p for p in range(ranks, 0, -1) if any(p % pm == 0 and pm <= m and p // pm <= n for pm in _divisors(p)))
     grids = [Grid(pm, ranks // pm, layers) for pm in _divisors(ranks) if pm <= m and ranks // pm <= n]
     return min(grids, key=lambda grid: (mean_words(problem, *grid), abs(grid.pm - grid.pn)))
 
