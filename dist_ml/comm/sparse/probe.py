@@ -5,11 +5,13 @@ import time
 import numpy as np
 
 from dist_ml.comm.communicator import Communicator
-from dist_ml.measure.cost_model import CostModel, Link, fit
+from dist_ml.measure.cost_model import CostModel, fit
 
 _TAG = 30_999
-_SIZES_BYTES = (4, 65_536, 1_048_576)
-_REPEATS = {4: 10, 65_536: 3, 1_048_576: 2}
+# Beyond what shaped links and socket buffers let through at once; the largest is left out where the one before took long.
+_SIZES_BYTES = (4, 1 << 20, 1 << 23)
+_REPEATS = {4: 10, 1 << 20: 2, 1 << 23: 1}
+_LONG_SECONDS = 0.05
 _COPY_WORDS = 4_000_000
 
 
@@ -20,13 +22,19 @@ def probe(comm: Communicator) -> CostModel:
     counted in the ledger's totals of a step: call it at set-up.
     """
     with comm.traffic.labelled("probe"):
-        samples = np.array([_ring_seconds(comm, size) for size in _SIZES_BYTES]) if comm.size > 1 else np.full(3, 1e-6)
-        copy = np.array([_copy_seconds()])
-        comm.allreduce(samples, "max")
-        comm.allreduce(copy, "max")
-    link = fit([(float(size), float(seconds)) for size, seconds in zip(_SIZES_BYTES, samples, strict=True)])
-    link = Link(link.latency_seconds, link.bytes_per_second)
-    return CostModel(link, link, _COPY_WORDS * 4 / float(copy[0]))
+        samples: list[tuple[float, float]] = []
+        for size in _SIZES_BYTES:
+            if not samples or samples[-1][1] < _LONG_SECONDS:
+                samples.append((float(size), _slowest(comm, _ring_seconds(comm, size))))
+        copy = _slowest(comm, _copy_seconds())
+    link = fit(samples)
+    return CostModel(link, link, _COPY_WORDS * 4 / copy)
+
+
+def _slowest(comm: Communicator, seconds: float) -> float:
+    slowest = np.array([seconds])
+    comm.allreduce(slowest, "max")
+    return float(slowest[0])
 
 
 def _ring_seconds(comm: Communicator, num_bytes: int) -> float:
