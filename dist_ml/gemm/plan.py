@@ -150,15 +150,19 @@ class BroadcastPlan(Plan):
     width: int = 1
 
     def panels(self, rank: int) -> list[Range]:
-        """K cut wherever the owner of A's columns or of B's rows changes, and at most `width` wide."""
+        """K cut wherever the owner of A's columns or of B's rows changes, and at most `width` wide.
+
+        The owners take turns, so that with two panels on their way a rank sends and receives at the same time.
+        """
         k = self.block(rank)[2]
         cuts = {part.start for p in self.grid[:2] for part in partition.blocks(k.size, p)} | {k.size}
         ends = sorted(cuts)
-        return [
-            Range(k.start + start + part.start, k.start + start + part.stop)
+        turns = [
+            (turn, k.start + start + part.start, k.start + start + part.stop)
             for start, stop in pairwise(ends)
-            for part in partition.pieces(stop - start, self.width)
+            for turn, part in enumerate(partition.pieces(stop - start, self.width))
         ]
+        return [Range(start, stop) for _, start, stop in sorted(turns)]
 
     def panel_owners(self, rank: int) -> list[tuple[int, int]]:
         """Who holds each panel: which rank of this row has A's columns, and which rank of this column has B's rows."""

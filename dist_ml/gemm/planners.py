@@ -15,6 +15,10 @@ from dist_ml.gemm.plan import BroadcastPlan, Plan, ShiftPlan
 MOST_PANELS = 8
 PANEL = 512
 
+# Without a memory limit, SUMMA has two panels on their way while it multiplies a third: one that a rank sends, one that it
+# receives.
+BROADCASTS_HELD = 3
+
 # Without a memory limit, C is reduced in parts of about this many bytes.
 REDUCE_BYTES = 1 << 19
 
@@ -129,6 +133,8 @@ def _gathering(name: str, problem: Problem, grid: Grid, choice: Choice, orders: 
 def _broadcasting(name: str, problem: Problem, grid: Grid, choice: Choice, orders: Orders) -> Plan:
     _check_grid(problem, grid)
     steps, buffers = _steps(problem, grid, choice)
+    if problem.memory is None and buffers > 1:
+        buffers = BROADCASTS_HELD
     depth = -(-problem.sides[2] // grid.pk)
     parts = _reduce_parts(problem, grid)
     a, b, c = _block_layouts(problem, grid, orders, parts)

@@ -8,6 +8,8 @@ from    --> [C][C][C]                   over the layers, at the end:
 column j'                                (4) reduce-scatter C
 """
 
+from collections import deque
+
 import torch
 
 from dist_ml.comm.communicator import Communicator
@@ -66,18 +68,19 @@ def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, to
         return part_a, part_b.T, pending_a + pending_b
 
     with Progress() as progress:
-        following = fetch(0) if panels else None
+        coming = deque(fetch(step) for step in range(min(plan.buffers - 1, len(panels))))
+        for _, _, pending in coming:
+            progress.hand_over(pending)
         for step in range(len(panels)):
-            assert following is not None
-            part_a, part_b, pending = following
+            if not coming:
+                coming.append(fetch(step))
+            part_a, part_b, pending = coming.popleft()
             progress.wait(pending)  # (3)
-            ahead = plan.buffers > 1 and step + 1 < len(panels)
-            if ahead:
-                following = fetch(step + 1)  # (1)
-                progress.hand_over(following[2])
+            following = step + plan.buffers - 1
+            if step < following < len(panels):
+                coming.append(fetch(following))  # (1)
+                progress.hand_over(coming[-1][2])
             total.add(part_a, part_b)  # (2)
-            if not ahead and step + 1 < len(panels):
-                following = fetch(step + 1)
     total.finish(comms.along_k)  # (4)
 
 
