@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from dist_ml.bench.bench import Bench
-from dist_ml.bench.curves import loss_against_time
 from dist_ml.bench.form import Check, Record, Result
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
@@ -22,6 +21,7 @@ from dist_ml.launch.laboratory import Laboratory
 from dist_ml.train.build import build_mesh, build_trainer
 
 DENSE = "dense"
+POINTS = 10  # of each curve, in the records
 # Points of accuracy that may be lost, by density: from 1 % on, and below.
 LIMITS = ((0.005, 0.3), (0.0, 1.0))
 
@@ -43,7 +43,6 @@ class SparseAccuracyBench:
     curve_hidden: tuple[int, ...]  # hidden widths of the model for it
     curve_seconds: float  # of training, for each candidate
     curves: dict[str, SparseConfig]  # label -> what is drawn beside dense
-    plot: str | None  # file to draw it to (extra: plot)
 
 
 def run(config: SparseAccuracyBench, worlds: Worlds) -> Result:
@@ -120,8 +119,6 @@ def _curves(config: SparseAccuracyBench, worlds: Worlds) -> list[Record]:
             laboratory=laboratory,
             environment={"OMP_NUM_THREADS": "1"},
         )
-    if config.plot is not None:
-        loss_against_time(points, config.plot)
     target = 1.02 * points[DENSE][-1][1]
     records: list[Record] = []
     for label, values in points.items():
@@ -135,6 +132,9 @@ def _curves(config: SparseAccuracyBench, worlds: Worlds) -> list[Record]:
                 "seconds_to_dense_final_loss": reached if reached is not None else "not reached",
             }
         )
+    for label, values in points.items():
+        shown = values[:: max(1, len(values) // POINTS)]
+        records += [{"candidate": label, "seconds": seconds, "loss": loss} for seconds, loss in shown]
     return records
 
 
