@@ -3,6 +3,7 @@
 from dist_ml.bench import (
     allreduce,
     collectives,
+    daso,
     gemm,
     gemm_words,
     kernel,
@@ -23,6 +24,7 @@ BENCHES: dict[str, Bench] = {
     "collectives": collectives.BENCH,
     "allreduce": allreduce.BENCH,
     "overlap": overlap.BENCH,
+    "daso": daso.BENCH,
     "memory": memory.BENCH,
     "selection": selection.BENCH,
     "sparse": sparse.BENCH,

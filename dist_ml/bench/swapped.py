@@ -45,8 +45,8 @@ class Swapped:
     def step(self, reducer: GradientReducer) -> None:
         """One step: gradients, their sum over ranks, update."""
         self.gradients.begin()
-        reducer.start()
         loss = torch.nn.functional.cross_entropy(self.model(self._x), self._y) / self.comm.size
+        reducer.start()
         loss.backward()  # type: ignore[no-untyped-call]
         self.gradients.settle()
         self.gradients.tail[0] += loss.detach()

@@ -4,6 +4,7 @@ Importing mpi4py.MPI calls MPI_Init, so the import happens in `world()`, once, w
 above 2^31 - 1 elements fail in some MPI libraries (MPI_ERR_ARG on Open MPI 5), so large buffers go in pieces on all of them.
 """
 
+import atexit
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -250,8 +251,10 @@ class SharedWindow:
         self._window = mpi.Win.Allocate_shared(num_bytes if comm.Get_rank() == 0 else 0, 1, comm=comm)
         memory, _ = self._window.Shared_query(0)
         self.array: Array = np.frombuffer(memory, dtype=np.uint8)
+        atexit.register(self.free)  # MPICH's Finalize fails over some networks while a window exists
 
     def free(self) -> None:
+        atexit.unregister(self.free)
         self._window.Free()
 
 

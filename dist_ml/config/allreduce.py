@@ -15,7 +15,7 @@ class AllreduceConfig:
     name: AllreduceName = "native"  # auto: what a calibration of this machine, kept in the user's cache, finds fastest
     wire: Literal["fp32", "bf16", "fp16"] = "fp32"  # what is sent between nodes; sums are always made in fp32 (or fp64)
     overlap: Literal["auto", "none", "thread", "poll"] = "auto"  # send while the backward pass runs; auto: thread between nodes
-    bucket_bytes: int | None = None  # of gradients sent at a time; null: an eighth of the model, at least 1 MiB
+    bucket_bytes: int | None = None  # of gradients sent at a time; null: a sixteenth of the model, at least 1 MiB
 
     def __post_init__(self) -> None:
         if self.bucket_bytes is not None and self.bucket_bytes < 4:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dist_ml.partition import Range
 
 SMALLEST_AUTO_BYTES = 1 << 20
-NUM_AUTO = 8
+NUM_AUTO = 16
 
 
 def choose_bytes(configured: int | None, num_bytes: int) -> int:
-    """The configured size, or an eighth of the gradient: enough of them to overlap, none so short that messages cost more."""
+    """The configured size, or a sixteenth of the gradient: enough of them to overlap, none so short that messages cost more."""
     return configured if configured is not None else max(SMALLEST_AUTO_BYTES, num_bytes // NUM_AUTO)
 
 

@@ -118,7 +118,7 @@ class Daso(Averaging):
         super().__init__(*arguments)
         self.period = config.period
         self._config = config
-        self._cooldown_from = num_steps - config.cooldown_steps
+        self._cooldown_from = num_steps - max(1, config.cooldown_steps)  # all ranks end with the same parameters
         assert self._near is not None
         self._num_nodes = self._comm.size // self._near.comm.size
         self._sent = self._far.allocate(self._parameters.flat.numel(), self._parameters.flat.dtype)
@@ -144,6 +144,11 @@ class Daso(Averaging):
 
     def diagnostics(self) -> dict[str, float]:
         return {"period": float(self.period)}
+
+    def close(self) -> None:
+        """Wait for what is under way, so that a run may end before its last step. Collective."""
+        if self._flight is not None:
+            self._merge()
 
     def _blocking(self) -> None:
         if self._flight is not None:

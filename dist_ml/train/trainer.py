@@ -124,6 +124,12 @@ class Trainer:
         accuracy = sums[1].item() / split.num_samples if split.task == "classification" else None
         return Evaluation(split.num_samples, sums[0].item() / split.num_samples, accuracy)
 
+    def close(self) -> None:
+        """Let no exchange be under way any more: for a run that ends before its last step. Collective."""
+        close = getattr(self._reducer, "close", None)
+        if close is not None:
+            close()
+
     @property
     def learning_rate(self) -> float:
         """Of the next step."""
