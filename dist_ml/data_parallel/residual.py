@@ -67,7 +67,7 @@ class Residual:
             _clear_nonfinite(self.values[part.slice])
 
     def peek(self, at: Array, gradient: Array | None = None, scale: float = 1.0) -> Array:
-        """Magnitudes at positions `at` of the concatenated ranges, a new array: as they are, or as `accumulate` would see them."""
+        """Magnitudes at positions `at` of the concatenated ranges: as they are, or as `accumulate` would find them."""
         where = self._positions(at)
         with np.errstate(invalid="ignore", over="ignore"):
             magnitudes: Array = np.abs(self.values[where] if gradient is None else self._next(gradient, where, scale))
