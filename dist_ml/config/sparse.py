@@ -56,5 +56,9 @@ class SparseConfig:
             raise ConfigError(f"momentum={self.momentum} must be in [0, 1)")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"clip_norm={self.clip_norm} must be above 0, or null not to clip")
+        if self.clip_norm is not None and self.overlap:
+            raise ConfigError(
+                f"clip_norm={self.clip_norm} needs the whole gradient before its first bucket is sent; set overlap=0, or clip_norm=null"
+            )
         if self.qsgd_bits and self.allreduce not in ("dense_split_allgather", "none"):
             raise ConfigError(f"qsgd_bits={self.qsgd_bits} is for dense_split_allgather, not {self.allreduce}; set it to 0")
