@@ -58,7 +58,7 @@ class SparseConfig:
             raise ConfigError(f"clip_norm={self.clip_norm} must be above 0, or null not to clip")
         if self.clip_norm is not None and self.overlap:
             raise ConfigError(
-                f"clip_norm={self.clip_norm} needs the whole gradient before its first bucket is sent; set overlap=0, or clip_norm=null"
+                f"clip_norm={self.clip_norm} needs the whole gradient before a bucket is sent; set overlap=0 or clip_norm=null"
             )
         if self.qsgd_bits and self.allreduce not in ("dense_split_allgather", "none"):
             raise ConfigError(f"qsgd_bits={self.qsgd_bits} is for dense_split_allgather, not {self.allreduce}; set it to 0")
