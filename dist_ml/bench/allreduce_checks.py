@@ -45,5 +45,3 @@ def laboratory_checks(records: Sequence[Record], hosts: int, ranks: int, rate: s
             checks.append(Check(f"B2 time over the wire's bound, {where}, {mpi}", ours / bound, limit, "lower"))
             checks.append(Check(f"B2 speedup over either MPI's default, {where}, {mpi}", default / ours, speedup, "higher"))
     return checks
-
-

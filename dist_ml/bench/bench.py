@@ -15,7 +15,8 @@ Part: TypeAlias = Callable[[Communicator, Mapping[str, Any]], Any]
 class Bench:
     """One benchmark: `run` asks `Worlds` to measure its `parts`, each a function that every rank of a world runs.
 
-    `config` is the dataclass that `configs/bench/NAME.yaml` fills. Arguments and results of parts are JSON values; rank 0's counts.
+    `config` is the dataclass that `configs/bench/NAME.yaml` fills. Arguments and results of parts are JSON values; the result
+    is rank 0's.
     """
 
     help: str

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ def bare_steps(trainer: Trainer, config: TrainConfig, steps: int) -> Callable[[]
     x, y = split.batch(torch.arange(split.num_samples).numpy())
     layers: list[torch.nn.Module] = []
     widths = (split.num_features, *config.model.hidden, split.num_outputs)
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers += [torch.nn.Linear(inputs, outputs, dtype=x.dtype), torch.nn.ReLU()]
     model = torch.nn.Sequential(*layers[:-1])
     optimizer = torch.optim.SGD(

@@ -1,8 +1,8 @@
 """Torch tensors and numpy arrays as flat host buffers that MPI can move: the one place that a new device would extend.
 
 A buffer is a flat, contiguous numpy view of the caller's memory, never a copy of it, so that what is received lands where the
-caller looks. bfloat16, which numpy doesn't have, is viewed as 2-byte integers, and bool, which MPIs don't compare, as bytes of 0 and 1:
-they can be moved, and the dtype gate of `Communicator` sees their real name before any reduction.
+caller looks. bfloat16, which numpy doesn't have, is viewed as 2-byte integers, and bool, which MPIs don't compare, as bytes
+of 0 and 1: they can be moved, and the dtype gate of `Communicator` sees their real name before any reduction.
 """
 
 from typing import Any, NamedTuple, TypeAlias

@@ -104,9 +104,7 @@ class Communicator(Group):
             expect("alltoall", name, buffer, sum(counts), source.dtype)
         kept, expected = send_counts[self.rank], receive_counts[self.rank]
         if kept != expected:
-            raise CommunicationError(
-                f"alltoall: rank {self.rank} sends itself {kept} elements but expects {expected}"
-            )
+            raise CommunicationError(f"alltoall: rank {self.rank} sends itself {kept} elements but expects {expected}")
         self._check("alltoall", source.dtype)
         moved = words.alltoall_words(send_counts, receive_counts, self.rank)
         self._count("alltoall", moved, source.array.itemsize)

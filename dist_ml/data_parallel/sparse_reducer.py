@@ -207,4 +207,3 @@ def reshard_states(states: Sequence[dict[str, Any]], ranks: int) -> list[dict[st
     parts = range(len(states[0]["parts"]))
     dealt = [reshard([state["parts"][part]["arrays"] for state in states], ranks) for part in parts]
     return [{"steps": states[0]["steps"], "parts": [{"arrays": dealt[part][rank]} for part in parts]} for rank in range(ranks)]
-

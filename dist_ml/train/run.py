@@ -63,9 +63,7 @@ def load_weights(trainer: Trainer, file: Path) -> None:
         raise DataError(f"{file} does not exist: the run has not finished; train it to its end first") from None
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise DataError(
-            f"{file} does not hold the weights of this run's model ({reason}); was it changed?"
-        ) from error
+        raise DataError(f"{file} does not hold the weights of this run's model ({reason}); was it changed?") from error
 
 
 class Run:

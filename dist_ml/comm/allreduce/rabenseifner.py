@@ -103,9 +103,7 @@ def _ranges(n: int, rank: int, size: int, low: int, high: int) -> list[Range]:
     return [Range(block(n, size, first % size).start, n), Range(0, block(n, size, last % size).stop)]
 
 
-def _exchange(
-    comm: Communicator, tag: int, outgoing: Array, destination: int, incoming: Array, source: int
-) -> Steps:
+def _exchange(comm: Communicator, tag: int, outgoing: Array, destination: int, incoming: Array, source: int) -> Steps:
     receiving = comm.ireceive(incoming, source, tag) if incoming.size else Request()
     sending = comm.isend(outgoing, destination, tag) if outgoing.size else Request()
     yield receiving

@@ -115,9 +115,7 @@ def allgather_regions(comm: Communicator, wire: Wire, region: Entries) -> tuple[
     return concatenate([wire.decode(message) for message in messages]), encoded.lost
 
 
-def split_to_owners(
-    comm: Communicator, wire: Wire, pieces: Sequence[Entries]
-) -> tuple[list[Entries], Entries, list[Entries]]:
+def split_to_owners(comm: Communicator, wire: Wire, pieces: Sequence[Entries]) -> tuple[list[Entries], Entries, list[Entries]]:
     """Send pieces[i] to rank i; return all ranks' pieces for this rank, in rank order, own ones as received, and what was lost.
 
     Destinations are rotated: in step s, rank r sends to r + s and receives from r - s, so that no rank is the target of two at
