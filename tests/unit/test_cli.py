@@ -58,7 +58,7 @@ def test_only_rank_0_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 def test_train_help_has_groups_and_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["train", "--help", "optimizer=adamw", "optimizer.lr=0.125"]) == 0
     shown = capsys.readouterr().out
-    assert "optimizer  adamw, sgd" in shown
+    assert re.search(r"optimizer +adamw, sgd", shown)
     assert "  optimizer.lr  " in shown
     assert "0.125" in shown
     assert "samples of one optimizer step" in shown
