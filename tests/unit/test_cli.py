@@ -1,6 +1,7 @@
 """The command line without ranks: what it says, composes and refuses."""
 
 import dataclasses
+import re
 import typing
 from pathlib import Path
 
