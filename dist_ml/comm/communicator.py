@@ -34,10 +34,13 @@ class Communicator(Group):
 
     def allreduce(self, x: Tensor, op: Op = "sum") -> None:
         """Reduce `x` (same shape and dtype on all ranks) over the group, in place. Words: 2n(P-1)/P of the direct algorithm."""
-        if not is_contiguous(x):
-            _in_contiguous(x, lambda dense: self.allreduce(dense, op))
-            return
-        buffer = self._enter_allreduce(x, op)
+        buffer = self._views.find(x)
+        if buffer is None:
+            if not is_contiguous(x):
+                _in_contiguous(x, lambda dense: self.allreduce(dense, op))
+                return
+            buffer = self._views.make(x)
+        self._enter_allreduce(buffer, op)
         if self.size == 1:
             return
         if self.traffic.timing:
@@ -47,7 +50,8 @@ class Communicator(Group):
 
     def iallreduce(self, x: Tensor, op: Op = "sum") -> Request:
         """`allreduce`, completed by the returned request; `x` belongs to it until then."""
-        buffer = self._enter_allreduce(x, op)
+        buffer = as_buffer(x)
+        self._enter_allreduce(buffer, op)
         if self.size == 1:
             return Request()
         if not is_half(buffer):
@@ -160,17 +164,16 @@ class Communicator(Group):
 
     # What each call checks and counts before anything moves
 
-    def _enter_allreduce(self, x: Tensor, op: Op) -> Buffer:
-        buffer = as_buffer(x)
-        if op != "sum" or buffer.dtype != "float32":  # what nearly all calls are needs no look
+    def _enter_allreduce(self, buffer: Buffer, op: Op) -> None:
+        array, dtype = buffer
+        if op != "sum" or dtype != "float32":  # what nearly all calls are needs no look
             check_reducible("allreduce", buffer, op)
+        n, size = array.size, self.size
         if self._checker:
-            self._checker.check(f"allreduce {op}", buffer.dtype, buffer.array.size, None)
-        if self.size > 1:
-            n = buffer.array.size
-            own = n // self.size + (self.rank < n % self.size)
-            self.traffic.count(self.axis, "allreduce", words.allreduce_words(n, own, self.size), _reduced_bytes(buffer))
-        return buffer
+            self._checker.check(f"allreduce {op}", dtype, n, None)
+        if size > 1:
+            moved = words.allreduce_words(n, n // size + (self.rank < n % size), size)
+            self.traffic.count(self.axis, "allreduce", moved, _reduced_bytes(buffer))
 
     def _enter_reduce_scatter(
         self, send: Tensor, receive: Tensor, op: Op, counts: Sequence[int] | None

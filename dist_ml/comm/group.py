@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from dist_ml import partition
 from dist_ml.comm.buffer import Buffer
+from dist_ml.comm.buffer_cache import BufferCache
 from dist_ml.comm.checked import Checker
 from dist_ml.comm.traffic import Traffic, Words
 from dist_ml.comm.transport import Transport
@@ -23,6 +24,7 @@ class Group:
         self.rank = transport.rank
         self.size = transport.size
         self.traffic = traffic if traffic is not None else Traffic()
+        self._views = BufferCache()
         self._checker = Checker(transport.duplicate()) if checked and transport.size > 1 else None
 
     def __repr__(self) -> str:
