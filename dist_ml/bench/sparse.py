@@ -18,7 +18,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.config.convert import from_mapping, to_mapping
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.dense_reducer import DenseReducer
-from dist_ml.data_parallel.reducer import BlockingReducer, GradientReducer
+from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.sparse_reducer import SparseReducer, resolve
 from dist_ml.errors import ConfigError
 from dist_ml.launch.laboratory import Laboratory
@@ -101,7 +101,7 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
     shared = Swapped(config.widths, config.batch, config.kernel, config.lr, comm)
     steps: dict[str, Callable[[], None]] = {}
     reducers: dict[str, GradientReducer] = {
-        DENSE: BlockingReducer(shared.gradients, comm),
+        DENSE: DenseReducer(shared.gradients, family.make("native", comm)),
         RING: DenseReducer(shared.gradients, family.make("ring", comm)),
         BEHIND: DenseReducer(shared.gradients, family.make("ring", comm), "thread"),
     }

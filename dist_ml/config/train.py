@@ -38,8 +38,8 @@ class OptimizerConfig:
     eps: float = 1e-8  # adamw
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ConfigError(f"lr={self.lr} must be above 0")
+        if not 0 < self.lr < float("inf"):
+            raise ConfigError(f"lr={self.lr} must be above 0 and finite")
         if self.weight_decay < 0:
             raise ConfigError(f"weight_decay={self.weight_decay} must be at least 0")
         if not 0 <= self.momentum < 1:

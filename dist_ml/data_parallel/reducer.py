@@ -2,9 +2,6 @@
 
 from typing import Any, Protocol
 
-from dist_ml.comm.communicator import Communicator
-from dist_ml.data_parallel.gradients import FlatGradients
-
 
 class GradientReducer(Protocol):
     """Turns each rank's gradients into their sum over the data axis.
@@ -20,26 +17,3 @@ class GradientReducer(Protocol):
     def diagnostics(self) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class BlockingReducer:
-    """One allreduce of the whole buffer, after the backward pass. Words: 2n(P-1)/P, messages as the MPI library likes."""
-
-    def __init__(self, gradients: FlatGradients, comm: Communicator) -> None:
-        self._gradients = gradients
-        self._comm = comm
-
-    def start(self) -> None:
-        """Nothing is sent before the backward pass is over."""
-
-    def finish(self) -> None:
-        self._comm.allreduce(self._gradients.buffer)
-
-    def diagnostics(self) -> dict[str, float]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state, f"a blocking reducer has no state, but got {list(state)}"

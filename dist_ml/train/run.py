@@ -172,8 +172,11 @@ class Run:
 
         def write() -> None:
             unfinished = self._folder.model.with_suffix(".part")
-            safetensors.torch.save_file(self._trainer.model.state_dict(), unfinished)
-            unfinished.replace(self._folder.model)
+            try:
+                safetensors.torch.save_file(self._trainer.model.state_dict(), unfinished)
+                unfinished.replace(self._folder.model)
+            except (OSError, safetensors.SafetensorError) as error:
+                raise DataError(f"the weights can't be saved in {self._folder.checkpoints}: {error}; make room there") from error
 
         from_root(self._trainer.comm, write)
 
