@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dist_ml.bench.candidates import GLOO, LIMIT, RAW
 from dist_ml.bench.form import Check, Record
 
+TUNED, AS_IT_COMES = "tuned", "as it comes"  # as the laboratory sets the MPI up for all our runs; as its own defaults are
 _LARGE_BYTES = 10_000_000
 _SMALL_BYTES = 4096
 _BITS_PER_SECOND = {"1gbit": 1e9, "100mbit": 1e8}
@@ -39,9 +40,13 @@ def laboratory_checks(records: Sequence[Record], hosts: int, ranks: int, rate: s
         bound = 2 * (hosts - 1) / hosts * size * 8 / _BITS_PER_SECOND[rate] * 1e3
         for mpi in sorted({record["mpi"] for record in at}):
             ours = min(record["ms"] for record in at if record["mpi"] == mpi and record["algorithm"] not in (RAW, GLOO))
-            theirs = [record for record in at if record["algorithm"] == RAW and record["setting"] == "as it comes"]
-            default = min(record["ms"] for record in theirs)
-            limit, speedup = (_MOST_OF_THE_BOUND.get(mpi, 1.15), 1.5) if ranks == hosts else (1.15, 2.0)
+            limit = _MOST_OF_THE_BOUND.get(mpi, 1.15) if ranks == hosts else 1.15
             checks.append(Check(f"B2 time over the wire's bound, {where}, {mpi}", ours / bound, limit, "lower"))
-            checks.append(Check(f"B2 speedup over either MPI's default, {where}, {mpi}", default / ours, speedup, "higher"))
+            raw = [record for record in at if record["algorithm"] == RAW and record["setting"] == AS_IT_COMES]
+            default = {record["mpi"]: record["ms"] for record in raw}
+            if ranks == hosts:
+                speedup = min(default.values()) / ours
+                checks.append(Check(f"B2 speedup over either MPI's default, {where}, {mpi}", speedup, 1.5, "higher"))
+            else:  # flat native of the same MPI; mpiexec has both yield where ranks outnumber cores
+                checks.append(Check(f"B2 speedup over flat native, {where}, {mpi}", default[mpi] / ours, 2.0, "higher"))
     return checks

@@ -16,6 +16,7 @@ import numpy as np
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
+from dist_ml.comm.patience import Patience
 from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Traffic
 from dist_ml.errors import MachineError
@@ -121,7 +122,7 @@ class MpiTransport:
 
     def iallreduce(self, array: Array, op: str) -> Request:
         parts = [array[piece.slice] for piece in pieces(array.size, PIECE)] or [array]
-        return Request([self.comm.Iallreduce(self._mpi.IN_PLACE, part, self._ops[op]) for part in parts], keep=array)
+        return Request([Patient(self.comm.Iallreduce(self._mpi.IN_PLACE, part, self._ops[op])) for part in parts], keep=array)
 
     def reduce_scatter(self, send: Array, receive: Array, counts: Sequence[int], op: str) -> None:
         if send.size <= MAX_COUNT:
@@ -136,7 +137,7 @@ class MpiTransport:
         if send.size > MAX_COUNT:
             self.reduce_scatter(send, receive, counts, op)
             return Request()
-        return Request([self.comm.Ireduce_scatter(send, receive, list(counts), self._ops[op])], keep=(send, receive))
+        return Request([Patient(self.comm.Ireduce_scatter(send, receive, list(counts), self._ops[op]))], keep=(send, receive))
 
     def allgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> None:
         if receive.size <= MAX_COUNT:
@@ -153,7 +154,7 @@ class MpiTransport:
             self.allgather(send, receive, counts)
             return Request()
         source = self._mpi.IN_PLACE if send is None else send
-        return Request([self.comm.Iallgatherv(source, [receive, list(counts)])], keep=(send, receive))
+        return Request([Patient(self.comm.Iallgatherv(source, [receive, list(counts)]))], keep=(send, receive))
 
     def alltoall(self, send: Array, receive: Array, send_counts: Sequence[int], receive_counts: Sequence[int]) -> None:
         """Pairwise messages, each rank beginning with its right-hand neighbour so that no rank is everybody's target at once.
@@ -187,7 +188,7 @@ class MpiTransport:
 
     def ibroadcast(self, array: Array, root: int) -> Request:
         parts = [array[piece.slice] for piece in pieces(array.size, PIECE)] or [array]
-        return Request([self.comm.Ibcast(part, root) for part in parts], keep=array)
+        return Request([Patient(self.comm.Ibcast(part, root)) for part in parts], keep=array)
 
     def send(self, array: Array, destination: int, tag: int) -> None:
         for part in _parts(array):
@@ -206,10 +207,10 @@ class MpiTransport:
         return array
 
     def isend(self, array: Array, destination: int, tag: int) -> Request:
-        return Request([self.comm.Isend(part, destination, tag) for part in _parts(array)], keep=array)
+        return Request([Patient(self.comm.Isend(part, destination, tag)) for part in _parts(array)], keep=array)
 
     def ireceive(self, array: Array, source: int, tag: int) -> Request:
-        return Request([self.comm.Irecv(part, source, tag) for part in _parts(array)], keep=array)
+        return Request([Patient(self.comm.Irecv(part, source, tag)) for part in _parts(array)], keep=array)
 
     def barrier(self) -> None:
         self.comm.Barrier()
@@ -242,6 +243,21 @@ class MpiTransport:
         """End all ranks. MPICH may run on for some milliseconds after Abort, so leave at once."""
         self.comm.Abort(status)
         os._exit(status)
+
+
+class Patient:
+    """MPI's request, waited for as `Patience` says."""
+
+    __slots__ = ("Test",)
+
+    def __init__(self, request: Any) -> None:
+        self.Test = request.Test
+
+    def Wait(self) -> None:  # noqa: N802 - as `Pending` names it
+        if not self.Test():
+            patience = Patience()
+            while not self.Test():
+                patience.between_looks()
 
 
 class SharedWindow:

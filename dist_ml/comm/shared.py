@@ -8,7 +8,6 @@ The memory has no name once it is mapped, so nothing of it is left behind when r
 """
 
 import os
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,13 +17,14 @@ import torch
 from dist_ml.comm.agreement import collectively
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.patience import Patience
 from dist_ml.errors import CommunicationError, MachineError
 
 LINE_BYTES = 64
 PAGE_BYTES = 4096
 PATIENCE_SECONDS = 1800.0  # a rank may be busy for long (an evaluation, a checkpoint), but not for ever
 _SHARED_FOLDER = "/dev/shm"
-_SPIN_SECONDS, _LOOK_SECONDS, _NAP_SECONDS = 0.002, 0.25, 0.0001
+_LOOK_SECONDS = 0.25
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
@@ -83,25 +83,21 @@ class SharedArena:
         self._memory.free()
 
 
-class Patience:
-    """What to do between two looks at a flag: yield, after a while nap, and see that the ranks waited for still live."""
+class Watch:
+    """Patience with the ranks of this node, as long as all of them live."""
 
     def __init__(self, peers: Sequence[Peer], limit_seconds: float = PATIENCE_SECONDS) -> None:
         self._peers = peers
-        self._start = time.monotonic()
-        self._next_look = self._start + _LOOK_SECONDS
+        self._patience = Patience()
+        self._next_look = _LOOK_SECONDS
         self._limit_seconds = limit_seconds
 
     def between_looks(self) -> None:
         """`CommunicationError` when a rank of this node has died, or has kept the others waiting beyond all patience."""
-        now = time.monotonic()
-        if now - self._start < _SPIN_SECONDS:
-            os.sched_yield()
-            return
-        time.sleep(_NAP_SECONDS)
-        if now > self._next_look:
-            self._next_look = now + _LOOK_SECONDS
-            self._look(now - self._start)
+        waited = self._patience.between_looks()
+        if waited > self._next_look:
+            self._next_look = waited + _LOOK_SECONDS
+            self._look(waited)
 
     def _look(self, waited_seconds: float) -> None:
         for rank, peer in enumerate(self._peers):

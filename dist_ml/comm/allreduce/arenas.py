@@ -10,7 +10,7 @@ from dist_ml import compiled
 from dist_ml.comm.allreduce import plain_loops
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
-from dist_ml.comm.shared import Patience, SharedArena
+from dist_ml.comm.shared import SharedArena, Watch
 
 _SPINS = 20_000  # looks at a flag before the processor is offered to others: about 20 µs
 _SPINS_CROWDED = 50  # where ranks outnumber cores, the rank that is waited for may need this one's core
@@ -68,9 +68,9 @@ class FlagsReached:
     def Wait(self) -> None:  # noqa: N802
         if self._loops.reached(self._arena.flags, *self._wanted, self._spins):
             return
-        patience = Patience(self._arena.peers)
+        watch = Watch(self._arena.peers)
         while not self._loops.reached(self._arena.flags, *self._wanted, self._spins):
-            patience.between_looks()
+            watch.between_looks()
 
 
 def choose_loops() -> ModuleType:

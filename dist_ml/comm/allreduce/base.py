@@ -53,9 +53,9 @@ class Allreduce(ABC):
         stepping.Test()
         return Request([stepping], keep=x)
 
-    @abstractmethod
-    def steps(self, array: Array, op: Op, tag: int) -> Steps:
-        """The algorithm, on the flat view of the caller's tensor; all its messages carry `tag`."""
+    def steps(self, array: Array, op: Op, tag: int) -> Steps:  # noqa: ARG002
+        """The algorithm, on the flat view of the caller's tensor; all its messages carry `tag`. None if `start` is overridden."""
+        return iter(())
 
     @abstractmethod
     def words(self, n: int) -> Words:

@@ -18,7 +18,7 @@ import torch
 from dist_ml.comm.allreduce.arenas import Arenas, FlagsReached, choose_loops, choose_spins
 from dist_ml.comm.allreduce.base import Allreduce, Op, Stepping, Steps
 from dist_ml.comm.allreduce.rabenseifner import Rabenseifner, rabenseifner_steps
-from dist_ml.comm.allreduce.ring import Ring, ring_steps
+from dist_ml.comm.allreduce.ring import Local, Ring, ring_steps
 from dist_ml.comm.allreduce.wire import Wire, WireName
 from dist_ml.comm.buffer import Array, Tensor
 from dist_ml.comm.communicator import Communicator
@@ -95,18 +95,6 @@ class Hierarchical(Allreduce):
         self._last[arena] = Request([stepping])
         return self._last[arena]
 
-    def steps(self, array: Array, op: Op, tag: int) -> Steps:
-        """Between nodes: step 3 of the drawing, on this rank's share."""
-        assert self.rail is not None
-        if self.rail.size > 1 and array.size:
-            if self._by_ring(array.size, array.itemsize):
-                segment_words = Ring(self.rail, self.wire.name).segment_words(array.itemsize)
-                yield from ring_steps(self.rail, array, "sum", tag, self.wire, segment_words)
-            else:
-                yield from rabenseifner_steps(self.rail, array, "sum", tag, self.wire)
-        if op == "mean":  # over all ranks, not over those of the rail
-            array /= self.comm.size
-
     def _node_steps(self, arena: SharedArena, where: Range, op: Op, ticket: int, earlier: Request | None) -> Steps:
         """Steps 2 to 5 of the drawing; the flags count reductions, so an earlier one ends first."""
         if earlier is not None:
@@ -115,19 +103,35 @@ class Hierarchical(Allreduce):
         if self.rail is not None:
             share = block(where.size, self.num_rails, self.rail_index)
             mine = Range(where.start + share.start, where.start + share.stop)
-            self._reduce(arena, mine)
-            yield from self.steps(arena.copies[self.node.rank, mine.slice], op, self.next_tag())
-            self._spread(arena, mine)
+            yield from self._rail_steps(self.rail, arena, mine, self.comm.size if op == "mean" else 1)
         self._loops.signal(arena.flags, self.node.size + self.node.rank, ticket)
         yield self._reached(arena, self.node.size, ticket)
 
-    def _reduce(self, arena: SharedArena, mine: Range) -> None:
-        self._loops.reduce(arena.copies, arena.rows, mine.start, mine.stop, arena.copies.dtype.type(1), self.node.rank)
+    def _rail_steps(self, rail: Communicator, arena: SharedArena, mine: Range, divisor: int) -> Steps:
+        """Steps 2 to 4: around a ring the memory's work goes on while other segments are on the wire."""
+        array = arena.copies[self.node.rank, mine.slice]
 
-    def _spread(self, arena: SharedArena, mine: Range) -> None:
-        for rank in range(self.node.size):
-            if rank != self.node.rank:
-                arena.copies[rank, mine.slice] = arena.copies[self.node.rank, mine.slice]
+        def prepare(part: Range) -> None:
+            own = Range(mine.start + part.start, mine.start + part.stop)
+            self._loops.reduce(arena.copies, arena.rows, own.start, own.stop, arena.copies.dtype.type(1), self.node.rank)
+
+        def finish(part: Range) -> None:
+            for rank in range(self.node.size):
+                if rank != self.node.rank:
+                    arena.copies[rank, mine.start + part.start : mine.start + part.stop] = array[part.slice]
+
+        whole = Range(0, mine.size)
+        if rail.size > 1 and self._by_ring(mine.size, array.itemsize):
+            segment_words = Ring(rail, self.wire.name).segment_words(array.itemsize)
+            local = Local(prepare, finish)
+            yield from ring_steps(rail, array, divisor, self.next_tag(), self.wire, segment_words, local)
+            return
+        prepare(whole)
+        if rail.size > 1 and mine.size:
+            yield from rabenseifner_steps(rail, array, "sum", self.next_tag(), self.wire)
+        if divisor != 1:
+            array /= divisor
+        finish(whole)
 
     def _by_ring(self, share: int, item_bytes: int) -> bool:
         return share * item_bytes >= RING_FROM_BYTES

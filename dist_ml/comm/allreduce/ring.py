@@ -13,6 +13,7 @@ Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of wor
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from dist_ml.comm.allreduce.base import Allreduce, Op, Steps
@@ -34,6 +35,16 @@ class Slot(NamedTuple):
     gathered: bool
 
 
+class Local(NamedTuple):
+    """What a rank does with its own memory on the way, range by range, while other ranges are on the wire."""
+
+    prepare: Callable[[Range], None] = lambda _: None  # before the first use of what it adds to the sum
+    finish: Callable[[Range], None] = lambda _: None  # after the whole sum stands there
+
+
+NOTHING = Local()
+
+
 class Ring(Allreduce):
     """Words sent: 2n less this rank's and its right-hand neighbour's blocks: 2n(P-1)/P where P divides n. One message a segment.
 
@@ -50,7 +61,8 @@ class Ring(Allreduce):
 
     def steps(self, array: Array, op: Op, tag: int) -> Steps:
         self.wire.check(array.dtype)
-        return ring_steps(self.comm, array, op, tag, self.wire, self.segment_words(array.itemsize))
+        divisor = self.comm.size if op == "mean" else 1
+        return ring_steps(self.comm, array, divisor, tag, self.wire, self.segment_words(array.itemsize))
 
     def words(self, n: int, item_bytes: int = 4) -> Words:
         sent, received = schedule(n, self.comm.rank, self.comm.size, self.segment_words(item_bytes))
@@ -73,8 +85,10 @@ def schedule(n: int, rank: int, size: int, segment_words: int) -> tuple[list[Slo
     return sent, received
 
 
-def ring_steps(comm: Communicator, array: Array, op: Op, tag: int, wire: Wire, segment_words: int) -> Steps:
-    """The algorithm over one communicator; see `Ring`."""
+def ring_steps(
+    comm: Communicator, array: Array, divisor: int, tag: int, wire: Wire, segment_words: int, local: Local = NOTHING
+) -> Steps:
+    """The algorithm over one communicator; see `Ring`. The sum is divided by `divisor`."""
     sent, received = schedule(array.size, comm.rank, comm.size, segment_words)
     per_step = len(sent) // (2 * (comm.size - 1))
     ahead = min(AHEAD, comm.size * per_step)  # further ahead, what is to be overwritten would not be sent yet
@@ -82,6 +96,7 @@ def ring_steps(comm: Communicator, array: Array, op: Op, tag: int, wire: Wire, s
     arriving: deque[tuple[Array, Request]] = deque()
     own = range((comm.size - 2) * per_step, (comm.size - 1) * per_step)  # the slots in which this rank's own block is complete
     for slot in sent[:per_step]:
+        local.prepare(slot.where)
         sending.append(_send(comm, tag, wire, array, slot))
     posted = 0
     for i, slot in enumerate(received):
@@ -90,13 +105,17 @@ def ring_steps(comm: Communicator, array: Array, op: Op, tag: int, wire: Wire, s
                 yield sending[posted - (comm.size - 1) * per_step]
             arriving.append(_receive(comm, tag, wire, array, received[posted]))
             posted += 1
+        if not slot.gathered:
+            local.prepare(slot.where)
         packed, request = arriving.popleft()
         yield request
         _take(wire, packed, array, slot)
         if i in own:
-            _complete(wire, array[slot.where.slice], op, comm.size)
+            _complete(wire, array[slot.where.slice], divisor)
         if i + per_step < len(sent):
             sending.append(_send(comm, tag, wire, array, sent[i + per_step]))
+        if slot.gathered or i in own:
+            local.finish(slot.where)
     yield from sending
 
 
@@ -129,10 +148,10 @@ def _take(wire: Wire, packed: Array, array: Array, slot: Slot) -> None:
         wire.unpack(packed, target)
 
 
-def _complete(wire: Wire, target: Array, op: Op, size: int) -> None:
+def _complete(wire: Wire, target: Array, divisor: int) -> None:
     """`target` holds the sum over all ranks."""
-    if op == "mean":
-        target /= size
+    if divisor != 1:
+        target /= divisor
     wire.round(target)
 
 

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 from dist_ml.comm.allreduce.arenas import Arenas, choose_loops, choose_spins
-from dist_ml.comm.allreduce.base import Allreduce, Op, Steps
+from dist_ml.comm.allreduce.base import Allreduce, Op
 from dist_ml.comm.allreduce.wire import Wire, WireName
 from dist_ml.comm.buffer import Array, Tensor
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.request import Request
-from dist_ml.comm.shared import Patience, SharedArena
+from dist_ml.comm.shared import SharedArena, Watch
 from dist_ml.comm.traffic import Words, allreduce_words
 from dist_ml.errors import ConfigError
 from dist_ml.partition import block
@@ -76,10 +76,6 @@ class SharedMemory(Allreduce):
             return Request([self._begin(plan)], keep=x)
         self._reduce_copy(array, op)
         return Request()
-
-    def steps(self, array: Array, op: Op, tag: int) -> Steps:  # noqa: ARG002
-        """None: no messages."""
-        return iter(())
 
     def words(self, n: int) -> Words:
         if self.comm.size == 1:
@@ -151,9 +147,9 @@ class Reduction:
         spins = self._plan.spins
         if self._go_on(spins):
             return
-        patience = Patience(self._plan.arena.peers)
+        watch = Watch(self._plan.arena.peers)
         while not self._go_on(spins):
-            patience.between_looks()
+            watch.between_looks()
 
     def _go_on(self, spins: int) -> bool:
         """An earlier reduction goes first: the flags count reductions, so a rank must finish its ranges in order."""
