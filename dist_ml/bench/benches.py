@@ -2,6 +2,7 @@
 
 from dist_ml.bench import (
     allreduce,
+    allreduce_words,
     collectives,
     daso,
     gemm,
@@ -11,6 +12,7 @@ from dist_ml.bench import (
     overlap,
     reproduce,
     selection,
+    sharded,
     sparse,
     sparse_accuracy,
     sparse_scaling,
@@ -23,7 +25,9 @@ BENCHES: dict[str, Bench] = {
     "step": step.BENCH,
     "collectives": collectives.BENCH,
     "allreduce": allreduce.BENCH,
+    "allreduce_words": allreduce_words.BENCH,
     "overlap": overlap.BENCH,
+    "sharded": sharded.BENCH,
     "daso": daso.BENCH,
     "memory": memory.BENCH,
     "selection": selection.BENCH,

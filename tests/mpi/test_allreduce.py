@@ -6,6 +6,7 @@ import torch
 
 from dist_ml.comm.allreduce import family
 from dist_ml.comm.allreduce.native import naive
+from dist_ml.comm.allreduce.wire import WireName
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.traffic import Tally
 from dist_ml.errors import CommunicationError, ConfigError
@@ -100,3 +101,31 @@ def test_mistakes_are_refused_in_words(world: Communicator) -> None:
         family.make("ring", world)(np.zeros(3, dtype=np.int64))
     with pytest.raises(CommunicationError, match="op=sum or mean"):
         family.make("ring", world)(np.zeros(3), "max")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ranks_per_node", [1, 2, 3])
+@pytest.mark.parametrize("wire", ["fp32", "bf16"])
+def test_hierarchical_over_several_nodes(
+    world: Communicator, monkeypatch: pytest.MonkeyPatch, ranks_per_node: int, wire: WireName
+) -> None:
+    """Nodes that are made up of this one's ranks, the last one smaller where they don't divide; short shares and long ones."""
+    monkeypatch.setattr(Communicator, "split_by_node", lambda self, axis=None: self.split(self.rank // ranks_per_node, axis=axis))
+    reduce = family.make("hierarchical", world, wire)
+    sizes = (0, 1, 3, 1001, 700_001)  # the last goes around rings, in several segments
+    buffer = reduce.allocate(max(sizes) + 5, torch.float32)
+    for n in sizes:
+        for op in ("sum", "mean"):
+            mine = values(world, n, np.float32)
+            expected = mine.copy()
+            naive(world, expected, op)
+            place = buffer[5 : 5 + n]
+            place.copy_(torch.from_numpy(mine))
+            before = world.traffic.snapshot()
+            reduce(place, op)
+            total = [sum(row) for row in zip((0, 0, 0), *map(moved, world.traffic.since(before).values()), strict=True)]
+            assert total == list(reduce.words(n)), f"n={n} {op}: ledger {total}, formula {reduce.words(n)}"
+            tolerance = 0 if wire == "fp32" and op == "sum" else 1e-6 if wire == "fp32" else 0.2
+            np.testing.assert_allclose(place, expected, rtol=0, atol=tolerance, err_msg=f"n={n} {op}")
+            everywhere = world.allgather_objects(place.numpy().tobytes())
+            assert all(bits == everywhere[0] for bits in everywhere)
+    reduce.free()
