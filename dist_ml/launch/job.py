@@ -67,7 +67,7 @@ def run_all(commands: Sequence[Command], *, time_limit_seconds: float | None, ca
             with signals_wait():
                 end_job(processes, f"{JOB_MARK}={mark}")
                 if any(process.returncode != 0 for process in processes):
-                    remove_orphans()
+                    remove_orphans(wait=True)
         if timed_out and not capture:
             sys.stderr.write(f"The time limit of {time_limit_seconds:g} s is up; the job was ended.\n{standing}")
         return [

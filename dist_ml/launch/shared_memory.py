@@ -11,26 +11,43 @@ from pathlib import Path
 
 FOLDER = Path("/dev/shm")
 _NAMES = ("mpich_shm_*", "sm_segment.*")
+_LOOK_SECONDS = 0.1
 _SECONDS_TO_MAP = 2.0  # a younger file may be one that its rank is about to map
 
 
-def remove_orphans(folder: Path = FOLDER) -> list[Path]:
-    """Remove MPI's segments in `folder` that are this user's and that no process maps; gives what was removed."""
-    candidates = [file for name in _NAMES for file in folder.glob(name) if _is_own_and_old(file)]
-    if not candidates:
-        return []
-    mapped = _mapped_files(folder)
-    orphans = [file for file in candidates if str(file) not in mapped]
-    for file in orphans:
+def remove_orphans(folder: Path = FOLDER, wait: bool = False) -> list[Path]:
+    """Remove MPI's segments in `folder` that are this user's and that no process maps; gives what was removed.
+
+    Those of the last two seconds stay, because their ranks may be about to map them; `wait` until they are old enough to tell.
+    """
+    deadline = time.monotonic() + (_SECONDS_TO_MAP + 2 * _LOOK_SECONDS if wait else 0.0)
+    orphans = _unmapped(folder)
+    while time.monotonic() < deadline and any(not _is_old(file) for file in orphans):
+        time.sleep(_LOOK_SECONDS)
+        orphans = _unmapped(folder)
+    removed = [file for file in orphans if _is_old(file)]
+    for file in removed:
         with contextlib.suppress(OSError):
             file.unlink()
-    return orphans
+    return removed
 
 
-def _is_own_and_old(file: Path) -> bool:
+def _unmapped(folder: Path) -> list[Path]:
+    """MPI's segments in `folder` that are this user's and that no process maps."""
+    candidates = [file for name in _NAMES for file in folder.glob(name) if _is_own(file)]
+    mapped = _mapped_files(folder) if candidates else set()
+    return [file for file in candidates if str(file) not in mapped]
+
+
+def _is_own(file: Path) -> bool:
     with contextlib.suppress(OSError):
-        status = file.stat()
-        return status.st_uid == os.geteuid() and time.time() - status.st_ctime > _SECONDS_TO_MAP
+        return file.stat().st_uid == os.geteuid()
+    return False
+
+
+def _is_old(file: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return time.time() - file.stat().st_ctime > _SECONDS_TO_MAP
     return False
 
 

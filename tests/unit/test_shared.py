@@ -35,7 +35,7 @@ def test_a_death_is_noticed() -> None:
 
 
 def test_patience_ends() -> None:
-    with pytest.raises(CommunicationError, match="waited .* every rank must reduce the same buffers"):
+    with pytest.raises(CommunicationError, match=r"waited .* every rank must reduce the same buffers"):
         wait_for_ever(Watch([me()], limit_seconds=0.1))
 
 
