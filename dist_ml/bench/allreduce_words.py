@@ -63,7 +63,7 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> list[Record]:
             sent = sum(tally.words_sent for tally in tallies)
             received = sum(tally.words_received for tally in tallies)
             messages = sum(tally.messages for tally in tallies)
-            formula = reduce.words(n, 8) if name in ("ring", "hierarchical") else reduce.words(n)
+            formula = reduce.words(n, x.itemsize)
             own = (sent, messages, Words(sent, received, messages) != formula, bool((x != exact).any()))
             found = comm.allgather_objects(own)
             row = {"ranks": comm.size, "algorithm": name, "n": n, "words": max(each[0] for each in found)}

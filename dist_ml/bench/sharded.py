@@ -4,7 +4,7 @@ import dataclasses
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,7 +28,7 @@ class ShardedBench:
     batch_size: int  # of a step, over all ranks
     num_steps: int
     ranks: tuple[int, ...]
-    stages: tuple[str, ...]  # data_parallel: zero1, zero2
+    stages: tuple[Literal["zero1", "zero2"], ...]  # data_parallel
 
 
 def run(config: ShardedBench, worlds: Worlds) -> Result:
@@ -76,7 +76,9 @@ def kept_bytes(trainer: Trainer) -> int:
     return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in parameters}.values())
 
 
-def _measured(worlds: Worlds, train: TrainConfig, name: str, ranks: int, num_steps: int) -> dict[str, Any]:
+def _measured(
+    worlds: Worlds, train: TrainConfig, name: Literal["dense", "zero1", "zero2"], ranks: int, num_steps: int
+) -> dict[str, Any]:
     chosen = dataclasses.replace(train, data_parallel=dataclasses.replace(train.data_parallel, name=name))
     return dict(worlds.measure("sharded", {"train": to_arguments(chosen), "num_steps": num_steps}, ranks=ranks))
 

@@ -42,6 +42,11 @@ class Background:
         for future in self._futures:
             future.result()
 
+    @property
+    def num_final(self) -> int:
+        """How many buckets have been handed to the thread."""
+        return len(self._futures)
+
     def _ready(self, parameter: int) -> None:
         if not self._running:
             return

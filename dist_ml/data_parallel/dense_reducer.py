@@ -2,9 +2,12 @@
 
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any, Literal
 
 from dist_ml.comm.allreduce.base import Allreduce
+from dist_ml.comm.patience import Patience
 from dist_ml.comm.request import Request
 from dist_ml.data_parallel.background import Background
 from dist_ml.data_parallel.buckets import choose_bytes, cut
@@ -15,16 +18,28 @@ from dist_ml.data_parallel.polling import Polling
 # two of them the wire drains what is queued in the sockets, and that lasts longer than this.
 _LOOK_SECONDS = 0.0003
 
+# Buckets under way beside each other: while one's last messages arrive, the next one's first keep the wire busy.
+_AT_A_TIME = 2
+
 Overlap = Literal["none", "thread", "poll"]
 
 
-def finish_behind(request: Request, hurry: threading.Event) -> None:
-    """Bring `request` to its end on a thread: nap between looks while the rank computes, wait in MPI once `hurry` is set."""
-    while not request.test():
-        if hurry.is_set():
-            request.wait()
+def finish_behind(requests: deque[Request], hurry: threading.Event, enough: Callable[[], bool] = lambda: False) -> None:
+    """Bring `requests` to their end on a thread, or until it is `enough`: rarely looked at while the rank computes, often once
+    `hurry` is set. All of them move; what has ended leaves from the left."""
+    patience: Patience | None = None
+    while requests:
+        for request in requests:
+            request.test()
+        while requests and requests[0].test():
+            requests.popleft()
+        if not requests or enough():
             return
-        time.sleep(_LOOK_SECONDS)
+        if hurry.is_set():
+            patience = patience or Patience()
+            patience.between_looks()
+        else:
+            time.sleep(_LOOK_SECONDS)
 
 
 class DenseReducer:
@@ -50,11 +65,13 @@ class DenseReducer:
             self._behind = Background(gradients, self.buckets, self._reduce)
         elif overlap == "poll":
             self._behind = Polling(gradients, self.buckets, self._start)
+        self._flying: deque[Request] = deque()
         self._spans: list[tuple[float, float]] = []
         self._backward_over = 0.0
 
     def start(self) -> None:
         self._spans = []
+        self._flying.clear()
         self._hurry.clear()
         if self._behind is not None:
             self._behind.start()
@@ -68,12 +85,11 @@ class DenseReducer:
         self._behind.finish()
 
     def diagnostics(self) -> dict[str, float]:
-        """Seconds that the last step's buckets took, and how many of those passed behind the backward pass."""
+        """Seconds in which buckets of the last step were under way, and how many of those passed behind the backward pass."""
         if not self._spans:
             return {}
-        exchange = sum(stop - start for start, stop in self._spans)
-        hidden = sum(max(0.0, min(stop, self._backward_over) - start) for start, stop in self._spans)
-        return {"exchange_seconds": exchange, "hidden_seconds": hidden}
+        hidden = [(start, min(stop, self._backward_over)) for start, stop in self._spans if start < self._backward_over]
+        return {"exchange_seconds": _covered(self._spans), "hidden_seconds": _covered(hidden)}
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -85,7 +101,19 @@ class DenseReducer:
         return self._allreduce.start(self._gradients.buffer[self.buckets[number].slice])
 
     def _reduce(self, number: int) -> None:
-        """On the thread: nap between looks while the rank computes, wait in MPI when it no longer does."""
+        """On the thread: begin this bucket, and look after all that are under way until the next one may begin beside them."""
+        behind = self._behind
+        assert isinstance(behind, Background)
         start = time.perf_counter()
-        finish_behind(self._start(number), self._hurry)
-        self._spans.append((start, time.perf_counter()))
+        request = self._start(number).then(lambda: self._spans.append((start, time.perf_counter())))
+        self._flying.append(request)
+        finish_behind(self._flying, self._hurry, lambda: len(self._flying) < _AT_A_TIME and behind.num_final > number + 1)
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """The time that lies in at least one of `spans`."""
+    covered, reached = 0.0, 0.0
+    for start, stop in sorted(spans):
+        covered += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return covered

@@ -17,6 +17,7 @@ blocking average of `Periodic`: nodes must not end a run with different momenta.
 """
 
 import threading
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -162,7 +163,7 @@ class Daso(Averaging):
         self._sent.copy_(self._parameters.flat)
         self._waited = 0
         self._hurry.clear()
-        self._flight = self._thread.submit(lambda: finish_behind(self._far.start(self._sent, "mean"), self._hurry))
+        self._flight = self._thread.submit(lambda: finish_behind(deque([self._far.start(self._sent, "mean")]), self._hurry))
 
     def _merge(self) -> None:
         """Blend the parameters that were sent S steps ago with those of today. The mean over all ranks is that over the nodes."""

@@ -60,8 +60,8 @@ class Auto(Allreduce):
     def steps(self, array: Array, op: Op, tag: int) -> Steps:
         return self.member(array.nbytes).steps(array, op, tag)
 
-    def words(self, n: int) -> Words:
-        return self.member(4 * n).words(n)
+    def words(self, n: int, item_bytes: int = 4) -> Words:
+        return self.member(item_bytes * n).words(n, item_bytes)
 
     def member(self, num_bytes: int) -> Allreduce:
         """The candidate that vectors of `num_bytes` go to."""

@@ -58,8 +58,8 @@ class Allreduce(ABC):
         return iter(())
 
     @abstractmethod
-    def words(self, n: int) -> Words:
-        """What this rank moves to reduce n elements: exactly what the traffic ledger shows afterwards."""
+    def words(self, n: int, item_bytes: int = 4) -> Words:
+        """What this rank moves to reduce n elements of `item_bytes`: exactly what the traffic ledger shows afterwards."""
 
     def allocate(self, n: int, dtype: torch.dtype) -> torch.Tensor:
         """A vector of n zeros where this algorithm reduces it fastest. Collective. It lives until `free`."""

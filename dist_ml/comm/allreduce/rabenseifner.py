@@ -52,7 +52,7 @@ class Rabenseifner(Allreduce):
         self.wire.check(array.dtype)
         return rabenseifner_steps(self.comm, array, op, tag, self.wire)
 
-    def words(self, n: int) -> Words:
+    def words(self, n: int, item_bytes: int = 4) -> Words:  # noqa: ARG002
         rank, size = self.comm.rank, self.comm.size
         sent = received = messages = 0
         for low, high in rounds(size):
