@@ -60,3 +60,12 @@ def pieces(n: int, piece: int) -> Iterator[Range]:
     assert piece >= 1, piece
     for start in range(0, n, piece):
         yield Range(start, min(n, start + piece))
+
+
+def growing_pieces(n: int, first: int, piece: int) -> Iterator[Range]:
+    """Consecutive ranges that cover [0, n): one of `first` elements, each next one twice as long, up to `piece`."""
+    assert 1 <= first <= piece, (first, piece)
+    start, size = 0, first
+    while start < n:
+        yield Range(start, min(n, start + size))
+        start, size = start + size, min(piece, 2 * size)

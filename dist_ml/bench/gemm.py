@@ -5,7 +5,7 @@ hides.
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from dist_ml.bench.form import Check, Record, Result, alternate, median_ratio
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.gemm import matrix, planners
-from dist_ml.gemm.experiment import panel_shape, tuned_product
+from dist_ml.gemm.experiment import panel_shapes, tuned_product
 from dist_ml.gemm.grid import Problem
 from dist_ml.gemm.kernel import kernels
 from dist_ml.gemm.kernel.measure import operands
@@ -26,6 +26,7 @@ from dist_ml.gemm.multiply import Gemm
 from dist_ml.gemm.plan import Plan
 from dist_ml.gemm.planners import Choice
 from dist_ml.launch.laboratory import Laboratory, missing
+from dist_ml.launch.mpiexec import cores
 
 SPLITS = tuple((a, b) for a in (None, 0, 1) for b in (None, 0, 1))[1:]  # how Heat can distribute A and B; not both whole
 
@@ -75,11 +76,21 @@ def _overlap(config: GemmBench, worlds: Worlds, records: list[Record], checks: l
     arguments = {"size": config.size, "panel": config.laboratory_panel, "rounds": config.rounds}
     with Laboratory(4, config.laboratory_rate) as laboratory:
         before = laboratory.traffic()
-        times = worlds.measure("gemm overlap", arguments, ranks=4, laboratory=laboratory)
+        found = worlds.measure("gemm overlap", arguments, ranks=4, laboratory=laboratory)
         crossed = [now - then for now, then in zip(laboratory.traffic(), before, strict=True)]
+    times, processor = found["seconds"], {name: statistics.median(used) for name, used in found["processor"].items()}
     together, apart = times["together"], list(zip(times["communication"], times["computing"], strict=True))
     hidden = statistics.median((x + y - both) / min(x, y) for (x, y), both in zip(apart, together, strict=True))
-    records += [{"summa on 4 hosts": name, "seconds": statistics.median(values)} for name, values in times.items()]
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    records += [
+        {"summa on 4 hosts": name, "seconds": value, "processor seconds": processor[name]} for name, value in seconds.items()
+    ]
+    # All hosts share this machine's cores: what communicating adds to their work is time that nothing can hide.
+    added = (processor["together"] - processor["computing"]) / cores()
+    busy = processor["together"] / (cores() * seconds["together"])
+    records.append({"measured": "share of the cores' time in use, together", "value": busy})
+    most = 1 - added / min(seconds["communication"], seconds["computing"])
+    records.append({"measured": "share that could hide at that processor time", "value": most})
     records.append({"measured": "bytes that left each host", "value": str([traffic.sent_bytes for traffic in crossed])})
     checks.append(Check("D3 overlap hides of the smaller", hidden, 0.8, "higher"))
 
@@ -90,10 +101,11 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[
     candidates: dict[str, Callable[[], float]] = {}
     for name in arguments["algorithms"]:
         plan = planners.plan(name, Problem(size, size, size, comm.size))
-        block = panel_shape(plan)._replace(k=plan.block(0)[2].size)
-        product = tuned_product(kernels.AUTO, [block, panel_shape(plan)], comm)
+        panels = panel_shapes(plan)
+        block = panels[0]._replace(k=plan.block(0)[2].size)
+        product = tuned_product(kernels.AUTO, [block, *panels], comm)
         if not candidates:
-            candidates["local kernel"] = _local(block, 1, product, comm)
+            candidates["local kernel"] = _local([block], product, comm)
         candidates[name] = _distributed(plan, product, comm)
     if arguments["heat"] and importlib.util.find_spec("heat") is not None:
         candidates |= _best_heat(size, comm)
@@ -101,18 +113,35 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[
     return alternate(candidates, arguments["rounds"])
 
 
-def measure_overlap(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Seconds of SUMMA as it is, with products left out, and with communication left out."""
+def measure_overlap(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Of SUMMA as it is, with products left out, and with communication left out: seconds, and processor time of all ranks."""
     size = arguments["size"]
     plan = planners.plan("summa", Problem(size, size, size, comm.size), Choice(panel=arguments["panel"]))
-    product = tuned_product(kernels.AUTO, [panel_shape(plan)], comm)
+    panels = panel_shapes(plan)
+    product = tuned_product(kernels.AUTO, panels, comm)
     candidates = {
         "together": _distributed(plan, product, comm),
         "communication": _distributed(plan, lambda *_: None, comm),
-        "computing": _local(panel_shape(plan), len(plan.panels(comm.rank)), product, comm),
+        "computing": _local(panels, product, comm),
     }
     alternate(candidates, 1)
-    return alternate(candidates, arguments["rounds"])
+    processor: dict[str, list[float]] = {name: [] for name in candidates}
+    watched = {name: _watched(call, processor[name], comm) for name, call in candidates.items()}
+    return {"seconds": alternate(watched, arguments["rounds"]), "processor": processor}
+
+
+def _watched(call: Callable[[], float], used: list[float], comm: Communicator) -> Callable[[], float]:
+    """`call`, that also enters what processor time all ranks' threads together used."""
+
+    def watched() -> float:
+        before = time.process_time()
+        seconds = call()
+        spent = torch.tensor([time.process_time() - before], dtype=torch.float64)
+        comm.allreduce(spent)
+        used.append(float(spent))
+        return seconds
+
+    return watched
 
 
 def _distributed(plan: Plan, product: Product, comm: Communicator) -> Callable[[], float]:
@@ -122,12 +151,13 @@ def _distributed(plan: Plan, product: Product, comm: Communicator) -> Callable[[
     return lambda: _slowest(comm, lambda: gemm(a, b, c))
 
 
-def _local(shape: Shape, steps: int, product: Product, comm: Communicator) -> Callable[[], float]:
-    """All ranks multiply what they have, at once, without communication."""
-    c, a, b = operands(shape)
+def _local(steps: Sequence[Shape], product: Product, comm: Communicator) -> Callable[[], float]:
+    """All ranks multiply what they have, step by step into one C, at once and without communication."""
+    c, _, _ = operands(steps[0])
+    panels = [operands(step)[1:] for step in steps]
 
     def multiply() -> None:
-        for step in range(steps):
+        for step, (a, b) in enumerate(panels):
             product(c, a, b, 1.0, float(step > 0))
 
     return lambda: _slowest(comm, multiply)

@@ -52,7 +52,7 @@ def run(config: GemmConfig, comm: Communicator) -> Outcome:
     dtype = DTYPES[config.dtype]
     a, b = _operand(plan.layout_a, comm, config.seed, dtype), _operand(plan.layout_b, comm, config.seed + 1, dtype)
     c = matrix.random(plan.layout_c, comm, config.seed + 2, dtype)
-    gemm = Gemm(plan, comm, tuned_product(config.kernel, [panel_shape(plan)], comm))
+    gemm = Gemm(plan, comm, tuned_product(config.kernel, panel_shapes(plan), comm))
     seconds, moved = [], Moved(0, 0, 0)
     for repeat in range(config.repeats):
         _refill(c, config.seed + 2)
@@ -85,12 +85,12 @@ def tuned_product(kernel: str, shapes: Iterable[Shape], comm: Communicator) -> P
     return local_product(kernel, tuner)
 
 
-def panel_shape(plan: Plan) -> Shape:
-    """The product that rank 0 computes in each step."""
+def panel_shapes(plan: Plan) -> list[Shape]:
+    """The products that rank 0 computes, in their order."""
     rows, cols, _ = plan.block(0)
-    width = max((panel.size for panel in plan.panels(0)), default=1)
     stored = ("T" if plan.layout_a.column_major else "N") + ("T" if plan.layout_b.column_major else "N")
-    return Shape(rows.size, cols.size, width, stored, "float64" if plan.problem.word_bytes == 8 else "float32")
+    dtype = "float64" if plan.problem.word_bytes == 8 else "float32"
+    return [Shape(rows.size, cols.size, panel.size, stored, dtype) for panel in plan.panels(0)]
 
 
 def _operand(layout: Layout, comm: Communicator, seed: int, dtype: torch.dtype) -> ShardedMatrix:

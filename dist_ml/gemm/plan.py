@@ -10,6 +10,10 @@ from dist_ml.gemm.grid import Grid, Problem, panel_bytes, partial_bytes, reduce_
 from dist_ml.gemm.layout import Layout
 from dist_ml.partition import Range
 
+# Nothing hides the arrival of the first panels. So where panels travel ahead, an owner's first is this part of the full width,
+# and each next one twice as wide as the last.
+FIRST_PANEL = 8
+
 
 class Machine(NamedTuple):
     """What predicted seconds are made of: one rank's products, and its link."""
@@ -133,7 +137,8 @@ class Plan:
         )
         gathering = (moved.received - reduced) * self.problem.word_bytes / machine.bytes_per_second
         gathering += max(0, moved.messages - self.reduce_parts * (pk - 1)) * machine.latency_seconds
-        hidden = (self.steps - 1) / self.steps if self.buffers > 1 else 0.0
+        panels = self.panels(0)
+        hidden = 1 - panels[0].size / self.block(0)[2].size if self.buffers > 1 and len(panels) > 1 else 0.0
         return compute + gathering - min(compute, gathering) * hidden + reducing
 
     def _telling_ranks(self) -> list[int]:
@@ -150,17 +155,18 @@ class BroadcastPlan(Plan):
     width: int = 1
 
     def panels(self, rank: int) -> list[Range]:
-        """K cut wherever the owner of A's columns or of B's rows changes, and at most `width` wide.
+        """K cut wherever the owner of A's columns or of B's rows changes, and at most `width` wide; narrower ones first.
 
         The owners take turns, so that with two panels on their way a rank sends and receives at the same time.
         """
         k = self.block(rank)[2]
+        first = max(1, self.width // FIRST_PANEL) if self.buffers > 1 else self.width
         cuts = {part.start for p in self.grid[:2] for part in partition.blocks(k.size, p)} | {k.size}
         ends = sorted(cuts)
         turns = [
             (turn, k.start + start + part.start, k.start + start + part.stop)
             for start, stop in pairwise(ends)
-            for turn, part in enumerate(partition.pieces(stop - start, self.width))
+            for turn, part in enumerate(partition.growing_pieces(stop - start, first, self.width))
         ]
         return [Range(start, stop) for _, start, stop in sorted(turns)]
 

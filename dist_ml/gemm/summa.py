@@ -42,6 +42,9 @@ class Panels:
             mine = self._block[:, panel.start - self._owned.start : panel.stop - self._owned.start]
             if self._comm.size == 1:
                 return mine, []
+            flat = mine.T if self._column_major else mine
+            if flat.is_contiguous():
+                return mine, [self._comm.ibroadcast(flat.reshape(-1), owner)]
         rows = self._block.shape[0]
         buffer = self._buffers[self._turn % len(self._buffers)][: rows * panel.size]
         self._turn += 1

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ml.partition import Range, block, blocks, counts, owner_of, pieces
+from dist_ml.partition import Range, block, blocks, counts, growing_pieces, owner_of, pieces
 
 SIZES = st.integers(0, 10_000)
 OWNERS = st.integers(1, 70)
@@ -50,3 +50,12 @@ def test_intersect_is_the_common_part(edges: tuple[int, int, int, int]) -> None:
 def test_a_range_cuts_a_sequence() -> None:
     assert list("abcdef"[Range(2, 4).slice]) == ["c", "d"]
     assert Range(3, 3).size == 0
+
+
+@given(st.integers(0, 300), st.integers(1, 40), st.integers(0, 40))
+def test_growing_pieces_cover_all_and_double(n: int, first: int, more: int) -> None:
+    found = list(growing_pieces(n, first, first + more))
+    assert [i for part in found for i in range(part.start, part.stop)] == list(range(n))
+    full = [min(first + more, first * 2**turn) for turn in range(len(found))]
+    assert [part.size for part in found][:-1] == full[:-1]
+    assert not found or found[-1].size <= full[-1]
