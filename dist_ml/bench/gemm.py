@@ -18,7 +18,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.gemm import matrix, planners
 from dist_ml.gemm.experiment import panel_shapes, tuned_product
 from dist_ml.gemm.grid import Problem
-from dist_ml.gemm.kernel import kernels
+from dist_ml.gemm.kernel import kernels, peak
 from dist_ml.gemm.kernel.measure import operands
 from dist_ml.gemm.kernel.product import Product
 from dist_ml.gemm.kernel.tuner import Shape
@@ -46,7 +46,8 @@ class GemmBench:
 
 def run(config: GemmBench, worlds: Worlds) -> Result:
     arguments = {"size": config.size, "algorithms": config.algorithms, "rounds": config.rounds, "heat": config.heat}
-    seconds = worlds.measure("gemm", arguments)
+    measured = worlds.measure("gemm", arguments)
+    seconds, roof = measured["seconds"], measured["peak"]
     flops = 2.0 * config.size**3
     kernel = seconds["local kernel"]
     records: list[Record] = [
@@ -59,6 +60,12 @@ def run(config: GemmBench, worlds: Worlds) -> Result:
     ]
     checks = [Check("D3 auto over the local kernel", median_ratio(kernel, seconds["auto"]), 0.92, "higher")]
     heat = [name for name in seconds if name.startswith("heat")]
+    if roof is not None:
+        records.append({"measured": "peak GFLOP/s of all cores (multiply-adds on registers)", "value": roof / 1e9})
+        rates = {"the local kernel": kernel, **({"Heat": seconds[heat[0]]} if heat else {})}
+        for name, times in rates.items():
+            most = roof * statistics.median(times) / flops
+            records.append({"measured": f"times faster than {name} that nothing can exceed here", "value": most})
     if heat:
         checks.append(Check("D3 auto over Heat", median_ratio(seconds[heat[0]], seconds["auto"]), 2.2, "higher"))
     elif config.heat:
@@ -95,8 +102,11 @@ def _overlap(config: GemmBench, worlds: Worlds, records: list[Record], checks: l
     checks.append(Check("D3 overlap hides of the smaller", hidden, 0.8, "higher"))
 
 
-def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Seconds of the slowest rank, by candidate and round. The local kernel computes the same share on all ranks at once."""
+def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds of the slowest rank, by candidate and round, and the peak of the cores that ranks compute on.
+
+    The local kernel computes the same share on all ranks at once.
+    """
     size = arguments["size"]
     candidates: dict[str, Callable[[], float]] = {}
     for name in arguments["algorithms"]:
@@ -110,7 +120,16 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[
     if arguments["heat"] and importlib.util.find_spec("heat") is not None:
         candidates |= _best_heat(size, comm)
     alternate(candidates, 1)
-    return alternate(candidates, arguments["rounds"])
+    return {"seconds": alternate(candidates, arguments["rounds"]), "peak": _peak(comm)}
+
+
+def _peak(comm: Communicator) -> float | None:
+    """FLOP/s of all ranks' threads, each rank measuring one of its threads at the same time as the others."""
+    comm.barrier()
+    mine = peak.flops_per_second()
+    told: list[float | None] = comm.allgather_objects(None if mine is None else mine * torch.get_num_threads())
+    rates = [rate for rate in told if rate is not None]
+    return sum(rates) if len(rates) == comm.size else None
 
 
 def measure_overlap(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:

@@ -1,8 +1,8 @@
 """`dist-ml bench kernel`: local products by kernel and shape, under the roofline of this machine.
 
-The roof is min(peak, bandwidth x intensity): peak is the fastest product of the same word size in this run, bandwidth what a
-copy of a large array reads and writes, and intensity a product's operations over the bytes of its three matrices (Williams,
-Waterman, Patterson, "Roofline", CACM 2009).
+The roof is min(peak, bandwidth x intensity): peak is what multiply-adds on registers reach (where there is no compiler to
+measure it with, and for 2-byte words, the fastest product in this run), bandwidth what a copy of a large array reads and writes,
+and intensity a product's operations over the bytes of its three matrices (Williams, Waterman, Patterson, "Roofline", CACM 2009).
 """
 
 import math
@@ -20,7 +20,7 @@ from dist_ml.bench.form import Check, Record, Result, alternate
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
-from dist_ml.gemm.kernel import kernels
+from dist_ml.gemm.kernel import kernels, peak
 from dist_ml.gemm.kernel.measure import operands
 from dist_ml.gemm.kernel.tuner import Shape, Tuner
 
@@ -36,6 +36,7 @@ class KernelBench:
     loops: bool  # the three loops, too, on the smallest shape
     threads: int  # of each product
     rounds: int  # of alternation
+    plot: str | None  # file to draw the roofline to (extra: plot)
 
     def __post_init__(self) -> None:
         for shape in self.shapes:
@@ -56,17 +57,35 @@ def parse(text: str) -> Shape:
 
 def run(config: KernelBench, worlds: Worlds) -> Result:
     measured = worlds.measure("kernel", vars(config), ranks=1, environment={"OMP_NUM_THREADS": str(config.threads)})
-    records = roofline(measured["rates"], measured["bytes_per_second"], measured["words"])
+    words, bandwidth = measured["words"], measured["bytes_per_second"]
+    peaks = _peaks(measured["rates"], words, measured["peak"], config.threads)
+    records = roofline(measured["rates"], bandwidth, words, peaks)
+    if config.plot is not None:
+        from dist_ml.bench.plots import draw_roofline
+
+        draw_roofline(records, peaks, bandwidth / 1e9, config.plot)
+    for num_bytes, rate in sorted(peaks.items()):
+        records.append({"measured": f"peak GFLOP/s, {num_bytes} bytes a word", "value": rate})
+    records.append({"measured": "bandwidth GB/s (copy, read and written)", "value": bandwidth / 1e9})
     slowest = min(chosen / torchs for chosen, torchs in measured["chosen"])
     return Result("kernel", records, [Check("D6 tuned kernel over torch, worst shape", slowest, 0.97, "higher")])
 
 
-def roofline(rates: Mapping[str, Mapping[str, float]], bytes_per_second: float, words: Mapping[str, int]) -> list[Record]:
-    """A point for each shape and kernel, with a bar that shows how near the roof it is."""
-    peaks = {
+def _peaks(
+    rates: Mapping[str, Mapping[str, float]], words: Mapping[str, int], per_thread: float | None, threads: int
+) -> dict[int, float]:
+    """GFLOP/s that nothing exceeds, by bytes a word."""
+    fastest = {
         num_bytes: max(rate for by_kernel in rates.values() for name, rate in by_kernel.items() if words[name] == num_bytes)
         for num_bytes in set(words.values())
     }
+    return fastest if per_thread is None else fastest | {4: max(fastest[4], threads * per_thread / 1e9)}
+
+
+def roofline(
+    rates: Mapping[str, Mapping[str, float]], bytes_per_second: float, words: Mapping[str, int], peaks: Mapping[int, float]
+) -> list[Record]:
+    """A point for each shape and kernel, with a bar that shows how near the roof it is."""
     records: list[Record] = []
     for shape, by_kernel in rates.items():
         sizes = parse(shape)
@@ -76,9 +95,6 @@ def roofline(rates: Mapping[str, Mapping[str, float]], bytes_per_second: float, 
             bar = "#" * max(1, round(_BAR * min(1.0, rate / roof)))
             point = {"shape": shape, "kernel": name, "GFLOP/s": rate, "FLOP/byte": intensity, "roof": roof}
             records.append({**point, "of the roof": rate / roof, "": bar})
-    for num_bytes, peak in sorted(peaks.items()):
-        records.append({"measured": f"peak GFLOP/s (fastest product), {num_bytes} bytes a word", "value": peak})
-    records.append({"measured": "bandwidth GB/s (copy, read and written)", "value": bytes_per_second / 1e9})
     return records
 
 
@@ -96,7 +112,8 @@ def measure(_comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]
         chosen.append((rates[text][tuner.choose(shape)], rates[text]["torch"]))
         rates[text]["torch bf16"] = _bf16_rate(shape, arguments["rounds"])
     words = {name: 2 if name == "torch bf16" else 4 for by_kernel in rates.values() for name in by_kernel}
-    return {"rates": rates, "bytes_per_second": _copy_rate(), "words": words, "chosen": chosen}
+    measured = {"rates": rates, "bytes_per_second": _copy_rate(), "words": words, "chosen": chosen}
+    return {**measured, "peak": peak.flops_per_second()}
 
 
 def _rates(shape: Shape, names: list[str], rounds: int) -> dict[str, float]:

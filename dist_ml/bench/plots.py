@@ -1,19 +1,18 @@
 """Plots of what benchmarks measured, as PNG files. Needs matplotlib: the `plot` extra."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dist_ml.bench.form import Record
 from dist_ml.errors import ConfigError, MachineError
 
+_POINTS = 50
+
 
 def time_against_size(records: Sequence[Record], file: str) -> None:
     """Milliseconds against bytes, a line for each (ranks, mpi, setting, algorithm), both axes logarithmic."""
-    try:
-        importlib.import_module("matplotlib").use("agg")
-    except ImportError as error:
-        raise MachineError("plot=FILE needs matplotlib; run: pip install 'dist_ml[plot]'") from error
-    pyplot = importlib.import_module("matplotlib.pyplot")
+    pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(9, 6))
     lines: dict[str, list[tuple[float, float]]] = {}
     for record in records:
@@ -24,6 +23,44 @@ def time_against_size(records: Sequence[Record], file: str) -> None:
     axes.set_xlabel("bytes a rank")
     axes.set_ylabel("milliseconds")
     axes.legend(fontsize="x-small")
+    _save(pyplot, figure, file)
+
+
+def draw_roofline(records: Sequence[Record], peaks: Mapping[int, float], bandwidth: float, file: str) -> None:
+    """GFLOP/s against FLOP/byte, both logarithmic: a roof for each word size (`peaks`, GFLOP/s), and each kernel's points.
+
+    `bandwidth` in GB/s.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    points: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        points.setdefault(record["kernel"], []).append((record["FLOP/byte"], record["GFLOP/s"]))
+    intensities = [intensity for measured in points.values() for intensity, _ in measured]
+    left, right = 0.5 * min(intensities), 2 * max(intensities)
+    across = [left * (right / left) ** (step / _POINTS) for step in range(_POINTS + 1)]
+    for num_bytes, peak in sorted(peaks.items(), reverse=True):
+        roof = [min(peak, bandwidth * intensity) for intensity in across]
+        axes.loglog(
+            across, roof, linewidth=1.2, label=f"roof, {num_bytes} bytes a word: {peak:.0f} GFLOP/s, {bandwidth:.1f} GB/s"
+        )
+    for kernel, measured in points.items():
+        axes.loglog(*zip(*measured, strict=True), linestyle="none", marker="o", markersize=5, alpha=0.8, label=kernel)
+    axes.set_xlabel("operations / byte")
+    axes.set_ylabel("GFLOP/s")
+    axes.legend(fontsize="x-small")
+    _save(pyplot, figure, file)
+
+
+def _pyplot() -> Any:
+    try:
+        importlib.import_module("matplotlib").use("agg")
+    except ImportError as error:
+        raise MachineError("plot=FILE needs matplotlib; run: pip install 'dist_ml[plot]'") from error
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def _save(pyplot: Any, figure: Any, file: str) -> None:
     try:
         figure.savefig(file, dpi=120)
     except OSError as error:

@@ -17,6 +17,7 @@ from dist_ml.bench.form import Check, Result, alternate, median_ratio
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.train import TrainConfig
+from dist_ml.errors import ConfigError
 from dist_ml.gemm.kernel.tuner import FALLBACK
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.trainer import Trainer
@@ -33,11 +34,17 @@ class StepBench:
     steps: int  # measured together
     rounds: int  # of alternation
     kernel: str  # torch: the overhead of our step; auto, or one of gemm's KERNELS: what it gains on a large MLP, by batch size
+    batches: tuple[int, ...]  # those batch sizes
+
+    def __post_init__(self) -> None:
+        for batch_size in self.batches:
+            if batch_size not in kernel_step.LIMITS:
+                raise ConfigError(f"batches={list(self.batches)}: use some of {', '.join(map(str, kernel_step.LIMITS))}")
 
 
 def run(config: StepBench, worlds: Worlds) -> Result:
     if config.kernel != FALLBACK:
-        return kernel_step.run(config.train, config.kernel, config.rounds, worlds)
+        return kernel_step.run(config.train, config.kernel, config.rounds, config.batches, worlds)
     train = with_widths(config.train, config.widths, config.batch_size)
     arguments = {"train": to_arguments(train), "num_samples": config.num_samples, "steps": config.steps, "rounds": config.rounds}
     seconds = worlds.measure("step", arguments, ranks=1)

@@ -59,9 +59,7 @@ class Linear(nn.Linear):
         if torch.is_autocast_enabled("cpu") or x.numel() == 0:
             return self._as_torch(x)
         rows = x.numel() // self.in_features
-        products = self._products.get(rows)
-        if products is None:
-            products = self._products[rows] = self._choose(rows)
+        products = self.products(rows)
         sink = self._sink if self._sink is not None and self._sink.attached and torch.is_grad_enabled() else None
         if sink is None and products == Products(FALLBACK, FALLBACK, FALLBACK):
             return functional.linear(x, self.weight, self.bias)
@@ -74,6 +72,13 @@ class Linear(nn.Linear):
         if self._sink is not None and self._sink.attached:
             self._sink.settle()
         return functional.linear(x, self.weight, self.bias)
+
+    def products(self, rows: int) -> Products:
+        """The kernels in use at `rows` rows of input."""
+        products = self._products.get(rows)
+        if products is None:
+            products = self._products[rows] = self._choose(rows)
+        return products
 
     def _choose(self, rows: int) -> Products:
         if self.kernel != kernels.AUTO:
