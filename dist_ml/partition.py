@@ -4,7 +4,7 @@ The rule is the balanced block split: the first `n mod p` owners get one element
 owners beyond n get empty ranges, so that sizes differ by at most one and the ranges put together are the whole, in order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -40,6 +40,14 @@ def block(n: int, p: int, owner: int) -> Range:
 def blocks(n: int, p: int) -> list[Range]:
     """All `p` ranges in order of their owners."""
     return [block(n, p, owner) for owner in range(p)]
+
+
+def nested_blocks(n: int, cuts: Sequence[int]) -> list[Range]:
+    """`n` elements cut into cuts[0] blocks, each of those into cuts[1], and so on; all in order."""
+    ranges = [Range(0, n)]
+    for p in cuts:
+        ranges = [Range(r.start + part.start, r.start + part.stop) for r in ranges for part in blocks(r.size, p)]
+    return ranges
 
 
 def counts(n: int, p: int) -> list[int]:

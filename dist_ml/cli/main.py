@@ -1,6 +1,7 @@
 """`dist-ml COMMAND …`: one table of commands, each in a module of its own that is imported when it is called."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+# For how long threads of torch (GNU OpenMP: in tries, 300,000 by default) and of numpy (OpenBLAS: in powers of two of cycles, 26)
+# ask for more work before they sleep. The defaults are milliseconds in which they take cores from each other's threads: products
+# on one library, with small operations on the other in between, then ran at half their rate. Read when the libraries are loaded.
+_SPINNING = {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}
+
+
 def entry() -> None:
     """The console script."""
     sys.exit(main(sys.argv[1:]))
@@ -28,6 +35,8 @@ def entry() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run one command and give its exit status; every failure has been put into words by then."""
     stacks.arm()
+    for name, value in _SPINNING.items():
+        os.environ.setdefault(name, value)
     debug = "--debug" in argv
     return terminal.ending_in_words(lambda: _run(list(argv)), debug=debug)
 

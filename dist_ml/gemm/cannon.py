@@ -8,7 +8,7 @@ import torch
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.request import Request
-from dist_ml.gemm.grid_comm import GridComm, Sum
+from dist_ml.gemm.grid_comm import GridComm, Sums
 from dist_ml.gemm.matrix import ShardedMatrix
 from dist_ml.gemm.plan import Plan
 from dist_ml.gemm.progress import Progress
@@ -33,7 +33,7 @@ class Ring:
         return arriving, requests
 
 
-def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, total: Sum) -> None:
+def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, sums: Sums) -> None:
     """Run the plan on this rank of the grid. Words and messages: `plan.moved(rank)`."""
     rank = a.comm.rank
     rows, cols, _ = (r.size for r in plan.block(rank))
@@ -44,6 +44,7 @@ def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, to
     flat_a, requests_a = ring_a.shift(i, 0)
     flat_b, requests_b = ring_b.shift(j, 0)
     requests = requests_a + requests_b
+    total = sums.tile()
     with Progress() as progress:
         for step, depth in enumerate(depths):
             progress.wait(requests)  # (3)

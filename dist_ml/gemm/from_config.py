@@ -48,7 +48,9 @@ def in_words(plan: Plan, machine: Machine) -> list[tuple[str, str]]:
         ("B", plan.layout_b.describe()),
         ("C", plan.layout_c.describe()),
     ]
+    if plan.tiles != (1, 1):
+        lines.insert(4, ("tiles", f"{plan.tiles.tm} x {plan.tiles.tn} of a rank's block of C, one after the other"))
     if plan.limited_bound_words:
         limited = plan.limited_bound_words
-        lines.insert(5, ("", f"{plan.words / limited:.3f} of COSMA's bound {limited:,.0f} with S = {p.memory:,} bytes"))
+        lines.insert(-5, ("", f"{plan.words / limited:.3f} of COSMA's bound {limited:,.0f} with S = {p.memory:,} bytes"))
     return lines

@@ -1,61 +1,78 @@
 """Multiply by gathering: every rank assembles its blocks of A and B, panel by panel, and sums its part of C (COSMA's shape).
 
-    step 0      gather panel 0
-    step s      gather panel s+1 in the background | C += A[:, s] B[s, :]        (1) (2)
-    at the end  reduce-scatter C over the ranks that share it                     (3)
+    for each tile (r, t) of this rank's block of C; one, unless memory is short:
+        step 0      gather panel 0 of A's rows r and of B's columns t
+        step s      gather panel s+1 in the background | C[r, t] += A[r, s] B[s, t]        (1) (2)
+        at the end  reduce-scatter C[r, t] over the ranks that share it                     (3)
 
 Each panel is dealt evenly over the ranks that need it, in the order in which it is stored, so that an allgather's result is the
 panel: nothing is unpacked, and every rank sends and receives in every step.
 """
 
 from collections.abc import Callable
+from itertools import product
+from typing import TypeAlias
 
 import torch
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.request import Request
-from dist_ml.gemm.grid_comm import GridComm, Sum, own_segments
+from dist_ml.gemm.grid_comm import GridComm, Sum, Sums, own_segments
 from dist_ml.gemm.layout import Layout
 from dist_ml.gemm.matrix import ShardedMatrix
 from dist_ml.gemm.plan import Plan
 from dist_ml.gemm.progress import Progress
 
-Fetch = Callable[[int], tuple[torch.Tensor, list[Request]]]
+Fetched: TypeAlias = tuple[torch.Tensor, list[Request]]
+FetchStep: TypeAlias = Callable[[int], Fetched]
+Fetch: TypeAlias = Callable[[int, int], Fetched]
 
 
-def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, total: Sum) -> None:
+def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, sums: Sums) -> None:
     """Run the plan on this rank of the grid. Words and messages: `plan.moved(rank)`."""
-    fetch_a = _fetcher(a, plan, comms.along_n)
-    fetch_b = _fetcher(b, plan, comms.along_m)
+    fetch_a, fetch_b = _fetcher(a, plan, comms.along_n), _fetcher(b, plan, comms.along_m)
     with Progress() as progress:
-        ahead = plan.buffers - 1
-        fetched = {step: (fetch_a(step), fetch_b(step)) for step in range(1)}
-        for step in range(plan.steps):
-            (left, requests_a), (right, requests_b) = fetched.pop(step)
-            progress.wait(requests_a + requests_b)
-            if ahead and step + 1 < plan.steps:  # (1)
-                fetched[step + 1] = fetch_a(step + 1), fetch_b(step + 1)
-                progress.hand_over([request for _, requests in fetched[step + 1] for request in requests])
-            total.add(left, right)  # (2)
-            if not ahead and step + 1 < plan.steps:
-                fetched[step + 1] = fetch_a(step + 1), fetch_b(step + 1)
-    total.finish(comms.along_k)  # (3)
+        for row, col in product(range(plan.tiles.tm), range(plan.tiles.tn)):
+            total = sums.tile(row, col)
+            _gather_and_add(
+                plan,
+                lambda step, row=row: fetch_a(a.layout.segment(row, step), step),  # type: ignore[misc]
+                lambda step, col=col: fetch_b(b.layout.segment(step, col), step),  # type: ignore[misc]
+                total,
+                progress,
+            )
+            total.finish(comms.along_k)  # (3)
+            del total
+
+
+def _gather_and_add(plan: Plan, fetch_a: FetchStep, fetch_b: FetchStep, total: Sum, progress: Progress) -> None:
+    ahead = plan.buffers - 1
+    fetched = {0: (fetch_a(0), fetch_b(0))}
+    for step in range(plan.steps):
+        (left, requests_a), (right, requests_b) = fetched.pop(step)
+        progress.wait(requests_a + requests_b)
+        if ahead and step + 1 < plan.steps:  # (1)
+            fetched[step + 1] = fetch_a(step + 1), fetch_b(step + 1)
+            progress.hand_over([request for _, requests in fetched[step + 1] for request in requests])
+        total.add(left, right)  # (2)
+        if not ahead and step + 1 < plan.steps:
+            fetched[step + 1] = fetch_a(step + 1), fetch_b(step + 1)
 
 
 def _fetcher(matrix: ShardedMatrix, plan: Plan, comm: Communicator) -> Fetch:
-    """A function that starts gathering one panel and gives (the panel as a matrix, what to wait for)."""
+    """A function that starts gathering one segment, in the buffer of one step, and gives (it as a matrix, what to wait for)."""
     layout, rank = matrix.layout, matrix.comm.rank
     counts, shapes = layout.segment_counts(rank), layout.segment_shapes(rank)
     own = own_segments(matrix.storage, counts, comm.rank)
     largest = max(sum(shares) for shares in counts)
     buffers = [] if comm.size == 1 else [torch.empty(largest, dtype=matrix.dtype) for _ in range(min(plan.buffers, plan.steps))]
 
-    def fetch(step: int) -> tuple[torch.Tensor, list[Request]]:
+    def fetch(segment: int, step: int) -> Fetched:
         if comm.size == 1:
-            return _as_matrix(own[step], shapes[step], layout), []
-        whole = buffers[step % len(buffers)][: sum(counts[step])]
-        request = comm.iallgather(own[step], whole, counts[step])
-        return _as_matrix(whole, shapes[step], layout), [request]
+            return _as_matrix(own[segment], shapes[segment], layout), []
+        whole = buffers[step % len(buffers)][: sum(counts[segment])]
+        request = comm.iallgather(own[segment], whole, counts[segment])
+        return _as_matrix(whole, shapes[segment], layout), [request]
 
     return fetch
 

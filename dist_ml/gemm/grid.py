@@ -6,7 +6,8 @@ pn ranks that share it, its block of B from pm ranks, and reduce-scatters its pa
     words received = (MK / pm pk)(1 - 1/pn) + (KN / pk pn)(1 - 1/pm) + (MN / pm pn)(1 - 1/pk)        [mean over the grid's ranks]
 
 C stays where it is while A and B pass by in panels, so the memory needed besides the shards is the panels, and a partial C where
-pk > 1. All functions of (pm, pn, pk) take numbers or numpy arrays.
+pk > 1. Where even that is too much, a rank's block of C is computed in tm x tn tiles, one after the other: its part of A then
+passes by tn times and its part of B tm times. All functions of (pm, pn, pk) and (tm, tn) take numbers or numpy arrays.
 """
 
 from dataclasses import dataclass
@@ -30,6 +31,16 @@ class Grid(NamedTuple):
     @property
     def size(self) -> int:
         return self.pm * self.pn * self.pk
+
+
+class Tiles(NamedTuple):
+    """How many tiles of C a rank computes one after the other, along M and N."""
+
+    tm: int = 1
+    tn: int = 1
+
+
+ONE_TILE = Tiles()
 
 
 @dataclass(frozen=True)
@@ -68,10 +79,10 @@ class Problem:
         return self.sum_bytes != self.word_bytes
 
 
-def most_words(problem: Problem, pm: Any, pn: Any, pk: Any) -> Any:
+def most_words(problem: Problem, pm: Any, pn: Any, pk: Any, tm: Any = 1, tn: Any = 1) -> Any:
     """Words received by the most loaded rank, remainders included (to the word where the grid divides the sizes)."""
     m, n, k = -(-problem.m // pm), -(-problem.n // pn), -(-problem.k // pk)
-    return (m * k - m * k // pn) + (k * n - k * n // pm) + -(-(m * n) // pk) * (pk - 1)
+    return (m * k - m * k // pn) * tn + (k * n - k * n // pm) * tm + -(-(m * n) // pk) * (pk - 1)
 
 
 def mean_words(problem: Problem, pm: Any, pn: Any, pk: Any) -> Any:
@@ -80,25 +91,32 @@ def mean_words(problem: Problem, pm: Any, pn: Any, pk: Any) -> Any:
     return m * k / (pm * pk) * (1 - 1 / pn) + k * n / (pk * pn) * (1 - 1 / pm) + m * n / (pm * pn) * (1 - 1 / pk)
 
 
-def panel_bytes(problem: Problem, pm: Any, pn: Any, width: Any, buffers: Any) -> Any:
+def tile_sizes(problem: Problem, pm: Any, pn: Any, tm: Any = 1, tn: Any = 1) -> tuple[Any, Any]:
+    """Rows and columns of the largest tile of C."""
+    rows, cols = -(-problem.m // pm), -(-problem.n // pn)
+    return -(-rows // tm), -(-cols // tn)
+
+
+def panel_bytes(problem: Problem, pm: Any, pn: Any, width: Any, buffers: Any, tm: Any = 1, tn: Any = 1) -> Any:
     """Bytes of `buffers` panels of A and B of `width` along K: those that are received, and float32 copies of bfloat16 ones."""
-    m, n = -(-problem.m // pm), -(-problem.n // pn)
+    m, n = tile_sizes(problem, pm, pn, tm, tn)
     received = buffers * width * problem.word_bytes * (m * (pn > 1) + n * (pm > 1))
     return received + problem.half * width * (m + n) * problem.sum_bytes
 
 
-def partial_bytes(problem: Problem, pm: Any, pn: Any, pk: Any) -> Any:
+def partial_bytes(problem: Problem, pm: Any, pn: Any, pk: Any, tm: Any = 1, tn: Any = 1) -> Any:
     """Bytes of the partial C that a rank sums in where C itself can't serve: where pk > 1, or C is in half precision."""
-    return -(-problem.m // pm) * -(-problem.n // pn) * problem.sum_bytes * ((pk > 1) | problem.half)
+    m, n = tile_sizes(problem, pm, pn, tm, tn)
+    return m * n * problem.sum_bytes * ((pk > 1) | problem.half)
 
 
-def reduce_bytes(problem: Problem, pm: Any, pn: Any, pk: Any, parts: int = REDUCE_PARTS) -> Any:
+def reduce_bytes(problem: Problem, pm: Any, pn: Any, pk: Any, parts: int = REDUCE_PARTS, tm: Any = 1, tn: Any = 1) -> Any:
     """Bytes needed to reduce C in `parts` row parts, a rank receiving its share of one at a time, and MPI holding as much."""
-    rows, cols = -(-problem.m // pm), -(-problem.n // pn)
+    rows, cols = tile_sizes(problem, pm, pn, tm, tn)
     return 2 * -(-(-(-rows // parts) * cols) // pk) * problem.sum_bytes * (pk > 1)
 
 
-def least_bytes(problem: Problem, pm: Any, pn: Any, pk: Any, width: int = 1, buffers: int = 1) -> Any:
+def least_bytes(problem: Problem, pm: Any, pn: Any, pk: Any, width: int = 1, buffers: int = 1, tm: Any = 1, tn: Any = 1) -> Any:
     """The memory a grid needs with `buffers` panels of at most `width`."""
-    panels = panel_bytes(problem, pm, pn, np.minimum(width, -(-problem.k // pk)), buffers)
-    return panels + partial_bytes(problem, pm, pn, pk) + reduce_bytes(problem, pm, pn, pk)
+    panels = panel_bytes(problem, pm, pn, np.minimum(width, -(-problem.k // pk)), buffers, tm, tn)
+    return panels + partial_bytes(problem, pm, pn, pk, tm, tn) + reduce_bytes(problem, pm, pn, pk, REDUCE_PARTS, tm, tn)

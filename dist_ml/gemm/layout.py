@@ -49,9 +49,9 @@ class Piece(NamedTuple):
 class Layout:
     """A rows x cols matrix over `grid`. See the module's text; the functions below build the usual ones.
 
-    `segments` (flat layouts only) cuts each block along its columns (its rows where `column_major`) into that many consecutive
-    parts, each dealt over the flat axis on its own: the parts are what an algorithm gathers step by step. `row_segments` cuts
-    along the other dim.
+    `row_segments` and `col_segments` (flat layouts only) cut each block into consecutive segments, each dealt over the flat axis
+    on its own: the segments are what an algorithm gathers or reduces step by step. (3, 2) cuts a dim into three, and each of
+    those into two. They lie in storage order: along the columns first, or along the rows first where `column_major`.
     """
 
     rows: int
@@ -60,8 +60,8 @@ class Layout:
     row_splits: tuple[Split, ...] = ()
     col_splits: tuple[Split, ...] = ()
     flat_axis: int | None = None
-    row_segments: int = 1
-    col_segments: int = 1
+    row_segments: tuple[int, ...] = ()
+    col_segments: tuple[int, ...] = ()
     column_major: bool = False
 
     def __post_init__(self) -> None:
@@ -136,13 +136,20 @@ class Layout:
         return _pieces(self, rank)
 
     def segment_counts(self, rank: int) -> tuple[tuple[int, ...], ...]:
-        """For each segment of the rank's block, in order: how many elements each rank along the flat axis holds."""
-        return _segment_counts(self, *self.block_shape(rank))
+        """For each segment of the rank's block, in storage order: how many elements each rank along the flat axis holds."""
+        rows, cols = self.block_shape(rank)
+        return _segment_counts(self.transposed, cols, rows) if self.column_major else _segment_counts(self, rows, cols)
 
     def segment_shapes(self, rank: int) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of each segment of the rank's block, in order."""
+        """Rows and columns of each segment of the rank's block, in storage order."""
         rows, cols = self.block_shape(rank)
+        if self.column_major:
+            return tuple((r.size, c.size) for c, r in _segments(self.transposed, cols, rows))
         return tuple((r.size, c.size) for r, c in _segments(self, rows, cols))
+
+    def segment(self, row: int, col: int) -> int:
+        """The place, in storage order, of the segment that is the `row`-th along the rows and the `col`-th along the columns."""
+        return col * prod(self.row_segments) + row if self.column_major else row * prod(self.col_segments) + col
 
     def describe(self) -> str:
         """One line for people: `4096 x 4096 over 2 x 2 x 1: rows/axis0, cols/axis1, dealt over axis 2`."""
@@ -256,7 +263,8 @@ def _flat_pieces(layout: Layout, rank: int, rows: Range, cols: Range) -> Iterato
 
 
 def _segments(layout: Layout, rows: int, cols: int) -> list[tuple[Range, Range]]:
-    return [(r, c) for r in partition.blocks(rows, layout.row_segments) for c in partition.blocks(cols, layout.col_segments)]
+    cut_rows, cut_cols = (partition.nested_blocks(*cut) for cut in ((rows, layout.row_segments), (cols, layout.col_segments)))
+    return [(r, c) for r in cut_rows for c in cut_cols]
 
 
 @lru_cache(maxsize=4096)

@@ -9,13 +9,13 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
 from dist_ml.gemm import cannon, gathering, grid_comm, planners, summa
 from dist_ml.gemm.grid import Problem
-from dist_ml.gemm.grid_comm import GridComm, Sum
+from dist_ml.gemm.grid_comm import GridComm, Sums
 from dist_ml.gemm.kernel.product import Product, local_product, sum_dtype
 from dist_ml.gemm.matrix import ShardedMatrix, empty
 from dist_ml.gemm.plan import Plan
 from dist_ml.gemm.planners import Choice, Orders
 
-Execute: TypeAlias = Callable[[Plan, GridComm, ShardedMatrix, ShardedMatrix, Sum], None]
+Execute: TypeAlias = Callable[[Plan, GridComm, ShardedMatrix, ShardedMatrix, Sums], None]
 
 # How each algorithm's plan is executed; `planners.PLANNERS` has the same names.
 GEMMS: dict[str, Execute] = {
@@ -55,8 +55,8 @@ class Gemm:
         a, b = a.to(self.plan.layout_a), b.to(self.plan.layout_b)
         result = self._result(c, beta, a.dtype)
         if self._grid is not None:
-            total = Sum(self.plan, self.comm.rank, result.storage, alpha, beta, self._product)
-            GEMMS[self.plan.algorithm](self.plan, self._grid, a, b, total)
+            sums = Sums(self.plan, self.comm.rank, result.storage, alpha, beta, self._product)
+            GEMMS[self.plan.algorithm](self.plan, self._grid, a, b, sums)
         if c is None or result is c:
             return result
         c.storage.copy_(result.to(c.layout).storage)

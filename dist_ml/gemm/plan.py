@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dist_ml import partition
 from dist_ml.gemm import bounds
-from dist_ml.gemm.grid import Grid, Problem, panel_bytes, partial_bytes, reduce_bytes
+from dist_ml.gemm.grid import ONE_TILE, Grid, Problem, Tiles, panel_bytes, partial_bytes, reduce_bytes
 from dist_ml.gemm.layout import Layout
 from dist_ml.partition import Range
 
@@ -36,7 +36,8 @@ class Plan:
     """C (m x n) = op(A) (m x k) op(B) (k x n) by one algorithm: grid, layouts, steps, and what they cost.
 
     `steps` is how many panels each rank's part of K is gathered in; `reduce_parts`, in how many row parts C is reduced where
-    grid.pk > 1; `buffers`, how many panels are held at a time.
+    grid.pk > 1; `buffers`, how many panels are held at a time; `tiles`, how many tiles of its block of C a rank
+    computes one after the other, all of that for each.
     """
 
     algorithm: str
@@ -48,6 +49,7 @@ class Plan:
     steps: int = 1
     reduce_parts: int = 1
     buffers: int = 1
+    tiles: Tiles = ONE_TILE
 
     def coordinates(self, rank: int) -> tuple[int, int, int]:
         """(i, j, l) of a rank in the grid."""
@@ -74,13 +76,14 @@ class Plan:
         rows, cols, depth = (r.size for r in self.block(rank))
         a, b, c = (layout.num_words(rank) for layout in (self.layout_a, self.layout_b, self.layout_c))
         pm, pn, pk = self.grid
-        received = (rows * depth - a) + (depth * cols - b) + c * (pk - 1)
-        sent = a * (pn - 1) + b * (pm - 1) + (rows * cols - c)
+        tm, tn = self.tiles
+        received = (rows * depth - a) * tn + (depth * cols - b) * tm + c * (pk - 1)
+        sent = a * (pn - 1) * tn + b * (pm - 1) * tm + (rows * cols - c)
         return Moved(sent, received, self._messages(rank))
 
     def _messages(self, rank: int) -> int:  # noqa: ARG002 - other plans' ranks differ
         pm, pn, pk = self.grid
-        return self.steps * (pn - 1 + pm - 1) + self.reduce_parts * (pk - 1)
+        return (self.steps * (pn - 1 + pm - 1) + self.reduce_parts * (pk - 1)) * self.tiles.tm * self.tiles.tn
 
     @property
     def words(self) -> int:
@@ -101,9 +104,9 @@ class Plan:
     def working_bytes(self) -> int:
         """The memory that a rank needs besides its shards: what the problem's memory limit is about."""
         width = max((part.size for part in self.panels(0)), default=0)
-        panels = panel_bytes(self.problem, self.grid.pm, self.grid.pn, width, self.buffers)
-        partial = partial_bytes(self.problem, *self.grid)
-        return int(panels + partial + reduce_bytes(self.problem, *self.grid, self.reduce_parts))
+        panels = panel_bytes(self.problem, self.grid.pm, self.grid.pn, width, self.buffers, *self.tiles)
+        partial = partial_bytes(self.problem, *self.grid, *self.tiles)
+        return int(panels + partial + reduce_bytes(self.problem, *self.grid, self.reduce_parts, *self.tiles))
 
     @property
     def peak_bytes(self) -> int:
@@ -132,11 +135,10 @@ class Plan:
         compute = self.flops(0) / machine.flops_per_second
         moved = self.moved(0)
         reduced = self.layout_c.num_words(0) * (pk - 1)
-        reducing = (
-            reduced * self.problem.sum_bytes / machine.bytes_per_second + self.reduce_parts * (pk - 1) * machine.latency_seconds
-        )
+        reductions = self.reduce_parts * (pk - 1) * self.tiles.tm * self.tiles.tn
+        reducing = reduced * self.problem.sum_bytes / machine.bytes_per_second + reductions * machine.latency_seconds
         gathering = (moved.received - reduced) * self.problem.word_bytes / machine.bytes_per_second
-        gathering += max(0, moved.messages - self.reduce_parts * (pk - 1)) * machine.latency_seconds
+        gathering += max(0, moved.messages - reductions) * machine.latency_seconds
         panels = self.panels(0)
         hidden = 1 - panels[0].size / self.block(0)[2].size if self.buffers > 1 and len(panels) > 1 else 0.0
         return compute + gathering - min(compute, gathering) * hidden + reducing

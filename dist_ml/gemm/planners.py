@@ -6,7 +6,19 @@ from typing import NamedTuple
 
 from dist_ml.errors import ConfigError
 from dist_ml.gemm import search
-from dist_ml.gemm.grid import REDUCE_PARTS, Grid, Problem, least_bytes, mean_words, panel_bytes, partial_bytes, reduce_bytes
+from dist_ml.gemm.grid import (
+    ONE_TILE,
+    REDUCE_PARTS,
+    Grid,
+    Problem,
+    Tiles,
+    least_bytes,
+    mean_words,
+    panel_bytes,
+    partial_bytes,
+    reduce_bytes,
+    tile_sizes,
+)
 from dist_ml.gemm.layout import Layout, Split
 from dist_ml.gemm.plan import BroadcastPlan, Plan, ShiftPlan
 
@@ -36,16 +48,17 @@ class Choice(NamedTuple):
     grid: Grid | None = None
     panel: int | None = None  # width along K
     replication: int | None = None  # layers of summa_25d
+    tiles: Tiles | None = None  # of C, one after the other (algorithms that gather)
 
 
 def auto(problem: Problem, choice: Choice, orders: Orders) -> Plan:
     """The best of all integer grids."""
-    return _gathering("auto", problem, choice.grid or search.best_grid(problem), choice, orders)
+    return _best("auto", problem, choice, orders)
 
 
 def cosma(problem: Problem, choice: Choice, orders: Orders) -> Plan:
-    """The grid by the bound; A and B gathered in as few steps as memory allows. Source: COSMA (SC 2019)."""
-    return _gathering("cosma", problem, choice.grid or search.best_grid(problem), choice, orders)
+    """The grid by the bound, in as few sequential steps along K, M and N as memory allows. Source: COSMA (SC 2019)."""
+    return _best("cosma", problem, choice, orders)
 
 
 def carma(problem: Problem, choice: Choice, orders: Orders) -> Plan:
@@ -119,15 +132,27 @@ def plan(algorithm: str, problem: Problem, choice: Choice | None = None, orders:
     return PLANNERS[algorithm](problem, choice or Choice(), orders or Orders())
 
 
+def _best(name: str, problem: Problem, choice: Choice, orders: Orders) -> Plan:
+    if choice.grid is not None:
+        return _gathering(name, problem, choice.grid, choice, orders)
+    grid = search.best_grid(problem)
+    if choice.tiles is None:
+        grid, tiles = search.best_tiles(problem, grid)
+        choice = choice._replace(tiles=tiles)
+    return _gathering(name, problem, grid, choice, orders)
+
+
 def _gathering(name: str, problem: Problem, grid: Grid, choice: Choice, orders: Orders) -> Plan:
     _check_grid(problem, grid)
+    tiles = choice.tiles or ONE_TILE
     steps, buffers = _steps(problem, grid, choice)
-    parts = _reduce_parts(problem, grid)
+    parts = _reduce_parts(problem, grid, tiles)
     m, n, k = problem.m, problem.n, problem.k
-    a = Layout(m, k, grid, (Split(0),), (Split(2),), flat_axis=1, col_segments=steps, column_major=orders.a)
-    b = Layout(k, n, grid, (Split(2),), (Split(1),), flat_axis=0, row_segments=steps, column_major=orders.b)
-    c = Layout(m, n, grid, (Split(0),), (Split(1),), flat_axis=2, row_segments=parts)
-    return Plan(name, problem, grid, a, b, c, steps, parts, buffers)
+    tm, tn = ((count,) for count in tiles)
+    a = Layout(m, k, grid, (Split(0),), (Split(2),), 1, row_segments=tm, col_segments=(steps,), column_major=orders.a)
+    b = Layout(k, n, grid, (Split(2),), (Split(1),), 0, row_segments=(steps,), col_segments=tn, column_major=orders.b)
+    c = Layout(m, n, grid, (Split(0),), (Split(1),), 2, row_segments=(*tm, parts), col_segments=tn)
+    return Plan(name, problem, grid, a, b, c, steps, parts, buffers, tiles)
 
 
 def _broadcasting(name: str, problem: Problem, grid: Grid, choice: Choice, orders: Orders) -> Plan:
@@ -145,7 +170,7 @@ def _block_layouts(problem: Problem, grid: Grid, orders: Orders, parts: int) -> 
     """One block a rank: K is cut over the layers first, then over the rows of the grid (B) or its columns (A)."""
     a = Layout(problem.m, problem.k, grid, (Split(0),), (Split(2), Split(1)), column_major=orders.a)
     b = Layout(problem.k, problem.n, grid, (Split(2), Split(0)), (Split(1),), column_major=orders.b)
-    c = Layout(problem.m, problem.n, grid, (Split(0),), (Split(1),), flat_axis=2, row_segments=parts)
+    c = Layout(problem.m, problem.n, grid, (Split(0),), (Split(1),), flat_axis=2, row_segments=(1, parts))
     return a, b, c
 
 
@@ -160,10 +185,11 @@ def _steps(problem: Problem, grid: Grid, choice: Choice) -> tuple[int, int]:
         wanted = max(1, -(-depth // choice.panel))
     if problem.memory is None:
         return wanted, 2 if wanted > 1 and gathers else 1
-    fixed = int(partial_bytes(problem, *grid) + reduce_bytes(problem, *grid))
-    _check_memory(problem, int(least_bytes(problem, *grid)))
+    tiles = choice.tiles or ONE_TILE
+    fixed = int(partial_bytes(problem, *grid, *tiles) + reduce_bytes(problem, *grid, REDUCE_PARTS, *tiles))
+    _check_memory(problem, int(least_bytes(problem, *grid, 1, 1, *tiles)))
     for buffers in (2, 1):
-        one = int(panel_bytes(problem, grid.pm, grid.pn, 1, buffers))
+        one = int(panel_bytes(problem, grid.pm, grid.pn, 1, buffers, *tiles))
         width = depth if one == 0 else min(depth, (problem.memory - fixed) // one)
         steps = max(wanted, -(-depth // width)) if width else 0
         if width >= min(depth, 8) or (buffers == 1 and width):
@@ -171,13 +197,13 @@ def _steps(problem: Problem, grid: Grid, choice: Choice) -> tuple[int, int]:
     raise AssertionError("least_bytes fits, so one panel of width 1 does")
 
 
-def _reduce_parts(problem: Problem, grid: Grid) -> int:
+def _reduce_parts(problem: Problem, grid: Grid, tiles: Tiles = ONE_TILE) -> int:
     """MPI's reduce-scatter needs buffers of its own, of the size of what it is given: a large C goes to it in parts."""
     if grid.pk == 1:
         return 1
-    rows = -(-problem.sides[0] // grid.pm)
-    wanted = REDUCE_PARTS if problem.memory is not None else int(partial_bytes(problem, *grid)) // REDUCE_BYTES
-    return max(1, min(REDUCE_PARTS, rows, wanted))
+    rows, _ = tile_sizes(problem, grid.pm, grid.pn, *tiles)
+    wanted = REDUCE_PARTS if problem.memory is not None else int(partial_bytes(problem, *grid, *tiles)) // REDUCE_BYTES
+    return max(1, min(REDUCE_PARTS, int(rows), wanted))
 
 
 def _check_grid(problem: Problem, grid: Grid) -> None:

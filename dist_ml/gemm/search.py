@@ -6,13 +6,15 @@ them, and 100,000 ranks take a tenth of a second.
 """
 
 from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from dist_ml.errors import ConfigError
-from dist_ml.gemm.grid import Grid, Problem, least_bytes, mean_words, most_words, partial_bytes
+from dist_ml.gemm import bounds
+from dist_ml.gemm.grid import ONE_TILE, Grid, Problem, Tiles, least_bytes, mean_words, most_words, partial_bytes
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Fits: TypeAlias = Callable[["Grids"], npt.NDArray[np.bool_]]
@@ -24,6 +26,13 @@ MAX_IDLE = 0.03
 # (width, panels in flight) is taken whose best grid moves at most WORDS_FOR_SPEED times the words of the last one's.
 PANELS = ((32, 2), (8, 2), (1, 1))
 WORDS_FOR_SPEED = 1.02
+
+
+# A rank's block of C is computed in up to this many tiles along M and along N, where that saves at least a twentieth of the
+# words: tiles make panels smaller and messages more.
+MOST_TILES = 8
+WORDS_FOR_TILES = 0.95
+_CHUNK = 4096
 
 
 class Grids(NamedTuple):
@@ -52,6 +61,44 @@ def best_grid(problem: Problem, max_idle: float = MAX_IDLE) -> Grid:
         raise too_little_memory(problem, int(np.min(least_bytes(problem, *ends))))
     limit = WORDS_FOR_SPEED * most_words(problem, *grids[-1])
     return next(grid for grid in grids if grid is not None and most_words(problem, *grid) <= limit)
+
+
+def best_tiles(problem: Problem, grid: Grid, max_idle: float = MAX_IDLE) -> tuple[Grid, Tiles]:
+    """A grid with the fewest words when tiles of C may follow one another; `grid`, and one tile, where that saves too little.
+
+    With a small memory, C's block must be small, and few grids have that shape. Tiles give a block of any size one that fits.
+    Grids are looked at from the lowest bound on their words, until that is above what has been found.
+    """
+    fewest, best = WORDS_FOR_TILES * int(most_words(problem, *grid)), (grid, ONE_TILE)
+    if not problem.memory:
+        return best
+    if fewest <= bounds.limited_memory(*problem.sides, problem.ranks, problem.memory / problem.word_bytes):
+        return best
+    grids = _between(problem, _ends(problem, max_idle), max_idle)
+    low = _tiled_bound(problem, grids)
+    order = np.argsort(low)
+    for start in range(0, len(order), _CHUNK):
+        chosen = order[start : start + _CHUNK]
+        if low[chosen[0]] >= fewest:
+            break
+        found = grids.where(chosen)
+        for tm, tn in product(range(1, MOST_TILES + 1), repeat=2):
+            fits = least_bytes(problem, *found, 1, 1, tm, tn) <= problem.memory
+            words = np.where(fits, most_words(problem, *found, tm, tn), np.iinfo(np.int64).max)
+            at = int(words.argmin())
+            if words[at] < fewest:
+                fewest, best = int(words[at]), (Grid(*(int(side[at]) for side in found)), Tiles(tm, tn))
+    return best
+
+
+def _tiled_bound(problem: Problem, grids: Grids) -> npt.NDArray[np.float64]:
+    """What no tiling of a grid goes below: a partial tile of x by y words takes xy of memory: 1/x + 1/y >= 2 / sqrt(memory)."""
+    assert problem.memory is not None
+    m, n, k = (-(-size // sides) for size, sides in zip(problem.sides, grids, strict=True))
+    partial = np.sqrt(max(1, problem.memory / problem.sum_bytes))
+    foreign = 1 - 1 / np.minimum(grids.pm, grids.pn)
+    tiled = np.where((grids.pk > 1) | problem.half, 2 * m * n * k / partial * foreign, 0.0)
+    return np.asarray(np.maximum(tiled, mean_words(problem, *grids)), dtype=np.float64)
 
 
 def too_little_memory(problem: Problem, least: int) -> ConfigError:
@@ -97,14 +144,14 @@ def _ends(problem: Problem, max_idle: float) -> Grids:
 
 
 def _between(problem: Problem, ends: Grids, max_idle: float) -> Grids:
-    """All pk between the ends of the given pairs."""
-    found = []
-    for pm, pn in sorted({(int(pm), int(pn)) for pm, pn in zip(ends.pm, ends.pn, strict=True)}):
-        most = min(problem.ranks // (pm * pn), problem.sides[2])
-        fewest = -(-_at_work(problem, max_idle) // (pm * pn))
-        found += [(pm, pn, pk) for pk in range(fewest + 1, most)]
-    array = np.array(found, dtype=np.int64).reshape(-1, 3)
-    return Grids(array[:, 0], array[:, 1], array[:, 2])
+    """The grids of the given pairs (pm, pn) with any pk that leaves at most `max_idle` of the ranks idle."""
+    pairs = np.unique(np.stack([ends.pm, ends.pn]), axis=1)
+    pm, pn = pairs[0], pairs[1]
+    most = np.minimum(problem.ranks // (pm * pn), problem.sides[2])
+    fewest = np.minimum(-(-_at_work(problem, max_idle) // (pm * pn)), most)
+    counts = most - fewest + 1
+    above = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return Grids(np.repeat(pm, counts), np.repeat(pn, counts), np.repeat(fewest, counts) + above)
 
 
 def _at_work(problem: Problem, max_idle: float) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.request import Request
-from dist_ml.gemm.grid_comm import GridComm, Sum
+from dist_ml.gemm.grid_comm import GridComm, Sums
 from dist_ml.gemm.matrix import ShardedMatrix
 from dist_ml.gemm.plan import BroadcastPlan, Plan
 from dist_ml.gemm.progress import Progress
@@ -55,7 +55,7 @@ class Panels:
         return stored, [self._comm.ibroadcast(buffer, owner)]
 
 
-def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, total: Sum) -> None:
+def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, sums: Sums) -> None:
     """Run the plan on this rank of the grid. Words and messages: `plan.moved(rank)`."""
     assert isinstance(plan, BroadcastPlan)
     rank = a.comm.rank
@@ -70,6 +70,7 @@ def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, to
         part_b, pending_b = right.fetch(panels[step], owner_b)
         return part_a, part_b.T, pending_a + pending_b
 
+    total = sums.tile()
     with Progress() as progress:
         coming = deque(fetch(step) for step in range(min(plan.buffers - 1, len(panels))))
         for _, _, pending in coming:

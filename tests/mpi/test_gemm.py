@@ -13,7 +13,7 @@ from dist_ml.errors import ConfigError, DataError
 from dist_ml.gemm import matrix, planners, redistribution, shards
 from dist_ml.gemm.autograd import matmul as differentiable_matmul
 from dist_ml.gemm.autograd import relayout
-from dist_ml.gemm.grid import Problem
+from dist_ml.gemm.grid import Grid, Problem, Tiles
 from dist_ml.gemm.kernel.product import local_product
 from dist_ml.gemm.layout import Layout, block_2d, block_3d, block_25d, block_cols, block_cyclic, block_rows, on_one_rank
 from dist_ml.gemm.matrix import ShardedMatrix
@@ -52,6 +52,27 @@ def test_products_are_right_and_move_what_was_planned(name: str, world: Communic
         plan = planners.plan(name, problem, Choice(panel=draw.choice([None, 1, 7, 32])), Orders(*orders))
         if draw.random() < 0.3:
             plan = planners.plan(name, replace(problem, memory=plan.working_bytes), None, Orders(*orders))
+        a, b = operand(plan.layout_a, world, 1, dtype), operand(plan.layout_b, world, 2, dtype)
+        c = matrix.random(plan.layout_c, world, 3, dtype)
+        wholes = [x.gather_everywhere() for x in (a, b, c)]
+        gemm = Gemm(plan, world, PRODUCT)
+        assert moved(world, lambda: gemm(a, b, c, alpha, beta)) == tuple(plan.moved(world.rank)), plan  # noqa: B023
+        gemm.free()
+        assert error_over_bound(c.gather_everywhere(), *wholes, alpha, beta) <= 1, plan
+
+
+@pytest.mark.mpi
+def test_products_in_tiles_are_right_and_move_what_was_planned(world: Communicator) -> None:
+    draw = random.Random(world.size)
+    grids = [
+        Grid(pm, pn, pk) for pm, pn, pk in itertools.product(range(1, world.size + 1), repeat=3) if pm * pn * pk == world.size
+    ]
+    for grid, dtype, orders in itertools.product(grids, DTYPES, itertools.product([False, True], repeat=2)):
+        m, n, k = (draw.choice([5, 16, 31, 64]) for _ in range(3))
+        alpha, beta = draw.choice([(1.0, 0.0), (0.5, 1.0)])
+        choice = Choice(grid=grid, panel=draw.choice([None, 3]), tiles=Tiles(draw.randint(1, 4), draw.randint(1, 3)))
+        plan = planners.plan("cosma", Problem(m, n, k, world.size, *DTYPES[dtype]), choice, Orders(*orders))
+        plan = planners.plan("cosma", replace(plan.problem, memory=plan.working_bytes), choice, Orders(*orders))
         a, b = operand(plan.layout_a, world, 1, dtype), operand(plan.layout_b, world, 2, dtype)
         c = matrix.random(plan.layout_c, world, 3, dtype)
         wholes = [x.gather_everywhere() for x in (a, b, c)]

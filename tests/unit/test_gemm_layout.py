@@ -35,8 +35,8 @@ def layouts(rows: int, cols: int) -> list[Layout]:
         lambda m, n: block_25d(m, n, (2, 2, 2), replicated=True),
         lambda m, n: block_3d(m, n, (2, 2, 2), (0, 2, 1)),
         lambda m, n: on_one_rank(m, n),
-        lambda m, n: Layout(m, n, (2, 3, 2), (Split(0),), (Split(2),), flat_axis=1, col_segments=3),
-        lambda m, n: Layout(m, n, (2, 3), (Split(0),), (), flat_axis=1, row_segments=2),
+        lambda m, n: Layout(m, n, (2, 3, 2), (Split(0),), (Split(2),), flat_axis=1, col_segments=(3,)),
+        lambda m, n: Layout(m, n, (2, 3), (Split(0),), (), flat_axis=1, row_segments=(2,)),
     ]
     return [kind(rows, cols) for kind in kinds] + [kind(cols, rows).transposed for kind in kinds]
 
@@ -81,7 +81,7 @@ def test_both_sides_of_a_redistribution_count_the_same() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
 def test_dealt_blocks_are_balanced_to_the_element(m: int, n: int, pm: int, pn: int, pk: int, segments: int) -> None:
-    layout = Layout(m, n, (pm, pn, pk), (Split(0),), (Split(1),), flat_axis=2, row_segments=segments)
+    layout = Layout(m, n, (pm, pn, pk), (Split(0),), (Split(1),), flat_axis=2, row_segments=(segments,))
     for corner in range(pm * pn):
         words = [layout.num_words(corner * pk + depth) for depth in range(pk)]
         rows, cols = layout.block_shape(corner * pk)

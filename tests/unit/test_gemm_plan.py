@@ -12,7 +12,7 @@ import pytest
 
 from dist_ml.errors import ConfigError
 from dist_ml.gemm import bounds, planners, search
-from dist_ml.gemm.grid import Grid, Problem, least_bytes, mean_words, most_words
+from dist_ml.gemm.grid import Grid, Problem, Tiles, least_bytes, mean_words, most_words
 from dist_ml.gemm.planners import PLANNERS, Choice, Orders
 
 TABLE = [(4096, 4096, 4096), (65536, 256, 256), (256, 256, 65536), (8192, 8192, 64)]
@@ -133,6 +133,59 @@ def test_limited_memory_stays_near_cosmas_bound(shape: tuple[int, int, int], fac
         assert plan.working_bytes <= memory
         assert plan.limited_bound_words is not None
         assert plan.words <= 1.15 * plan.limited_bound_words, (shape, factor, ranks)
+
+
+def tiled_brute_force(problem: Problem) -> int:
+    """The fewest words of any grid of 97 % of the ranks in any tiles that fit, one by one."""
+    m, n, k = problem.sides
+    found = [
+        int(most_words(problem, pm, pn, pk, tm, tn))
+        for pm in range(1, min(problem.ranks, m) + 1)
+        for pn in range(1, min(problem.ranks // pm, n) + 1)
+        for pk in range(1, min(problem.ranks // (pm * pn), k) + 1)
+        if pm * pn * pk >= math.ceil(0.97 * problem.ranks)
+        for tm in range(1, search.MOST_TILES + 1)
+        for tn in range(1, search.MOST_TILES + 1)
+        if least_bytes(problem, pm, pn, pk, 1, 1, tm, tn) <= problem.memory
+    ]
+    return min(found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks", "words"),
+    [((64, 64, 64), 512, 130), ((200, 20, 90), 300, 40), ((90, 20, 200), 300, 60), ((30, 30, 30), 27, 80)],
+)
+def test_tiles_of_c_are_used_where_they_save_words(shape: tuple[int, int, int], ranks: int, words: int) -> None:
+    problem = Problem(*shape, ranks, memory=4 * words)
+    grid = search.best_grid(problem)
+    tiled, tiles = search.best_tiles(problem, grid)
+    best, found = tiled_brute_force(problem), int(most_words(problem, *tiled, *tiles))
+    assert found == best or (tiles == (1, 1) and found * search.WORDS_FOR_TILES <= best)
+    plan = planners.plan("auto", problem)
+    assert plan.working_bytes <= problem.memory
+    assert plan.words <= found
+    assert sum(plan.moved(rank).sent for rank in range(ranks)) == sum(plan.moved(rank).received for rank in range(ranks))
+
+
+@pytest.mark.parametrize("shape", TABLE)
+@pytest.mark.parametrize("factor", [1.1, 2, 4])
+def test_a_hundred_thousand_ranks_of_little_memory_stay_near_cosmas_bound(shape: tuple[int, int, int], factor: float) -> None:
+    m, n, k = shape
+    memory = int(factor * 4 * (m * k + k * n + m * n) / 100_000)
+    start = time.perf_counter()
+    plan = planners.plan("auto", Problem(m, n, k, 100_000, memory=memory))
+    assert time.perf_counter() - start < 2
+    assert plan.working_bytes <= memory
+    assert plan.limited_bound_words is not None
+    assert plan.words <= 1.15 * plan.limited_bound_words
+
+
+def test_tiles_multiply_what_passes_by() -> None:
+    one, four = (
+        planners.plan("auto", Problem(64, 64, 64, 8), Choice(grid=Grid(2, 2, 2), tiles=Tiles(*t))) for t in ((1, 1), (2, 2))
+    )
+    reduced = 512 * 1  # (pk - 1) shares of C of a rank
+    assert four.words - reduced == 2 * (one.words - reduced)
 
 
 def test_too_little_memory_names_the_least() -> None:

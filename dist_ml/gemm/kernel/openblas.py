@@ -10,7 +10,7 @@ import ctypes
 import os
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
@@ -28,6 +28,8 @@ KERNEL_SETS: dict[str, frozenset[str]] = {
 }
 _CORETYPES = {"haswell": "Haswell", "skylakex": "SkylakeX", "cooperlake": "Cooperlake"}
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112
+# Its threads otherwise spin for about 20 ms after each product (2^26 cycles), on cores that torch's threads then want: 2^4 here.
+_SHORTEST_SPIN = "4"
 _loading = threading.Lock()
 
 
@@ -83,7 +85,8 @@ def load(kernel_set: str) -> OpenBlas:
         raise MachineError(
             f"OpenBLAS kernel set {kernel_set} can't run here; there are {', '.join(available()) or 'none'}: choose one, or torch"
         )
-    with _loading, _variable("OPENBLAS_CORETYPE", _CORETYPES[kernel_set]):
+    settings = {"OPENBLAS_CORETYPE": _CORETYPES[kernel_set], "OPENBLAS_THREAD_TIMEOUT": _SHORTEST_SPIN}
+    with _loading, _variables(settings):
         # The descriptor stays open: the dynamic loader tells libraries apart by path, and the path is the descriptor's number.
         copy = os.memfd_create(f"openblas-{kernel_set}")
         _copy(library, copy)
@@ -133,14 +136,15 @@ def _copy(source: Path, descriptor: int) -> None:
 
 
 @contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """An environment variable, set for as long as the block runs."""
-    before = os.environ.get(name)
-    os.environ[name] = value
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables, set for as long as the block runs."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
