@@ -2,16 +2,20 @@
 
 import itertools
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from dist_ml import compiled
+from dist_ml.bench.kernel import roofline
+from dist_ml.bench.plots import draw_roofline
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.errors import ConfigError
-from dist_ml.gemm.kernel import kernels, loops, openblas
+from dist_ml.gemm.kernel import kernels, loops, openblas, peak
 from dist_ml.gemm.kernel.product import local_product, sum_dtype
 from dist_ml.gemm.kernel.tuner import Shape, Tuner, best
 from dist_ml.gemm.linear import Linear, Products, tune, use_kernel
@@ -206,3 +210,26 @@ def test_autocast_and_half_precision_stay_torchs() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert model(torch.randn(2, 4)).dtype == torch.bfloat16
     assert model.bfloat16()(torch.randn(2, 4).bfloat16()).dtype == torch.bfloat16
+
+
+def test_the_peak_is_measured_by_multiply_adds() -> None:
+    values = np.full(3, 4.0)
+    peak.horner(values, 0.5, 1.0, 2)
+    expected = 4.0
+    for _ in range(32):
+        expected = expected * 0.5 + 1.0
+    np.testing.assert_allclose(values, expected)
+    rate = peak.flops_per_second()
+    assert rate is None or rate > 1e8
+
+
+def test_the_roofline_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rates = {"32x64x64:NT": {"torch": 10.0, "torch bf16": 20.0}, "64x64x64": {"torch": 40.0}}
+    records = roofline(rates, 5e9, {"torch": 4, "torch bf16": 2}, {4: 50.0, 2: 200.0})
+    assert [record["roof"] for record in records] == [5 * 16, 5 * 8, 50]
+    file = tmp_path / "roofline.png"
+    draw_roofline(records, {4: 50.0, 2: 200.0}, 5.0, str(file))
+    assert file.stat().st_size > 10_000
+    with pytest.raises(ConfigError, match="can't be written"):
+        draw_roofline(records, {4: 50.0, 2: 200.0}, 5.0, str(tmp_path / "nowhere" / "x.png"))
