@@ -37,7 +37,8 @@ def draw_roofline(records: Sequence[Record], peaks: Mapping[int, float], bandwid
     for record in records:
         points.setdefault(record["kernel"], []).append((record["FLOP/byte"], record["GFLOP/s"]))
     intensities = [intensity for measured in points.values() for intensity, _ in measured]
-    left, right = 0.5 * min(intensities), 2 * max(intensities)
+    ridges = [peak / bandwidth for peak in peaks.values()]
+    left, right = 0.5 * min(*intensities, *ridges), 2 * max(intensities)
     across = [left * (right / left) ** (step / _POINTS) for step in range(_POINTS + 1)]
     for num_bytes, peak in sorted(peaks.items(), reverse=True):
         roof = [min(peak, bandwidth * intensity) for intensity in across]
