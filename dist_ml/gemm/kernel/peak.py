@@ -12,11 +12,11 @@ import numpy as np
 
 from dist_ml import compiled
 
-_VALUES, _PASSES, _DEGREE, _REPEATS = 2048, 4000, 16, 5
+_VALUES, _PASSES, _DEGREE, _REPEATS = 2048, 4000, 16, 40
 
 
 def flops_per_second() -> float | None:
-    """Of one thread in float32, the best of a few short tries; None where there is no compiler to measure it with."""
+    """Of one thread in float32, the best of many short tries; None where there is no compiler to measure it with."""
     if not compiled.available():
         return None
     values, half = np.ones(_VALUES, np.float32), np.float32(0.5)
