@@ -15,6 +15,7 @@ from dist_ml.bench import (
     sharded,
     sparse,
     sparse_accuracy,
+    sparse_curve,
     sparse_scaling,
     step,
 )
@@ -34,6 +35,7 @@ BENCHES: dict[str, Bench] = {
     "sparse": sparse.BENCH,
     "sparse_scaling": sparse_scaling.BENCH,
     "sparse_accuracy": sparse_accuracy.BENCH,
+    "sparse_curve": sparse_curve.BENCH,
     "kernel": kernel.BENCH,
     "gemm": gemm.BENCH,
     "gemm_words": gemm_words.BENCH,

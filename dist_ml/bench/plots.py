@@ -53,6 +53,24 @@ def draw_roofline(records: Sequence[Record], peaks: Mapping[int, float], bandwid
     _save(pyplot, figure, file)
 
 
+def loss_against_seconds(records: Sequence[Record], title: str, file: str) -> None:
+    """Loss (logarithmic) against seconds, a line for each candidate; the first is what the others are compared with."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        lines.setdefault(record["candidate"], []).append((record["seconds"], record["loss"]))
+    for number, (label, points) in enumerate(lines.items()):
+        marks = {"color": "black", "linewidth": 2.5} if number == 0 else {"linewidth": 1.2, "linestyle": ("-", "--")[number % 2]}
+        axes.semilogy(*zip(*points, strict=True), label=label, **marks)
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("loss, mean of the last steps")
+    axes.set_title(title, fontsize="medium")
+    axes.legend(fontsize="small")
+    axes.grid(True, which="both", alpha=0.3)
+    _save(pyplot, figure, file)
+
+
 def _pyplot() -> Any:
     try:
         importlib.import_module("matplotlib").use("agg")

@@ -1,13 +1,10 @@
-"""`dist-ml bench sparse_accuracy`: what sparse gradients cost in accuracy, and loss against wall time on a slow link."""
+"""`dist-ml bench sparse_accuracy`: accuracy with sparse gradients, after as many steps of the same schedule as dense ones."""
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.form import Check, Record, Result
@@ -17,11 +14,10 @@ from dist_ml.config.convert import from_mapping, to_mapping
 from dist_ml.config.data import DataConfig
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.config.train import TrainConfig
-from dist_ml.launch.laboratory import Laboratory
 from dist_ml.train.build import build_mesh, build_trainer
+from dist_ml.train.trainer import Trainer
 
 DENSE = "dense"
-POINTS = 10  # of each curve, in the records
 # Points of accuracy that may be lost, by density: from 1 % on, and below.
 LIMITS = ((0.005, 0.3), (0.0, 1.0))
 
@@ -36,125 +32,84 @@ class SparseAccuracyBench:
     teacher_batch_size: int
     teacher_hidden: tuple[int, ...]  # hidden widths of its model
     tasks: tuple[str, ...]  # digits, teacher
-    seeds: int
+    seeds: tuple[int, ...]  # of initial weights and sampling
+    warmup_share: float  # of all steps, that each of a candidate's warmup_densities lasts
     sparse: dict[str, SparseConfig]  # label -> what is compared with dense gradients; momentum correction replaces momentum
-    curve_rate: str | None  # of the laboratory's links, for loss against wall time; null: left out
-    curve_hosts: int
-    curve_hidden: tuple[int, ...]  # hidden widths of the model for it
-    curve_seconds: float  # of training, for each candidate
-    curves: dict[str, SparseConfig]  # label -> what is drawn beside dense
 
 
 def run(config: SparseAccuracyBench, worlds: Worlds) -> Result:
     records: list[Record] = []
     checks: list[Check] = []
     for task in config.tasks:
-        accuracy = worlds.measure("sparse_accuracy", {"config": to_mapping(config), "task": task})
-        dense = statistics.mean(accuracy[DENSE])
-        for label, values in accuracy.items():
-            mean = statistics.mean(values)
-            lost = 100 * (dense - mean)
-            spread = 100 * statistics.stdev(values) if len(values) > 1 else 0.0
-            records.append({"task": task, "candidate": label, "accuracy": 100 * mean, "stdev": spread, "points_lost": lost})
+        found = worlds.measure("sparse_accuracy", {"config": to_mapping(config), "task": task})
+        dense = statistics.mean(run["accuracy"] for run in found[DENSE])
+        for label, runs in found.items():
+            values = [run["accuracy"] for run in runs]
+            lost = 100 * (dense - statistics.mean(values))
+            records.append(
+                {
+                    "task": task,
+                    "candidate": label,
+                    "steps": runs[0]["steps"],
+                    "accuracy": 100 * statistics.mean(values),
+                    "stdev": 100 * statistics.stdev(values) if len(values) > 1 else 0.0,
+                    "points_lost": lost,
+                    "density_sent": statistics.mean(run["density"] for run in runs),
+                }
+            )
             if label != DENSE:
                 density = config.sparse[label].density
                 limit = next(limit for least, limit in LIMITS if density >= least)
                 checks.append(Check(f"C4 points lost on {task} by {label}", lost, limit, "lower"))
-    if config.curve_rate is not None:
-        records += _curves(config, worlds)
+        records += [
+            {"task": task, "candidate": label, "seed": seed, "accuracy": 100 * run["accuracy"]}
+            for label, runs in found.items()
+            for seed, run in zip(config.seeds, runs, strict=True)
+        ]
     return Result("sparse_accuracy", records, checks)
 
 
-def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Test accuracy by candidate and seed."""
+def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """Test accuracy, steps and mean density sent, warm-up included, by candidate and seed."""
     config = from_mapping(SparseAccuracyBench, arguments["config"])
     train = config.train
     if arguments["task"] == "teacher":
         model = dataclasses.replace(train.model, hidden=config.teacher_hidden, dropout=0.0)
         train = dataclasses.replace(train, data=config.teacher, epochs=config.teacher_epochs, model=model)
         train = dataclasses.replace(train, batch_size=config.teacher_batch_size)
-    found: dict[str, list[float]] = {}
-    for seed in range(config.seeds):
+    found: dict[str, list[dict[str, float]]] = {}
+    steps = train.epochs * build_trainer(train, build_mesh(train, comm)).sampler.steps_per_epoch
+    warmup_steps = max(1, round(config.warmup_share * steps))
+    for seed in config.seeds:
         for label, sparse in {DENSE: SparseConfig(), **config.sparse}.items():
-            trainer = build_trainer(dataclasses.replace(_with(train, sparse), seed=seed), build_mesh(train, comm))
-            for epoch in range(train.epochs):
-                for _ in trainer.epoch(epoch):
-                    pass
+            own = with_sparse(train, dataclasses.replace(sparse, warmup_steps=warmup_steps))
+            trainer = build_trainer(dataclasses.replace(own, seed=seed), build_mesh(train, comm))
+            density = _train(trainer, train.epochs)
             accuracy = trainer.evaluate(trainer.dataset.test).accuracy
             assert accuracy is not None
-            found.setdefault(label, []).append(accuracy)
+            found.setdefault(label, []).append({"accuracy": accuracy, "steps": steps, "density": density})
     return found
 
 
-def curve(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """(seconds, mean loss of the last steps) of each candidate, each trained anew for the same wall time."""
-    config = from_mapping(SparseAccuracyBench, arguments["config"])
-    model = dataclasses.replace(config.train.model, hidden=config.curve_hidden, dropout=0.0)
-    train = dataclasses.replace(config.train, data=config.teacher, model=model)
-    found: dict[str, list[tuple[float, float]]] = {}
-    for label, sparse in {DENSE: SparseConfig(), **config.curves}.items():
-        trainer = build_trainer(_with(train, sparse), build_mesh(train, comm))
-        trainer.step(0, 0)  # compiles
-        points: list[tuple[float, float]] = []
-        losses: list[float] = []
-        comm.barrier()
-        start = time.perf_counter()
-        index = 0
-        while _go_on(comm, time.perf_counter() - start, config.curve_seconds):
-            epoch, step = divmod(index, trainer.sampler.steps_per_epoch)
-            losses.append(trainer.step(epoch, step).loss)
-            points.append((time.perf_counter() - start, statistics.mean(losses[-10:])))
-            index += 1
-        found[label] = points
-    return found
-
-
-def _curves(config: SparseAccuracyBench, worlds: Worlds) -> list[Record]:
-    with Laboratory(config.curve_hosts, config.curve_rate) as laboratory:
-        points = worlds.measure(
-            "sparse_curve",
-            {"config": to_mapping(config)},
-            ranks=config.curve_hosts,
-            mpi="mpich",
-            laboratory=laboratory,
-            environment={"OMP_NUM_THREADS": "1"},
-        )
-    target = 1.02 * points[DENSE][-1][1]
-    records: list[Record] = []
-    for label, values in points.items():
-        reached = next((seconds for seconds, loss in values if loss <= target), None)
-        records.append(
-            {
-                "curve": f"{config.curve_hosts} hosts, {config.curve_rate}",
-                "candidate": label,
-                "steps": len(values),
-                "final_loss": values[-1][1],
-                "seconds_to_dense_final_loss": reached if reached is not None else "not reached",
-            }
-        )
-    for label, values in points.items():
-        shown = values[:: max(1, len(values) // POINTS)]
-        records += [{"candidate": label, "seconds": seconds, "loss": loss} for seconds, loss in shown]
-    return records
-
-
-def _go_on(comm: Communicator, elapsed: float, limit: float) -> bool:
-    """Rank 0's clock decides for all."""
-    word = np.array([elapsed < limit], np.int32)
-    comm.broadcast(word)
-    return bool(word[0])
-
-
-def _with(train: TrainConfig, sparse: SparseConfig) -> TrainConfig:
+def with_sparse(train: TrainConfig, sparse: SparseConfig) -> TrainConfig:
     """`train` with these gradients; momentum correction takes the optimizer's momentum over."""
     momentum = 0.0 if sparse.momentum else train.optimizer.momentum
     return dataclasses.replace(train, sparse=sparse, optimizer=dataclasses.replace(train.optimizer, momentum=momentum))
 
 
+def _train(trainer: Trainer, epochs: int) -> float:
+    """All epochs; the mean density sent."""
+    densities = []
+    for epoch in range(epochs):
+        for _ in trainer.epoch(epoch):
+            densities.append(trainer.diagnostics().get("density_sent", 1.0))
+    return statistics.mean(densities)
+
+
 BENCH = Bench(
-    "accuracy with sparse gradients, and loss against wall time on a slow link",
+    "accuracy with sparse gradients, against dense ones",
     SparseAccuracyBench,
     run,
-    {"sparse_accuracy": measure, "sparse_curve": curve},
+    {"sparse_accuracy": measure},
     ranks=2,
 )

@@ -33,11 +33,10 @@ class Residual:
         If an element is not finite the step is undone (`undo`) and `NonFiniteError` raised, on this rank only.
         """
         taken = self._accumulate(gradient, threshold, capacity, scale)
-        finite = bool(np.isfinite(taken.entries.values).all())
-        if finite and not (taken.overflowed and not self._is_finite()):
-            return taken
-        self.undo(gradient, [taken.entries], scale)
-        raise NonFiniteError("a gradient is NaN or infinite")
+        if taken.bad:
+            self.undo(gradient, [taken.entries], scale)
+            raise NonFiniteError("a gradient is NaN or infinite")
+        return taken
 
     def sweep(self, threshold: float, capacity: int) -> Taken:
         """Take what reaches `threshold`, without adding anything."""
@@ -55,16 +54,14 @@ class Residual:
             passes().add_at(self.values, entries.indices, entries.values)
 
     def sent(self, indices: Array) -> None:
-        """The elements at `indices` are in the result of this step."""
+        """Factor masking, for a residual with momentum: the elements at `indices` are in the result of this step."""
 
     def undo(self, gradient: Array, taken: Sequence[Entries], scale: float = 1.0) -> None:
-        """As before `accumulate`, up to its rounding; zero where that is not known because the sum was not finite."""
+        """As before `accumulate`, up to its rounding."""
         for entries in taken:
             self.values[entries.indices] = entries.values
         for part in self.ranges:
-            with np.errstate(invalid="ignore", over="ignore"):
-                self.values[part.slice] -= self.values.dtype.type(scale) * gradient[part.slice]
-            _clear_nonfinite(self.values[part.slice])
+            _subtract(self.values[part.slice], gradient[part.slice], scale)
 
     def peek(self, at: Array, gradient: Array | None = None, scale: float = 1.0) -> Array:
         """Magnitudes at positions `at` of the concatenated ranges: as they are, or as `accumulate` would find them."""
@@ -99,15 +96,13 @@ class Residual:
         where: Array = at + shifts[np.searchsorted(ends, at, side="right")]
         return where
 
-    def _is_finite(self) -> bool:
-        return all(bool(np.isfinite(self.values[part.slice]).all()) for part in self.ranges)
-
 
 class MomentumResidual(Residual):
-    """Momentum correction with factor masking (DGC, Lin et al., ICLR 2018, sections 3.1 and 3.2).
+    """Momentum correction (DGC, Lin et al., ICLR 2018, section 3.1).
 
-    velocity = momentum * velocity + gradient; residual += velocity; where the residual is sent, both become zero, so that stale
-    momentum does not carry a delayed element on in its old direction. The optimizer must have no momentum of its own.
+    velocity = momentum * velocity + gradient; residual += velocity. At density 1 that is the optimizer's own momentum, which must
+    then be 0. `sent` is DGC's factor masking (section 3.2): where the residual was sent the velocity becomes zero too, so that
+    stale momentum does not carry a delayed element on. An element that is sent often then has hardly any: at density 1, none.
     """
 
     def __init__(self, values: Array, momentum: float, velocity: Array, ranges: Sequence[Range] | None = None) -> None:
@@ -123,12 +118,9 @@ class MomentumResidual(Residual):
             self.values[entries.indices] = entries.values
         for part in self.ranges:
             velocity = self.velocity[part.slice]
-            with np.errstate(invalid="ignore", over="ignore"):
-                self.values[part.slice] -= velocity
-                velocity -= self.values.dtype.type(scale) * gradient[part.slice]
-                velocity *= self.values.dtype.type(1 / self.momentum if self.momentum else 0)
-            _clear_nonfinite(self.values[part.slice])
-            _clear_nonfinite(velocity)
+            _subtract(self.values[part.slice], velocity, 1.0)
+            added = _subtract(velocity, gradient[part.slice], scale)
+            velocity[added] /= self.momentum
 
     def _accumulate(self, gradient: Array, threshold: float, capacity: int, scale: float) -> Taken:
         kind = self.values.dtype.type
@@ -179,5 +171,10 @@ def _sum(arrays: Sequence[Array], like: Array) -> Array:
     return total.astype(like.dtype)
 
 
-def _clear_nonfinite(values: Array) -> None:
-    values[~np.isfinite(values)] = 0
+def _subtract(total: Array, addend: Array, scale: float) -> Array:
+    """total -= scale * addend where a pass added it, that is, where their sum is finite; and where that was."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        scaled = total.dtype.type(scale) * addend
+        added: Array = np.isfinite(total + scaled)
+        total[added] -= scaled[added]
+    return added

@@ -151,7 +151,7 @@ class SparsePart:
     def _remember(self, total: SparseSum) -> None:
         for entries in total.returned:
             self.groups[0].residual.give_back(entries)  # all groups share one array
-        if self._config.momentum:
+        if self._config.momentum and self._config.factor_masking:
             self.groups[0].residual.sent(self._in_result(total))
 
     def _in_result(self, total: SparseSum) -> Array:

@@ -32,7 +32,7 @@ class SparseReducer:
     """Sums the selected part of the ranks' gradients into the flat buffer; what was not selected waits in the residual.
 
         1. each bucket, when its gradients are final:  small tensors aside | select | agree that all are finite | sparse sum
-        2. after the last one:  small tensors, the tail and one flag in one dense allreduce
+        2. after the last one:  small tensors and the tail in one dense allreduce; the small sums' momentum
 
     When a gradient is not finite on any rank, all ranks put back what they selected, and the loss in the tail becomes NaN: the
     trainer stops or skips. A bad gradient never enters its rank's residual; the good ones of other ranks stay in theirs.
@@ -52,7 +52,8 @@ class SparseReducer:
         self._scale = 1.0
         self._density = config.density
         self._layout = layout(names, gradients.ranges, config.densities, config.dense_below)
-        self._small = np.zeros(self._layout.num_dense + gradients.tail.numel() + 1, self._flat.dtype)
+        self._small = np.zeros(self._layout.num_dense + gradients.tail.numel(), self._flat.dtype)
+        self._velocity = np.zeros(self._layout.num_dense, self._flat.dtype)  # momentum of the small tensors
         self._nodes = split_nodes(comm) if config.hierarchical else None
         self._buckets = bucket_ranges(gradients.ranges, max(1, config.overlap))
         over = comm.split(0) if config.overlap else comm
@@ -98,11 +99,13 @@ class SparseReducer:
         return {**values, **self._xi.last}
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's residuals and thresholds, and the step that the warm-up has reached."""
-        return {"steps": self._steps, "parts": [part.state_dict() for part in self._parts]}
+        """This rank's residuals and thresholds, the small tensors' momentum, and the step that the warm-up has reached."""
+        parts = [part.state_dict() for part in self._parts]
+        return {"steps": self._steps, "velocity": self._velocity.copy(), "parts": parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._steps = state["steps"]
+        self._velocity[...] = state["velocity"]
         for part, saved in zip(self._parts, state["parts"], strict=True):
             part.load_state_dict(saved)
 
@@ -142,9 +145,13 @@ class SparseReducer:
     def _reduce_small(self) -> None:
         tail = self._gradients.tail.numpy()
         start = self._layout.num_dense
-        self._small[start : start + tail.size] = tail
+        self._small[start:] = tail
         self._comm.allreduce(self._small)
-        tail[...] = self._small[start : start + tail.size]
+        tail[...] = self._small[start:]
+        if self._config.momentum and not any(self._failed) and np.isfinite(self._small).all():
+            self._velocity *= self._velocity.dtype.type(self._config.momentum)
+            self._velocity += self._small[:start]
+            self._small[:start] = self._velocity
         for where, place in self._small_ranges():
             self._flat[place.slice] = self._small[where.slice]
         if any(self._failed):
@@ -206,4 +213,5 @@ def reshard_states(states: Sequence[dict[str, Any]], ranks: int) -> list[dict[st
     """
     parts = range(len(states[0]["parts"]))
     dealt = [reshard([state["parts"][part]["arrays"] for state in states], ranks) for part in parts]
-    return [{"steps": states[0]["steps"], "parts": [{"arrays": dealt[part][rank]} for part in parts]} for rank in range(ranks)]
+    same = {"steps": states[0]["steps"], "velocity": states[0]["velocity"]}
+    return [{**same, "parts": [{"arrays": dealt[part][rank]} for part in parts]} for rank in range(ranks)]

@@ -31,6 +31,7 @@ class CostModel:
     network: Link  # a message to a rank of another node (the same as `node` where there is one node)
     node: Link  # a message to a rank of the same node
     copy_bytes_per_second: float  # bytes copied by one rank while all ranks of the node copy (read once, written once)
+    entry_seconds: float = 5e-9  # to merge or code one entry of a sparse vector, likewise
 
     def seconds(self, messages: float, words: float, word_bytes: int = 4, between_nodes: bool = True) -> float:
         """What a rank's `messages`, one after another, with `words` in all take."""
@@ -45,7 +46,8 @@ class CostModel:
 
     @staticmethod
     def from_mapping(mapping: dict[str, Any]) -> "CostModel":
-        return CostModel(Link(**mapping["network"]), Link(**mapping["node"]), float(mapping["copy_bytes_per_second"]))
+        links = Link(**mapping["network"]), Link(**mapping["node"])
+        return CostModel(*links, float(mapping["copy_bytes_per_second"]), float(mapping["entry_seconds"]))
 
 
 def fit(samples: Sequence[tuple[float, float]]) -> Link:

@@ -77,6 +77,18 @@ def test_reducer_at_density_one_is_dense(world: Communicator, overlap: int, hier
         np.testing.assert_allclose(reduced, own, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("masking", [False, True])
+def test_momentum_at_density_one_is_the_optimizers_and_masking_forgets_it(world: Communicator, masking: bool) -> None:
+    job = Job(world, SparseConfig("split_allgather", density=1.0, dense_below=100, momentum=0.9, factor_masking=masking))
+    biases = np.concatenate([np.full(r.size, r.size < 100) for r in job.gradients.ranges])
+    velocity = np.zeros(job.gradients.num_words)
+    for number in range(4):
+        own, reduced = job.step(number)
+        world.allreduce(own)
+        velocity = 0.9 * velocity + own
+        np.testing.assert_allclose(reduced, np.where(biases | (not masking), velocity, own), rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("overlap", [0, 3])
 def test_sent_and_residuals_are_the_sum_of_gradients(world: Communicator, overlap: int) -> None:
     job = Job(world, SparseConfig("spardl", density=0.05, dense_below=100, overlap=overlap))
@@ -101,6 +113,34 @@ def test_a_bad_gradient_on_one_rank_is_seen_by_all_and_kept_out_of_residuals(wor
         assert all(np.isfinite(array).all() for array in part.state_dict()["arrays"].values())
     assert np.isfinite(job.step(2)[1]).all()
     assert float(job.gradients.tail[0]) == world.size
+
+
+@pytest.mark.parametrize("overlap", [0, 3])
+def test_good_gradients_of_a_bad_step_wait_in_the_residuals(world: Communicator, overlap: int) -> None:
+    """What was sent + all residuals = every gradient but the bad bucket of the bad rank, also of buckets summed before it."""
+    job = Job(world, SparseConfig("split_allgather", density=0.05, dense_below=100, overlap=overlap))
+    bad = world.size - 1
+    poisoned = [False]
+    job.model[0].weight.register_hook(lambda g: g * math.inf if poisoned[0] else g)  # the last bucket of the backward pass
+    plain = Job(world, SparseConfig("allgather", density=1.0, dense_below=100))
+    small = np.concatenate([np.full(r.size, r.size < 100) for r in job.gradients.ranges])
+    total, expected = np.zeros(job.gradients.num_words), np.zeros(job.gradients.num_words)
+    for number in range(4):
+        poisoned[0] = number == 2 and world.rank == bad
+        reduced = job.step(number)[1]
+        own = plain.step(number)[0]
+        if number == 2:
+            assert math.isnan(float(job.gradients.tail[0]))
+            own[job.reducer._buckets[-1].slice] *= world.rank != bad
+        else:
+            total += reduced
+        world.allreduce(own)
+        expected += own
+    for part, bucket in zip(job.reducer._parts, job.reducer._buckets, strict=True):
+        residual = part.state_dict()["arrays"]["values"].astype(np.float64)
+        world.allreduce(residual)
+        total[bucket.slice] += residual
+    np.testing.assert_allclose(total[~small], expected[~small], rtol=1e-4, atol=1e-3)
 
 
 def test_state_continues_bit_for_bit_and_reshards_with_its_sum(world: Communicator) -> None:

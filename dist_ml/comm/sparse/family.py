@@ -37,11 +37,11 @@ def make(name: str, comm: Communicator, length: int, settings: Settings) -> Spar
     return SPARSE_ALLREDUCES[name](comm, length, settings)
 
 
-def plan_all(length: int, k: int, ranks: int, settings: Settings) -> dict[str, Plan]:
-    """Every variant's plan, dense included."""
+def plan_all(length: int, k: int, ranks: int, settings: Settings, common: float = 0.0) -> dict[str, Plan]:
+    """Every variant's plan, dense included. `common`: the share of their entries that all ranks have at the same places."""
     value_bytes = 8 if settings.dtype == "float64" else 4
     per_entry = entry_bytes(length, k, value_bytes, settings.values)
-    problem = Problem(length, k, ranks, value_bytes, per_entry, settings.qsgd_bits)
+    problem = Problem(length, k, ranks, value_bytes, per_entry, settings.qsgd_bits, common)
     return {name: plan(problem) for name, plan in PLANS.items()}
 
 

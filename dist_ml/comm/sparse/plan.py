@@ -1,7 +1,8 @@
 """What each sparse allreduce costs before it runs: words and messages of a rank, fill-in, and seconds by the cost model.
 
-Supports are taken as independent between ranks and uniform over the index space: an element is in the sum of m ranks with
-probability 1 - (1 - k/n)^m (SparCML, SC 2019, section 4). Real gradients overlap more, so fill-in is an upper estimate.
+Supports are taken as independent between ranks, but for a share that all have in common, and uniform over the index space: an
+element is in the sum of m ranks with probability 1 - (1 - k/n)^m (SparCML, SC 2019, section 4). Real gradients overlap, so that
+fill-in with nothing in common is an upper estimate.
 """
 
 import math
@@ -10,8 +11,6 @@ from dataclasses import dataclass
 
 from dist_ml.measure.cost_model import CostModel
 
-# Seconds to merge or code one entry, one thread: measured 3 to 6 ns here.
-ENTRY_SECONDS = 5e-9
 BUCKET = 1024
 
 
@@ -25,10 +24,13 @@ class Problem:
     value_bytes: int = 4
     entry_bytes: float = 8.0
     qsgd_bits: int = 0
+    common: float = 0.0  # share of a rank's entries that all ranks have at the same places
 
     def filled(self, num_ranks: float) -> float:
         """The expected elements of the sum of so many ranks."""
-        return self.length * -math.expm1(num_ranks * math.log1p(-min(self.k / self.length, 1 - 1e-12)))
+        shared = self.common * self.k
+        miss = math.log1p(-min((self.k - shared) / self.length, 1 - 1e-12))
+        return shared + (self.length - shared) * -math.expm1(num_ranks * miss)
 
     def message(self, entries: float) -> float:
         """Bytes of a message that may be sparse or dense, whichever is smaller."""
@@ -60,7 +62,7 @@ class Plan:
         return self.num_bytes / 4
 
     def seconds(self, model: CostModel) -> float:
-        return model.seconds(self.messages, self.words, 4) + self.entries * ENTRY_SECONDS
+        return model.seconds(self.messages, self.words, 4) + self.entries * model.entry_seconds
 
 
 def dense(p: Problem) -> Plan:
@@ -135,12 +137,3 @@ def entry_bytes(length: int, k: int, value_bytes: int, values: str) -> float:
     miss = 1 - min(k / length, 1.0)
     gap_bytes = 1 + sum(miss ** (1 << bits) for bits in (7, 14, 21, 28))
     return per_value + min(4.0, gap_bytes, length / k / 8)
-
-
-def crossover(left: str, right: str, length: int, density: float, model: CostModel, ranks: range) -> int | None:
-    """The first number of ranks at which `right` is planned to be faster than `left`; None where it never is."""
-    for size in ranks:
-        problem = Problem(length, max(1, round(density * length)), size)
-        if PLANS[right](problem).seconds(model) < PLANS[left](problem).seconds(model):
-            return size
-    return None

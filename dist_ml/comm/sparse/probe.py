@@ -1,10 +1,13 @@
-"""A cost model measured in under a second: a ring of messages of several sizes, and a copy."""
+"""A cost model measured in about a second: a ring of messages of several sizes, a copy, and a merge."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.sparse.entries import Entries
+from dist_ml.comm.sparse.merge import merge
 from dist_ml.measure.cost_model import CostModel, fit
 
 _TAG = 30_999
@@ -13,48 +16,55 @@ _SIZES_BYTES = (4, 1 << 20, 1 << 23)
 _REPEATS = {4: 10, 1 << 20: 2, 1 << 23: 1}
 _LONG_SECONDS = 0.05
 _COPY_WORDS = 4_000_000
+_MERGED_ENTRIES = 500_000
 
 
 def probe(comm: Communicator) -> CostModel:
-    """What messages and copies cost over this group, the slowest rank's figures, the same on all ranks. Collective.
+    """What messages, copies and merges cost over this group, the same on all ranks. Collective.
 
-    All ranks send to their right-hand neighbour at once, as sparse exchanges do, so a link that is shared shows as such. Not
-    counted in the ledger's totals of a step: call it at set-up.
+    All ranks send to their right-hand neighbour at once, and copy and merge at once, as sparse exchanges do, and the last one's
+    time counts: a link or a core that is shared shows as such. Not counted in the ledger's totals of a step: call it at set-up.
     """
+    source, target = np.zeros(_COPY_WORDS, np.float32), np.zeros(_COPY_WORDS, np.float32)
+    left, right = _lists()
+    merge(left.part(0, 9), right.part(0, 9))  # compiles
     with comm.traffic.labelled("probe"):
         samples: list[tuple[float, float]] = []
         for size in _SIZES_BYTES:
             if not samples or samples[-1][1] < _LONG_SECONDS:
-                samples.append((float(size), _slowest(comm, _ring_seconds(comm, size))))
-        copy = _slowest(comm, _copy_seconds())
+                samples.append((float(size), _ring_seconds(comm, size)))
+        copy = _together(comm, lambda: np.copyto(target, source), 3)
+        merged = _together(comm, lambda: merge(left, right), 3)
     link = fit(samples)
-    return CostModel(link, link, _COPY_WORDS * 4 / copy)
+    return CostModel(link, link, _COPY_WORDS * 4 / copy, merged / _MERGED_ENTRIES)
 
 
-def _slowest(comm: Communicator, seconds: float) -> float:
-    slowest = np.array([seconds])
-    comm.allreduce(slowest, "max")
-    return float(slowest[0])
+def _together(comm: Communicator, action: Callable[[], object], repeats: int) -> float:
+    """Seconds until the last rank has done what all began together; the best of some repetitions."""
+    best = float("inf")
+    for _ in range(repeats):
+        comm.barrier()
+        start = time.perf_counter()
+        action()
+        slowest = np.array([time.perf_counter() - start])
+        comm.allreduce(slowest, "max")
+        best = min(best, float(slowest[0]))
+    return best
 
 
 def _ring_seconds(comm: Communicator, num_bytes: int) -> float:
     outgoing, incoming = np.zeros(num_bytes, np.uint8), np.empty(num_bytes, np.uint8)
-    best = float("inf")
-    for _ in range(_REPEATS[num_bytes]):
-        comm.barrier()
-        start = time.perf_counter()
+
+    def pass_on() -> None:
         request = comm.isend(outgoing, (comm.rank + 1) % comm.size, _TAG)
         comm.receive(incoming, (comm.rank - 1) % comm.size, _TAG)
         request.wait()
-        best = min(best, time.perf_counter() - start)
-    return best
+
+    return _together(comm, pass_on, _REPEATS[num_bytes])
 
 
-def _copy_seconds() -> float:
-    source, target = np.zeros(_COPY_WORDS, np.float32), np.zeros(_COPY_WORDS, np.float32)
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        target[...] = source
-        best = min(best, time.perf_counter() - start)
-    return best
+def _lists() -> tuple[Entries, Entries]:
+    """Two lists of which one entry in three is common, as of ranks that partly agree."""
+    half = np.arange(_MERGED_ENTRIES // 2, dtype=np.int32)
+    ones = np.ones(half.size, np.float32)
+    return Entries(6 * half, ones), Entries(6 * half + 3 * (half % 3 != 0).astype(np.int32), ones)

@@ -16,26 +16,28 @@ from dist_ml.partition import Range
 # The compiled pass emits whole blocks, so it needs this much room beyond what is wanted.
 SLACK = 64
 
-# (part of the vector, room for indices, room for values, offset of the part) -> (number emitted, was there more)
-Pass = Callable[[Range, Array, Array], tuple[int, bool]]
+# (part of the vector, room for indices, room for values) -> (number emitted, was there more, was something not finite)
+Pass = Callable[[Range, Array, Array], tuple[int, bool, bool]]
 
 
 class Taken(NamedTuple):
-    """What a pass moved out of the residual, and whether elements above the threshold stayed for lack of room."""
+    """What a pass moved out of the residual, whether elements above the threshold stayed for lack of room, and whether a sum was
+    not finite and left out."""
 
     entries: Entries
     overflowed: bool
+    bad: bool
 
 
 def emit(ranges: Sequence[Range], dtype: DTypeLike, capacity: int, run: Pass) -> Taken:
     """Run a pass over each range, into one output with room for `capacity` entries."""
     room = min(capacity, sum(part.size for part in ranges)) + SLACK
     indices, values = np.empty(room, np.int32), np.empty(room, dtype)
-    count, overflowed = 0, False
+    count, overflowed, bad = 0, False, False
     for part in ranges:
-        emitted, more = run(part, indices[count:], values[count:])
-        count, overflowed = count + emitted, overflowed or more
-    return Taken(Entries(indices[:count], values[:count]), overflowed)
+        emitted, more, not_finite = run(part, indices[count:], values[count:])
+        count, overflowed, bad = count + emitted, overflowed or more, bad or not_finite
+    return Taken(Entries(indices[:count], values[:count]), overflowed, bad)
 
 
 @cache

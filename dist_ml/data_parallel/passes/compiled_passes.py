@@ -2,13 +2,13 @@
 
     for each block of 64 elements:          one vector operation a line, for whatever vectors the processor has
         total = residual + scale * gradient
-        residual = total
+        residual = total where that is finite, else as it was
         hits = bits of not (|total| < threshold)
         while hits:                         rare at 1 %: about every second block has one
             emit index and value, clear residual
 
 It reads two arrays and writes one, as `torch.add` does, and the memory is its limit. NaN passes `not (x < t)`, so whatever is not
-finite comes out among the few emitted values, where looking for it costs nothing.
+finite is among the few hits, where looking for it costs nothing.
 """
 
 # ruff: noqa: ARG001 - numba prescribes the signatures of what it calls
@@ -47,10 +47,13 @@ def _splat(builder: Any, vector: Any, scalar: Any) -> Any:
 
 def _hits(builder: Any, vector: Any, values: Any, threshold: Any) -> Any:
     """One bit a lane: not (|value| < threshold)."""
-    name = f"llvm.fabs.v{BLOCK}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
-    fabs = _declare(builder.module, ir.FunctionType(vector, [vector]), name)
-    above = builder.fcmp_unordered(">=", builder.call(fabs, [values]), _splat(builder, vector, threshold))
+    above = builder.fcmp_unordered(">=", _magnitudes(builder, vector, values), _splat(builder, vector, threshold))
     return builder.bitcast(above, _MASK)
+
+
+def _magnitudes(builder: Any, vector: Any, values: Any) -> Any:
+    name = f"llvm.fabs.v{BLOCK}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
+    return builder.call(_declare(builder.module, ir.FunctionType(vector, [vector]), name), [values])
 
 
 def _alignment(array_type: Any) -> int:
@@ -71,7 +74,7 @@ def _test_block(typing, values, start, threshold):  # type: ignore[no-untyped-de
 
 @_intrinsic
 def _add_block(typing, addend, total, start, addend_scale, total_scale, threshold):  # type: ignore[no-untyped-def]
-    """total = total_scale * total + addend_scale * addend over 64 elements from `start`; the hits among them."""
+    """total = total_scale * total + addend_scale * addend over 64 elements from `start`, where that is finite; the hits."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         kind, vector = signature.args[1], _vector_type(context, signature.args[1])
@@ -79,9 +82,11 @@ def _add_block(typing, addend, total, start, addend_scale, total_scale, threshol
         source = builder.load(_block_pointer(context, builder, signature.args[0], arguments[0], arguments[2]), align=align)
         target = _block_pointer(context, builder, kind, arguments[1], arguments[2])
         scaled = builder.fmul(source, _splat(builder, vector, arguments[3]))
-        kept = builder.fmul(builder.load(target, align=align), _splat(builder, vector, arguments[4]))
-        summed = builder.fadd(kept, scaled)
-        builder.store(summed, target, align=align)
+        before = builder.load(target, align=align)
+        summed = builder.fadd(builder.fmul(before, _splat(builder, vector, arguments[4])), scaled)
+        infinity = _splat(builder, vector, ir.Constant(vector.element, float("inf")))
+        finite = builder.fcmp_ordered("<", _magnitudes(builder, vector, summed), infinity)
+        builder.store(builder.select(finite, summed, before), target, align=align)
         return _hits(builder, vector, summed, arguments[5])
 
     return types.uint64(addend, total, start, addend_scale, total_scale, threshold), generate
@@ -127,48 +132,72 @@ def _emit_rest(start, residual, threshold, indices, values, count, offset):  # t
 
 
 @_compile
+def _any_bad(hits, start, addend, scale, total):  # type: ignore[no-untyped-def]
+    """Is a hit's sum not finite? Its total is then as it was before, and adding again gives the same."""
+    while hits:
+        at = start + np.int64(_lowest_bit(hits))
+        if not np.isfinite(total[at] + scale * addend[at]):
+            return True
+        hits &= hits - np.uint64(1)
+    return False
+
+
+@_compile
+def _add_rest(start, addend, total, addend_scale, total_scale):  # type: ignore[no-untyped-def]
+    """The last, incomplete block of `_add_block`; is a sum not finite?"""
+    bad = False
+    for at in range(start, total.size):
+        summed = total_scale * total[at] + addend_scale * addend[at]
+        if np.isfinite(summed):
+            total[at] = summed
+        else:
+            bad = True
+    return bad
+
+
+@_compile
 def accumulate(gradient, scale, residual, threshold, indices, values, offset):  # type: ignore[no-untyped-def]
-    """residual += scale * gradient, and `sweep`, in one pass."""
-    count, full, one = 0, False, residual.dtype.type(1)
+    """residual += scale * gradient, and `sweep`, in one pass; the third value returned: was a sum not finite, and left out?"""
+    count, full, bad, one = 0, False, False, residual.dtype.type(1)
     blocks = residual.size // BLOCK
     for block in range(blocks):
         start = block * BLOCK
         hits = _add_block(gradient, residual, start, scale, one, threshold)
         if hits:
+            bad = bad or _any_bad(hits, start, gradient, scale, residual)
             if count + BLOCK <= indices.size:
                 count = _emit(hits, start, residual, indices, values, count, offset)
             else:
                 full = True
-    for at in range(blocks * BLOCK, residual.size):
-        residual[at] += scale * gradient[at]
+    bad |= _add_rest(blocks * BLOCK, gradient, residual, scale, one)
     count, rest_full = _emit_rest(blocks * BLOCK, residual, threshold, indices, values, count, offset)
-    return count, full or rest_full
+    return count, full or rest_full, bad
 
 
 @_compile
 def accumulate_momentum(gradient, scale, velocity, momentum, residual, threshold, indices, values, offset):  # type: ignore[no-untyped-def]
-    """velocity = momentum * velocity + scale * gradient; residual += velocity; and `sweep`, in one pass."""
-    count, full, one = 0, False, residual.dtype.type(1)
+    """velocity = momentum * velocity + scale * gradient; residual += velocity; and `sweep`, in one pass, as `accumulate`."""
+    count, full, bad, one, infinity = 0, False, False, residual.dtype.type(1), residual.dtype.type(np.inf)
     blocks = residual.size // BLOCK
     for block in range(blocks):
         start = block * BLOCK
-        _add_block(gradient, velocity, start, scale, momentum, one)
+        bad |= _add_block(gradient, velocity, start, scale, momentum, infinity) != 0
         hits = _add_block(velocity, residual, start, one, one, threshold)
         if hits:
+            bad = bad or _any_bad(hits, start, velocity, one, residual)
             if count + BLOCK <= indices.size:
                 count = _emit(hits, start, residual, indices, values, count, offset)
             else:
                 full = True
-    for at in range(blocks * BLOCK, residual.size):
-        velocity[at] = momentum * velocity[at] + scale * gradient[at]
-        residual[at] += velocity[at]
+    bad |= _add_rest(blocks * BLOCK, gradient, velocity, scale, momentum)
+    bad |= _add_rest(blocks * BLOCK, velocity, residual, one, one)
     count, rest_full = _emit_rest(blocks * BLOCK, residual, threshold, indices, values, count, offset)
-    return count, full or rest_full
+    return count, full or rest_full, bad
 
 
 @_compile
 def sweep(residual, threshold, indices, values, offset):  # type: ignore[no-untyped-def]
-    """Move what is not below the threshold to the output, in order, while there is room; the count, and whether some stayed."""
+    """Move what is not below the threshold to the output, in order, while there is room; the count, did some stay, False."""
     count, full = 0, False
     blocks = residual.size // BLOCK
     for block in range(blocks):
@@ -179,7 +208,7 @@ def sweep(residual, threshold, indices, values, offset):  # type: ignore[no-unty
             else:
                 full = True
     count, rest_full = _emit_rest(blocks * BLOCK, residual, threshold, indices, values, count, offset)
-    return count, full or rest_full
+    return count, full or rest_full, False
 
 
 @_compile

@@ -9,9 +9,9 @@ from dist_ml.comm.buffer import Array
 
 def accumulate(
     gradient: Array, scale: float, residual: Array, threshold: float, indices: Array, values: Array, offset: int
-) -> tuple[int, bool]:
-    torch.from_numpy(residual).add_(torch.from_numpy(gradient) * float(scale))
-    return sweep(residual, threshold, indices, values, offset)
+) -> tuple[int, bool, bool]:
+    bad = _add(torch.from_numpy(gradient) * float(scale), torch.from_numpy(residual))
+    return (*sweep(residual, threshold, indices, values, offset)[:2], bad)
 
 
 def accumulate_momentum(
@@ -24,20 +24,28 @@ def accumulate_momentum(
     indices: Array,
     values: Array,
     offset: int,
-) -> tuple[int, bool]:
-    torch.from_numpy(velocity).mul_(float(momentum)).add_(torch.from_numpy(gradient) * float(scale))
-    torch.from_numpy(residual).add_(torch.from_numpy(velocity))
-    return sweep(residual, threshold, indices, values, offset)
+) -> tuple[int, bool, bool]:
+    bad = _add(torch.from_numpy(gradient) * float(scale), torch.from_numpy(velocity), float(momentum))
+    bad |= _add(torch.from_numpy(velocity), torch.from_numpy(residual))
+    return (*sweep(residual, threshold, indices, values, offset)[:2], bad)
 
 
-def sweep(residual: Array, threshold: float, indices: Array, values: Array, offset: int) -> tuple[int, bool]:
+def sweep(residual: Array, threshold: float, indices: Array, values: Array, offset: int) -> tuple[int, bool, bool]:
     total = torch.from_numpy(residual)
     hits = torch.logical_not(total.abs() < float(threshold)).nonzero().flatten().numpy()
     taken = hits[: indices.size]
     indices[: taken.size] = taken + offset
     values[: taken.size] = residual[taken]
     residual[taken] = 0
-    return int(taken.size), bool(hits.size > taken.size)
+    return int(taken.size), bool(hits.size > taken.size), False
+
+
+def _add(addend: torch.Tensor, total: torch.Tensor, total_scale: float = 1.0) -> bool:
+    """total = total_scale * total + addend where that is finite; is it not, somewhere?"""
+    summed = total * total_scale + addend
+    finite = torch.isfinite(summed)
+    total.copy_(torch.where(finite, summed, total))
+    return not bool(finite.all())
 
 
 def add_at(residual: Array, indices: Array, values: Array) -> None:

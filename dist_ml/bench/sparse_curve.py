@@ -1,0 +1,104 @@
+"""`dist-ml bench sparse_curve`: loss against wall time on slow links, with dense gradients and with each sparse allreduce."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dist_ml.bench.bench import Bench
+from dist_ml.bench.form import Check, Record, Result
+from dist_ml.bench.sparse_accuracy import DENSE, with_sparse
+from dist_ml.bench.worlds import Worlds
+from dist_ml.comm.communicator import Communicator
+from dist_ml.config.convert import from_mapping, to_mapping
+from dist_ml.config.sparse import SparseConfig
+from dist_ml.config.train import TrainConfig
+from dist_ml.launch.laboratory import Laboratory
+from dist_ml.train.build import build_mesh, build_trainer
+
+POINTS = 100  # of each curve, in the records
+WINDOW = 10  # steps whose mean loss is a point
+
+
+@dataclass(frozen=True)
+class SparseCurveBench:
+    """What to train, over which links, and for how long."""
+
+    train: TrainConfig
+    rate: str  # of the laboratory's links
+    hosts: int  # one rank each
+    seconds: float  # of training, for each candidate
+    sparse: dict[str, SparseConfig]  # label -> what is drawn beside dense gradients; momentum correction replaces momentum
+    plot: str | None  # file to draw loss against seconds to (extra: plot)
+
+
+def run(config: SparseCurveBench, worlds: Worlds) -> Result:
+    with Laboratory(config.hosts, config.rate) as laboratory:
+        curves = worlds.measure(
+            "sparse_curve",
+            to_mapping(config),
+            ranks=config.hosts,
+            mpi="mpich",
+            laboratory=laboratory,
+            environment={"OMP_NUM_THREADS": "1"},
+        )
+    records: list[Record] = []
+    dense = curves[DENSE][-1][1]
+    for label, curve in curves.items():
+        reached = next((seconds for seconds, loss in curve if loss <= dense), None)
+        figures = {"steps": len(curve), "final_loss": curve[-1][1], "seconds_to_dense_final_loss": reached}
+        records.append({"candidate": label, **figures})
+    shown = [
+        {"candidate": label, "seconds": seconds, "loss": loss}
+        for label, curve in curves.items()
+        for seconds, loss in curve[:: max(1, len(curve) // POINTS)]
+    ]
+    if config.plot is not None:
+        from dist_ml.bench.plots import loss_against_seconds
+
+        loss_against_seconds(shown, f"{config.hosts} hosts, {config.rate}, {config.seconds:g} s of training each", config.plot)
+    times = [record["seconds_to_dense_final_loss"] for record in records if record["candidate"] != DENSE]
+    slowest = max(config.seconds if seconds is None else seconds for seconds in times)
+    share = slowest / curves[DENSE][-1][0]
+    checks = [Check("C4 slowest variant's seconds to dense's final loss over dense's", share, 1.0, "lower")]
+    return Result("sparse_curve", [*records, *shown], checks)
+
+
+def curve(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """(seconds, mean loss of the last `WINDOW` steps) after each step of each candidate, each trained anew for the same time."""
+    config = from_mapping(SparseCurveBench, arguments)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for label, sparse in {DENSE: SparseConfig(), **config.sparse}.items():
+        for compiles in (True, False):
+            trainer = build_trainer(with_sparse(config.train, sparse), build_mesh(config.train, comm))
+            limit = 0.0 if compiles else config.seconds
+            points: list[tuple[float, float]] = []
+            losses: list[float] = []
+            comm.barrier()
+            start = time.perf_counter()
+            while not points or _go_on(comm, time.perf_counter() - start, limit):
+                epoch, step = divmod(len(points), trainer.sampler.steps_per_epoch)
+                losses.append(trainer.step(epoch, step).loss)
+                points.append((time.perf_counter() - start, statistics.mean(losses[-WINDOW:])))
+            trainer.close()
+        found[label] = points
+    return found
+
+
+def _go_on(comm: Communicator, elapsed: float, limit: float) -> bool:
+    """Rank 0's clock decides for all."""
+    word = np.array([elapsed < limit], np.int32)
+    comm.broadcast(word)
+    return bool(word[0])
+
+
+BENCH = Bench(
+    "loss against wall time on slow links, dense and with each sparse allreduce",
+    SparseCurveBench,
+    run,
+    {"sparse_curve": curve},
+    ranks=4,
+)
