@@ -36,7 +36,7 @@ class SparseConfig:
     values: Literal["plain", "fp32", "bf16", "int4"] = "plain"  # in messages; all but plain also code the indices
     qsgd_bits: Literal[0, 2, 4, 8] = 0  # dense_split_allgather: of the dense half; 0: as it is
     momentum: float = 0.0  # momentum correction (DGC); the optimizer's must then be 0
-    factor_masking: bool = False  # DGC's: forget the momentum of what was sent; costs accuracy where elements are sent often
+    factor_masking: bool = True  # with momentum correction: forget the momentum of what was sent (DGC)
     clip_norm: float | None = None  # of each rank's own gradient, as if the sum were clipped to it; null: not clipped
     hierarchical: bool = False  # sum densely inside a node first, and sparsely between nodes
     overlap: int = 0  # exchange this many buckets while the backward pass goes on; 0: everything after it
