@@ -8,6 +8,9 @@ from thread_world import run_ranks
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.sparse import SPARSE_ALLREDUCES, Entries, Settings, SparseSum
+from dist_ml.comm.sparse.family import plan_all
+from dist_ml.comm.sparse.plan import Problem
+from dist_ml.measure.cost_model import CostModel, Link
 
 N = 500
 SIZES = range(1, 10)
@@ -196,3 +199,22 @@ def test_oktopk_state_continues_the_same() -> None:
 
     for one, other in run_ranks(3, body):
         np.testing.assert_array_equal(one.to_dense(N), other.to_dense(N))
+
+
+@pytest.mark.parametrize("common", [0.0, 0.5, 1.0])
+def test_planned_fill_in_is_what_random_supports_have(common: float) -> None:
+    n, k, size = 20_000, 600, 5
+    random = np.random.default_rng(3)
+    shared = random.choice(n, round(common * k), replace=False)
+    others = np.setdiff1d(np.arange(n), shared)
+    supports = [np.concatenate([shared, random.choice(others, k - shared.size, replace=False)]) for _ in range(size)]
+    for ranks in range(1, size + 1):
+        union = np.unique(np.concatenate(supports[:ranks])).size
+        assert Problem(n, k, size, common=common).filled(ranks) == pytest.approx(union, rel=0.02)
+
+
+def test_more_ranks_never_cost_fewer_seconds() -> None:
+    model = CostModel(Link(1e-4, 1e8), Link(1e-4, 1e8), 1e10)
+    for name in SPARSE_ALLREDUCES:
+        seconds = [plan_all(1_000_000, 10_000, ranks, Settings())[name].seconds(model) for ranks in (1, 2, 4, 8, 16, 64)]
+        assert seconds == sorted(seconds), name

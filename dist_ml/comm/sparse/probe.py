@@ -1,5 +1,6 @@
 """A cost model measured in about a second: a ring of messages of several sizes, a copy, and a merge."""
 
+import statistics
 import time
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from dist_ml.measure.cost_model import CostModel, fit
 _TAG = 30_999
 # Beyond what shaped links and socket buffers let through at once; the largest is left out where the one before took long.
 _SIZES_BYTES = (4, 1 << 20, 1 << 23)
-_REPEATS = {4: 10, 1 << 20: 2, 1 << 23: 1}
+_REPEATS = {4: 10, 1 << 20: 3, 1 << 23: 2}
 _LONG_SECONDS = 0.05
 _COPY_WORDS = 4_000_000
 _MERGED_ENTRIES = 500_000
@@ -33,23 +34,23 @@ def probe(comm: Communicator) -> CostModel:
         for size in _SIZES_BYTES:
             if not samples or samples[-1][1] < _LONG_SECONDS:
                 samples.append((float(size), _ring_seconds(comm, size)))
-        copy = _together(comm, lambda: np.copyto(target, source), 3)
-        merged = _together(comm, lambda: merge(left, right), 3)
+        copy = _together(comm, lambda: np.copyto(target, source), 5)
+        merged = _together(comm, lambda: merge(left, right), 5)
     link = fit(samples)
     return CostModel(link, link, _COPY_WORDS * 4 / copy, merged / _MERGED_ENTRIES)
 
 
 def _together(comm: Communicator, action: Callable[[], object], repeats: int) -> float:
-    """Seconds until the last rank has done what all began together; the best of some repetitions."""
-    best = float("inf")
+    """Seconds until the last rank has done what all began together; the median of some repetitions."""
+    seconds = []
     for _ in range(repeats):
         comm.barrier()
         start = time.perf_counter()
         action()
         slowest = np.array([time.perf_counter() - start])
         comm.allreduce(slowest, "max")
-        best = min(best, float(slowest[0]))
-    return best
+        seconds.append(float(slowest[0]))
+    return statistics.median(seconds)
 
 
 def _ring_seconds(comm: Communicator, num_bytes: int) -> float:
