@@ -19,7 +19,7 @@ from dist_ml.config.train import TrainConfig
 from dist_ml.launch.laboratory import Laboratory
 from dist_ml.train.build import build_mesh, build_trainer
 
-POINTS = 100  # of each curve, in the records
+DRAWN, LISTED = 100, 20  # points of each curve in the plot and in the records
 WINDOW = 10  # steps whose mean loss is a point
 
 
@@ -51,20 +51,26 @@ def run(config: SparseCurveBench, worlds: Worlds) -> Result:
         reached = next((seconds for seconds, loss in curve if loss <= dense), None)
         figures = {"steps": len(curve), "final_loss": curve[-1][1], "seconds_to_dense_final_loss": reached}
         records.append({"candidate": label, **figures})
-    shown = [
-        {"candidate": label, "seconds": seconds, "loss": loss}
-        for label, curve in curves.items()
-        for seconds, loss in curve[:: max(1, len(curve) // POINTS)]
-    ]
     if config.plot is not None:
         from dist_ml.bench.plots import loss_against_seconds
 
-        loss_against_seconds(shown, f"{config.hosts} hosts, {config.rate}, {config.seconds:g} s of training each", config.plot)
+        loss_against_seconds(
+            _points(curves, DRAWN), f"{config.hosts} hosts, {config.rate}, {config.seconds:g} s of training each", config.plot
+        )
     times = [record["seconds_to_dense_final_loss"] for record in records if record["candidate"] != DENSE]
     slowest = max(config.seconds if seconds is None else seconds for seconds in times)
     share = slowest / curves[DENSE][-1][0]
     checks = [Check("C4 slowest variant's seconds to dense's final loss over dense's", share, 1.0, "lower")]
-    return Result("sparse_curve", [*records, *shown], checks)
+    return Result("sparse_curve", [*records, *_points(curves, LISTED)], checks)
+
+
+def _points(curves: Mapping[str, list[tuple[float, float]]], num: int) -> list[Record]:
+    """About `num` points of each curve."""
+    return [
+        {"candidate": label, "seconds": seconds, "loss": loss}
+        for label, curve in curves.items()
+        for seconds, loss in curve[:: max(1, len(curve) // num)]
+    ]
 
 
 def curve(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
