@@ -5,9 +5,11 @@ MPI's own allreduce, our ring, and our ring behind the backward pass.
 """
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.form import Check, Record, Result, alternate, median_ratio
@@ -15,6 +17,7 @@ from dist_ml.bench.swapped import Ddp, Swapped, seconds_a_step
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.allreduce import family
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.traffic import Tally
 from dist_ml.config.convert import from_mapping, to_mapping
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.dense_reducer import DenseReducer
@@ -25,6 +28,8 @@ from dist_ml.launch.laboratory import Laboratory
 
 DENSE, RING, BEHIND, DDP = "dense", "dense ring", "dense ring, overlapped", "ddp gloo"
 SLOW = (DENSE, RING, BEHIND, DDP)
+SETTLING = {DENSE: 0, RING: 0, BEHIND: 0, DDP: 1}  # steps before the first that is timed; of the others, 3
+WARM_UP_WORDS = 100_000
 TIMES = {"100mbit": 12.0, "1gbit": 3.0}
 
 
@@ -96,14 +101,17 @@ def _result(
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds a step by candidate and round; words, messages and phases of each candidate's last step."""
+    """Seconds a step by candidate and round; bytes, messages and phases of a step of each candidate's last round."""
     config = from_mapping(SparseBench, arguments)
     shared = Swapped(config.widths, config.batch, config.kernel, config.lr, comm)
     steps: dict[str, Callable[[], None]] = {}
+    native, ring = family.make("native", comm), family.make("ring", comm)
+    for allreduce in (native, ring):  # connections and compiled loops; a step of it all would take long on a slow link
+        allreduce(np.zeros(WARM_UP_WORDS, np.float32))
     reducers: dict[str, GradientReducer] = {
-        DENSE: DenseReducer(shared.gradients, family.make("native", comm)),
-        RING: DenseReducer(shared.gradients, family.make("ring", comm)),
-        BEHIND: DenseReducer(shared.gradients, family.make("ring", comm), "thread"),
+        DENSE: DenseReducer(shared.gradients, native),
+        RING: DenseReducer(shared.gradients, ring),
+        BEHIND: DenseReducer(shared.gradients, ring, "thread"),
     }
     for label, sparse in config.sparse.items():
         chosen = resolve(sparse, shared.gradients.num_words, comm)
@@ -113,30 +121,34 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
         steps[label] = lambda reducer=reducer: shared.step(reducer)  # type: ignore[misc]
     if config.ddp:
         steps[DDP] = Ddp(config.widths, config.batch, config.lr, comm).step
-    figures = {label: _one_step(comm, step, reducers.get(label)) for label, step in steps.items()}
-    timed = {
-        label: (lambda step=step, count=1 if label in SLOW else config.steps: seconds_a_step(comm, step, count))
-        for label, step in steps.items()
-    }
-    return {"ranks": comm.size, "figures": figures, "seconds": alternate(timed, config.rounds)}
+    figures: dict[str, dict[str, Any]] = {}
+
+    def timed(label: str) -> float:
+        """Seconds a step, and what it moves."""
+        count, reducer = 1 if label in SLOW else config.steps, reducers.get(label)
+        if label not in figures:
+            for _ in range(SETTLING.get(label, 3)):
+                steps[label]()
+        if reducer is not None:
+            reducer.diagnostics()
+        before = comm.traffic.snapshot()
+        seconds = seconds_a_step(comm, steps[label], count)
+        moved = comm.traffic.since(before).values()
+        figures[label] = _figures(moved, count, reducer.diagnostics() if reducer is not None else {})
+        return seconds
+
+    seconds = alternate({label: (lambda label=label: timed(label)) for label in steps}, config.rounds)  # type: ignore[misc]
+    return {"ranks": comm.size, "figures": figures, "seconds": seconds}
 
 
-def _one_step(comm: Communicator, step: Callable[[], None], reducer: GradientReducer | None) -> dict[str, Any]:
-    """What a step moves, after some that compile and settle; dense ones are all alike."""
-    for _ in range(3 if isinstance(reducer, SparseReducer) else 0):
-        step()
-    if reducer is not None:
-        reducer.diagnostics()
-    before = comm.traffic.snapshot()
-    step()
-    moved = comm.traffic.since(before)
-    values = reducer.diagnostics() if reducer is not None else {}
+def _figures(moved: Iterable[Tally], steps: int, diagnostics: Mapping[str, float]) -> dict[str, Any]:
+    """A step's bytes and messages, the density of its result, and the milliseconds of its phases."""
+    tallies = list(moved)
     return {
-        "words_sent": sum(tally.words_sent for tally in moved.values()),
-        "bytes_sent": sum(tally.bytes_sent for tally in moved.values()),
-        "messages": sum(tally.messages for tally in moved.values()),
-        "density_result": values.get("density_result", 1.0),
-        **{f"{phase}_ms": 1e3 * values.get(f"seconds_{phase}", 0.0) for phase in ("select", "exchange", "apply")},
+        "bytes_sent": sum(tally.bytes_sent for tally in tallies) / steps,
+        "messages": sum(tally.messages for tally in tallies) / steps,
+        "density_result": diagnostics.get("density_result", 1.0),
+        **{f"{phase}_ms": 1e3 * diagnostics.get(f"seconds_{phase}", 0.0) / steps for phase in ("select", "exchange", "apply")},
     }
 
 
