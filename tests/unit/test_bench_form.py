@@ -8,6 +8,7 @@ import pytest
 
 from dist_ml.bench.benches import BENCHES, PARTS
 from dist_ml.bench.form import Check, Result, alternate, median_ratio
+from dist_ml.bench.plots import loss_against_seconds
 from dist_ml.bench.worlds import ThisWorld
 from dist_ml.cli import arguments, compose
 from dist_ml.cli import bench as command
@@ -69,3 +70,12 @@ def test_on_ranks_that_exist_other_ranks_are_refused() -> None:
     assert world.measure("double", {"x": 4}) == 8
     with pytest.raises(ConfigError, match="wants 3 ranks of mpich"):
         world.measure("double", {"x": 4}, ranks=3, mpi="mpich")
+
+
+def test_loss_curves_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra plot is not installed")
+    records = [{"candidate": name, "seconds": i, "loss": 2.0**-i} for name in ("dense", "oktopk") for i in range(5)]
+    loss_against_seconds(records, "2 hosts", str(tmp_path / "curve.png"))
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ConfigError, match="can't be written"):
+        loss_against_seconds(records, "2 hosts", str(tmp_path / "missing" / "curve.png"))
