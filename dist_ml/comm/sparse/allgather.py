@@ -3,14 +3,15 @@
 import numpy as np
 
 from dist_ml.comm.sparse.entries import Entries
-from dist_ml.comm.sparse.exchange import SparseSum, Stateless, allgather_messages
+from dist_ml.comm.sparse.exchange import SparseSum, Stateless
+from dist_ml.comm.sparse.gathering import allgather_messages
 from dist_ml.comm.sparse.merge import merge_all
 
 
 class AllgatherSum(Stateless):
     """Every rank gets all ranks' entries and adds them up ("TopkA").
 
-    Words 2k(P-1) + sizes P-1; one allgather. The result fills in to at most P k elements.
+    Words 2k(P-1); one allgather. The result fills in to at most P k elements.
     """
 
     def reduce(self, own: Entries, k: int) -> SparseSum:  # noqa: ARG002 - all that was selected is sent

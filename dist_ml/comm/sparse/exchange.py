@@ -10,6 +10,7 @@ from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.request import Request
 from dist_ml.comm.sparse.entries import Entries, check_length, concatenate
+from dist_ml.comm.sparse.gathering import allgather_messages
 from dist_ml.comm.sparse.wire import Wire, make_wire
 
 TAG = 31_000
@@ -97,15 +98,6 @@ def gather_sizes(comm: Communicator, size: int) -> list[int]:
     sizes = np.empty(comm.size, np.int64)
     comm.allgather(np.array([size], np.int64), sizes)
     return [int(size) for size in sizes]
-
-
-def allgather_messages(comm: Communicator, message: Array) -> list[Array]:
-    """Every rank's message, in rank order. Words: (P - 1) of the message and P - 1 of its size."""
-    sizes = gather_sizes(comm, message.size)
-    everything = np.empty(sum(sizes), message.dtype)
-    comm.allgather(message, everything, sizes)
-    ends = np.cumsum(sizes)
-    return [everything[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def allgather_regions(comm: Communicator, wire: Wire, region: Entries) -> tuple[Entries, Entries]:

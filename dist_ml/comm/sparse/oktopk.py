@@ -13,11 +13,11 @@ from dist_ml.comm.sparse.exchange import (
     Settings,
     SparseSum,
     Stateless,
-    allgather_messages,
     allgather_regions,
     gather_sizes,
     split_to_owners,
 )
+from dist_ml.comm.sparse.gathering import allgather_messages
 from dist_ml.comm.sparse.merge import merge_all
 from dist_ml.comm.sparse.regions import BalancedRegions
 from dist_ml.partition import Range, blocks

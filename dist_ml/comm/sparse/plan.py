@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dist_ml.comm.sparse.gathering import DIRECT_RANKS
 from dist_ml.measure.cost_model import CostModel
 
 BUCKET = 1024
@@ -45,6 +46,11 @@ class Problem:
         return (self.ranks - 1) / self.ranks
 
     @property
+    def gathering(self) -> int:
+        """Messages of an allgather: straight to everybody among few ranks, else in log P rounds."""
+        return self.ranks - 1 if self.ranks <= DIRECT_RANKS else self.rounds
+
+    @property
     def rounds(self) -> int:
         """log2 P, rounded up."""
         return (self.ranks - 1).bit_length()
@@ -75,9 +81,9 @@ def dense(p: Problem) -> Plan:
 
 
 def allgather(p: Problem) -> Plan:
-    """2k(P-1) words; log P messages inside the library's allgather, and as many for the sizes."""
+    """2k(P-1) words in one allgather."""
     merged = p.k * p.ranks * max(1, p.rounds)
-    return Plan("allgather", p.k * p.entry_bytes * (p.ranks - 1), 2 * p.rounds, merged, p.filled(p.ranks))
+    return Plan("allgather", p.k * p.entry_bytes * (p.ranks - 1), p.gathering, merged, p.filled(p.ranks))
 
 
 def gtopk(p: Problem) -> Plan:
@@ -100,7 +106,7 @@ def split_allgather(p: Problem) -> Plan:
     """2k(P-1)/P to the owners, then the owners' regions, 2 filled (P-1)/P."""
     total = p.filled(p.ranks)
     num_bytes = (p.k + total) * p.entry_bytes * p.share
-    return Plan("split_allgather", num_bytes, p.ranks - 1 + 2 * p.rounds, p.k * max(1, p.rounds) + total, total)
+    return Plan("split_allgather", num_bytes, p.ranks - 1 + p.gathering, p.k * max(1, p.rounds) + total, total)
 
 
 def dense_split_allgather(p: Problem) -> Plan:
@@ -108,20 +114,22 @@ def dense_split_allgather(p: Problem) -> Plan:
     element = p.qsgd_bits / 8 + 4 / BUCKET if p.qsgd_bits else p.value_bytes
     num_bytes = (p.k * p.entry_bytes + p.length * element) * p.share
     elements = WRITING * p.length + (CODING * p.length / p.ranks if p.qsgd_bits else 0)
-    return Plan("dense_split_allgather", num_bytes, p.ranks - 1 + p.rounds, p.k * max(1, p.rounds) + elements, p.filled(p.ranks))
+    return Plan(
+        "dense_split_allgather", num_bytes, p.ranks - 1 + p.gathering, p.k * max(1, p.rounds) + elements, p.filled(p.ranks)
+    )
 
 
 def oktopk(p: Problem) -> Plan:
     """2k(P-1)/P to the owners and 2k(P-1)/P back; at most 6k(P-1)/P when survivors have to be dealt again."""
     num_bytes = 2 * p.k * p.entry_bytes * p.share
     entries = p.k * max(1, p.rounds) + SELECTING * (p.k + p.filled(p.ranks) / p.ranks)
-    return Plan("oktopk", num_bytes, p.ranks - 1 + 3 * p.rounds, entries, p.k)
+    return Plan("oktopk", num_bytes, p.ranks - 1 + p.rounds + p.gathering, entries, p.k)
 
 
 def spardl(p: Problem) -> Plan:
     """4k(P-1)/P words in log P messages and an allgather."""
     entries = 2 * p.k * p.share + SELECTING * p.k * (0.5 + 2 * p.share)
-    return Plan("spardl", 2 * p.k * p.entry_bytes * p.share, 3 * p.rounds, entries, p.k)
+    return Plan("spardl", 2 * p.k * p.entry_bytes * p.share, p.rounds + p.gathering, entries, p.k)
 
 
 PLANS: dict[str, Callable[[Problem], Plan]] = {

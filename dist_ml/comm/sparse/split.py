@@ -6,6 +6,7 @@ from dist_ml.comm.buffer import Array
 from dist_ml.comm.sparse import quantise
 from dist_ml.comm.sparse.entries import Entries
 from dist_ml.comm.sparse.exchange import SparseSum, Stateless, allgather_regions, split_to_owners
+from dist_ml.comm.sparse.gathering import allgather_messages
 from dist_ml.comm.sparse.merge import merge_all
 from dist_ml.partition import block, blocks, counts
 
@@ -55,21 +56,13 @@ class DenseSplitAllgather(SplitAllgather):
 
     def _gather(self, mine: Array) -> Array:
         if not self.settings.qsgd_bits:
-            total = np.empty(self.length, mine.dtype)
-            self.comm.allgather(mine, total)
-            return total
+            return np.concatenate(allgather_messages(self.comm, mine))
         bits, sizes = self.settings.qsgd_bits, counts(self.length, self.comm.size)
         self._calls += 1
         random = np.random.default_rng([self.settings.seed, self._calls, self.comm.rank])
-        shares = [quantise.qsgd_bytes(size, bits) for size in sizes]
-        coded = np.empty(sum(shares), np.uint8)
-        self.comm.allgather(quantise.qsgd_encode(mine, bits, random), coded, shares)
-        ends = np.cumsum(shares)
-        parts = [
-            quantise.qsgd_decode(coded[end - share : end], bits, size, self.settings.dtype)
-            for end, share, size in zip(ends, shares, sizes, strict=True)
-        ]
-        return np.concatenate(parts)
+        coded = allgather_messages(self.comm, quantise.qsgd_encode(mine, bits, random))
+        parts = zip(coded, sizes, strict=True)
+        return np.concatenate([quantise.qsgd_decode(part, bits, size, self.settings.dtype) for part, size in parts])
 
     def state_dict(self) -> dict[str, int]:
         return {"calls": self._calls}
