@@ -12,11 +12,11 @@ from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 
 TAG = 31_001
-DIRECT_RANKS = 32  # up to these, P - 1 messages that are under way at once cost less than what `doubling` copies
+DIRECT_RANKS = 8  # up to these, P - 1 messages that are under way at once took less than what `doubling` copies
 
 
 def allgather_messages(comm: Communicator, message: Array) -> list[Array]:
-    """Every rank's flat message, in rank order; all of one dtype. Words: P - 1 of a message; `doubling` adds its sizes."""
+    """Every rank's flat message, in rank order; all of one dtype. Words: P - 1 of a message; `doubling` adds sizes."""
     gather: Callable[[Communicator, Array], list[Array]] = direct if comm.size <= DIRECT_RANKS else doubling
     return gather(comm, message)
 
@@ -37,7 +37,8 @@ def direct(comm: Communicator, message: Array) -> list[Array]:
 def doubling(comm: Communicator, message: Array) -> list[Array]:
     """In ceil(log2 P) messages: at distance d = 1, 2, 4, … pass on the first d messages that one has.
 
-    Bruck et al., IEEE Transactions on Parallel and Distributed Systems 8(11), 1997, section 4. The sizes of its parts lead each message, 64-bit; words: all messages but one's own are received once.
+    Bruck et al., IEEE Transactions on Parallel and Distributed Systems 8(11), 1997, section 4. The sizes of its parts lead each
+    message, 64-bit: 2(P - 1) words beside all messages but one's own, each received once.
     """
     rank, size = comm.rank, comm.size
     held = [message]  # of ranks r, r + 1, …
@@ -45,17 +46,26 @@ def doubling(comm: Communicator, message: Array) -> list[Array]:
         distance = len(held)
         passed = held[: size - distance]
         request = comm.isend(_packed(passed), (rank - distance) % size, TAG)
-        held += _unpacked(comm.receive_message("uint8", (rank + distance) % size, TAG), len(passed), message.dtype)
+        held += _unpacked(comm.receive_message("int32", (rank + distance) % size, TAG), len(passed), message.dtype)
         request.wait()
     return [held[(source - rank) % size] for source in range(size)]
 
 
 def _packed(parts: list[Array]) -> Array:
+    """The bytes of each part as 64-bit words, then the parts, each in whole 32-bit words."""
     sizes = np.array([part.nbytes for part in parts], np.int64)
-    return np.concatenate([sizes.view(np.uint8), *(part.view(np.uint8) for part in parts)])
+    packed = np.zeros(2 * sizes.size + int((-(-sizes // 4)).sum()), np.int32)
+    packed[: 2 * sizes.size] = sizes.view(np.int32)
+    start = 2 * sizes.size
+    for part in parts:
+        packed[start:].view(np.uint8)[: part.nbytes] = part.view(np.uint8)
+        start += -(-part.nbytes // 4)
+    return packed
 
 
 def _unpacked(packed: Array, num: int, dtype: np.dtype[Any]) -> list[Array]:
-    ends = 8 * num + np.cumsum(packed[: 8 * num].view(np.int64))
-    starts = [8 * num, *ends[:-1]]
-    return [packed[start:end].copy().view(dtype) for start, end in zip(starts, ends, strict=True)]
+    parts, start = [], 2 * num
+    for num_bytes in packed[: 2 * num].view(np.int64).tolist():
+        parts.append(packed[start:].view(np.uint8)[:num_bytes].copy().view(dtype))
+        start += -(-num_bytes // 4)
+    return parts
