@@ -1,5 +1,7 @@
 """The plain twins of the compiled passes: whole-vector torch operations, one after the other."""
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import DTypeLike
@@ -10,7 +12,7 @@ from dist_ml.comm.buffer import Array
 def accumulate(
     gradient: Array, scale: float, residual: Array, threshold: float, indices: Array, values: Array, offset: int
 ) -> tuple[int, bool, bool]:
-    bad = _add(torch.from_numpy(gradient) * float(scale), torch.from_numpy(residual))
+    bad = _add(_scaled(gradient, float(scale)), torch.from_numpy(residual))
     return (*sweep(residual, threshold, indices, values, offset)[:2], bad)
 
 
@@ -25,7 +27,7 @@ def accumulate_momentum(
     values: Array,
     offset: int,
 ) -> tuple[int, bool, bool]:
-    bad = _add(torch.from_numpy(gradient) * float(scale), torch.from_numpy(velocity), float(momentum))
+    bad = _add(_scaled(gradient, float(scale)), torch.from_numpy(velocity), float(momentum))
     bad |= _add(torch.from_numpy(velocity), torch.from_numpy(residual))
     return (*sweep(residual, threshold, indices, values, offset)[:2], bad)
 
@@ -40,9 +42,16 @@ def sweep(residual: Array, threshold: float, indices: Array, values: Array, offs
     return int(taken.size), bool(hits.size > taken.size), False
 
 
+def _scaled(gradient: Array, scale: float) -> torch.Tensor:
+    return torch.from_numpy(gradient) if scale == 1 else torch.from_numpy(gradient) * scale
+
+
 def _add(addend: torch.Tensor, total: torch.Tensor, total_scale: float = 1.0) -> bool:
     """total = total_scale * total + addend where that is finite; is it not, somewhere?"""
-    summed = total * total_scale + addend
+    summed = (total if total_scale == 1 else total * total_scale) + addend
+    if math.isfinite(float(summed.sum())):  # a single pass; what is finite may still overflow here
+        total.copy_(summed)
+        return False
     finite = torch.isfinite(summed)
     total.copy_(torch.where(finite, summed, total))
     return not bool(finite.all())
