@@ -178,13 +178,17 @@ def _against_ddp(found: Mapping[str, Any]) -> tuple[list[Record], list[Check]]:
 
 
 def _hidden(found: Mapping[str, Any]) -> tuple[list[Record], list[Check]]:
-    """Of the better of the two ways to overlap."""
-    middle = {name: statistics.median(values) for name, values in found["seconds"].items()}
-    exchange = middle[AFTER] - middle[NOTHING]
+    """Of the better of the two ways to overlap; differences of the same round, which saw the machine in the same state."""
+    seconds = found["seconds"]
+
+    def beyond_nothing(name: str) -> float:
+        return statistics.median(some - none for some, none in zip(seconds[name], seconds[NOTHING], strict=True))
+
+    exchange = beyond_nothing(AFTER)
     records = list(found["records"])
     hidden = {}
     for name in (THREAD, POLL):
-        hidden[name] = 1 - (middle[name] - middle[NOTHING]) / exchange
+        hidden[name] = 1 - beyond_nothing(name) / exchange
         processor = statistics.median(found["processor"][name]) - statistics.median(found["processor"][NOTHING])
         share = exchange / found["backward"]
         records.append(
