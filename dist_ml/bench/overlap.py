@@ -182,7 +182,7 @@ def _hidden(found: Mapping[str, Any]) -> tuple[list[Record], list[Check]]:
     seconds = found["seconds"]
 
     def beyond_nothing(name: str) -> float:
-        return statistics.median(some - none for some, none in zip(seconds[name], seconds[NOTHING], strict=True))
+        return float(statistics.median(some - none for some, none in zip(seconds[name], seconds[NOTHING], strict=True)))
 
     exchange = beyond_nothing(AFTER)
     records = list(found["records"])
