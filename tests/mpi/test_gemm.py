@@ -19,6 +19,7 @@ from dist_ml.gemm.layout import Layout, block_2d, block_3d, block_25d, block_col
 from dist_ml.gemm.matrix import ShardedMatrix
 from dist_ml.gemm.multiply import GEMMS, Gemm, matmul, plan_for
 from dist_ml.gemm.oracle import error_over_bound
+from dist_ml.gemm.plan import Plan
 from dist_ml.gemm.planners import Choice, Orders
 
 SIZES = [1, 2, 3, 5, 7, 8, 16, 31, 64, 100, 129, 257]
@@ -41,6 +42,17 @@ def operand(layout: Layout, world: Communicator, seed: int, dtype: torch.dtype) 
     return matrix.random(layout, world, seed, dtype)
 
 
+def check_product(world: Communicator, plan: Plan, dtype: torch.dtype, alpha: float, beta: float) -> None:
+    """The product is right, and moved what the plan says."""
+    a, b = operand(plan.layout_a, world, 1, dtype), operand(plan.layout_b, world, 2, dtype)
+    c = matrix.random(plan.layout_c, world, 3, dtype)
+    wholes = [x.gather_everywhere() for x in (a, b, c)]
+    gemm = Gemm(plan, world, PRODUCT)
+    assert moved(world, lambda: gemm(a, b, c, alpha, beta)) == tuple(plan.moved(world.rank)), plan
+    gemm.free()
+    assert error_over_bound(c.gather_everywhere(), *wholes, alpha, beta) <= 1, plan
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", list(GEMMS))
 def test_products_are_right_and_move_what_was_planned(name: str, world: Communicator) -> None:
@@ -52,13 +64,7 @@ def test_products_are_right_and_move_what_was_planned(name: str, world: Communic
         plan = planners.plan(name, problem, Choice(panel=draw.choice([None, 1, 7, 32])), Orders(*orders))
         if draw.random() < 0.3:
             plan = planners.plan(name, replace(problem, memory=plan.working_bytes), None, Orders(*orders))
-        a, b = operand(plan.layout_a, world, 1, dtype), operand(plan.layout_b, world, 2, dtype)
-        c = matrix.random(plan.layout_c, world, 3, dtype)
-        wholes = [x.gather_everywhere() for x in (a, b, c)]
-        gemm = Gemm(plan, world, PRODUCT)
-        assert moved(world, lambda: gemm(a, b, c, alpha, beta)) == tuple(plan.moved(world.rank)), plan  # noqa: B023
-        gemm.free()
-        assert error_over_bound(c.gather_everywhere(), *wholes, alpha, beta) <= 1, plan
+        check_product(world, plan, dtype, alpha, beta)
 
 
 @pytest.mark.mpi
@@ -73,13 +79,7 @@ def test_products_in_tiles_are_right_and_move_what_was_planned(world: Communicat
         choice = Choice(grid=grid, panel=draw.choice([None, 3]), tiles=Tiles(draw.randint(1, 4), draw.randint(1, 3)))
         plan = planners.plan("cosma", Problem(m, n, k, world.size, *DTYPES[dtype]), choice, Orders(*orders))
         plan = planners.plan("cosma", replace(plan.problem, memory=plan.working_bytes), choice, Orders(*orders))
-        a, b = operand(plan.layout_a, world, 1, dtype), operand(plan.layout_b, world, 2, dtype)
-        c = matrix.random(plan.layout_c, world, 3, dtype)
-        wholes = [x.gather_everywhere() for x in (a, b, c)]
-        gemm = Gemm(plan, world, PRODUCT)
-        assert moved(world, lambda: gemm(a, b, c, alpha, beta)) == tuple(plan.moved(world.rank)), plan  # noqa: B023
-        gemm.free()
-        assert error_over_bound(c.gather_everywhere(), *wholes, alpha, beta) <= 1, plan
+        check_product(world, plan, dtype, alpha, beta)
 
 
 @pytest.mark.mpi

@@ -1,5 +1,7 @@
 """The compiled inner loops of sparse merging and coding; imported only where numba is installed."""
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -15,7 +17,7 @@ def merge_lists(left_indices: Array, left_values: Array, right_indices: Array, r
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def _merge(left_indices, left_values, right_indices, right_values, indices, values):  # type: ignore[no-untyped-def]
+def _merge(left_indices: Any, left_values: Any, right_indices: Any, right_values: Any, indices: Any, values: Any) -> Any:
     """Both heads are written at each step and only the counters depend on the comparison, so that there is no branch to guess."""
     i, j, out = 0, 0, 0
     num_left, num_right = left_indices.size, right_indices.size
@@ -38,7 +40,7 @@ def _merge(left_indices, left_values, right_indices, right_values, indices, valu
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def encode_gaps(indices, start, coded):  # type: ignore[no-untyped-def]
+def encode_gaps(indices: Any, start: Any, coded: Any) -> int:
     """Gaps between ascending indices in base 128, low digits first, the top bit set on all but the last; returns the bytes."""
     previous, out = start, 0
     for i in range(indices.size):
@@ -54,7 +56,7 @@ def encode_gaps(indices, start, coded):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def decode_gaps(coded, start, indices):  # type: ignore[no-untyped-def]
+def decode_gaps(coded: Any, start: Any, indices: Any) -> None:
     """The indices back from `encode_gaps`."""
     at, previous = 0, start
     for i in range(indices.size):
@@ -69,7 +71,7 @@ def decode_gaps(coded, start, indices):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def qsgd_pack(values, scales, bits, lane_bits, bucket_bits, seed, packed):  # type: ignore[no-untyped-def]
+def qsgd_pack(values: Any, scales: Any, bits: Any, lane_bits: Any, bucket_bits: Any, seed: Any, packed: Any) -> None:
     """Sign and level of each value, rounded up with the probability of what is left, 2^lane_bits to a byte; SplitMix64 flips.
 
     Places are found by shifts: a division an element would cost more than all the rest.
@@ -89,7 +91,7 @@ def qsgd_pack(values, scales, bits, lane_bits, bucket_bits, seed, packed):  # ty
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def qsgd_unpack(packed, steps, bits, lane_bits, bucket_bits, values):  # type: ignore[no-untyped-def]
+def qsgd_unpack(packed: Any, steps: Any, bits: Any, lane_bits: Any, bucket_bits: Any, values: Any) -> None:
     """The values back, on the grid of each bucket's step."""
     top, mask, lane = (1 << (bits - 1)) - 1, (1 << bits) - 1, (1 << lane_bits) - 1
     for i in range(values.size):

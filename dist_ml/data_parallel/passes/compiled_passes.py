@@ -61,10 +61,10 @@ def _alignment(array_type: Any) -> int:
 
 
 @_intrinsic
-def _test_block(typing, values, start, threshold):  # type: ignore[no-untyped-def]
+def _test_block(typing: Any, values: Any, start: Any, threshold: Any) -> Any:
     """The hits among values[start : start + 64]."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind, vector = signature.args[0], _vector_type(context, signature.args[0])
         loaded = builder.load(_block_pointer(context, builder, kind, arguments[0], arguments[1]), align=_alignment(kind))
         return _hits(builder, vector, loaded, arguments[2])
@@ -73,10 +73,10 @@ def _test_block(typing, values, start, threshold):  # type: ignore[no-untyped-de
 
 
 @_intrinsic
-def _add_block(typing, addend, total, start, addend_scale, total_scale, threshold):  # type: ignore[no-untyped-def]
+def _add_block(typing: Any, addend: Any, total: Any, start: Any, addend_scale: Any, total_scale: Any, threshold: Any) -> Any:
     """total = total_scale * total + addend_scale * addend over 64 elements from `start`, where that is finite; the hits."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind, vector = signature.args[1], _vector_type(context, signature.args[1])
         align = _alignment(kind)
         source = builder.load(_block_pointer(context, builder, signature.args[0], arguments[0], arguments[2]), align=align)
@@ -93,10 +93,10 @@ def _add_block(typing, addend, total, start, addend_scale, total_scale, threshol
 
 
 @_intrinsic
-def _lowest_bit(typing, mask):  # type: ignore[no-untyped-def]
+def _lowest_bit(typing: Any, mask: Any) -> Any:
     """The position of the lowest set bit."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.uint64(types.uint64), generate
@@ -106,7 +106,7 @@ _compile: Callable[..., Any] = numba.njit(cache=True, nogil=True, boundscheck=Fa
 
 
 @_compile
-def _emit(hits, start, residual, indices, values, count, offset):  # type: ignore[no-untyped-def]
+def _emit(hits: Any, start: Any, residual: Any, indices: Any, values: Any, count: Any, offset: Any) -> Any:
     """Move the hits of one block from the residual to the output; the new count."""
     while hits:
         at = start + np.int64(_lowest_bit(hits))
@@ -119,7 +119,7 @@ def _emit(hits, start, residual, indices, values, count, offset):  # type: ignor
 
 
 @_compile
-def _emit_rest(start, residual, threshold, indices, values, count, offset):  # type: ignore[no-untyped-def]
+def _emit_rest(start: Any, residual: Any, threshold: Any, indices: Any, values: Any, count: Any, offset: Any) -> Any:
     """The last, incomplete block. Returns the count, and whether something had no room."""
     for at in range(start, residual.size):
         if not abs(residual[at]) < threshold:
@@ -132,7 +132,7 @@ def _emit_rest(start, residual, threshold, indices, values, count, offset):  # t
 
 
 @_compile
-def _any_bad(hits, start, addend, scale, total):  # type: ignore[no-untyped-def]
+def _any_bad(hits: Any, start: Any, addend: Any, scale: Any, total: Any) -> Any:
     """Is a hit's sum not finite? Its total is then as it was before, and adding again gives the same."""
     while hits:
         at = start + np.int64(_lowest_bit(hits))
@@ -143,7 +143,7 @@ def _any_bad(hits, start, addend, scale, total):  # type: ignore[no-untyped-def]
 
 
 @_compile
-def _add_rest(start, addend, total, addend_scale, total_scale):  # type: ignore[no-untyped-def]
+def _add_rest(start: Any, addend: Any, total: Any, addend_scale: Any, total_scale: Any) -> Any:
     """The last, incomplete block of `_add_block`; is a sum not finite?"""
     bad = False
     for at in range(start, total.size):
@@ -156,7 +156,9 @@ def _add_rest(start, addend, total, addend_scale, total_scale):  # type: ignore[
 
 
 @_compile
-def accumulate(gradient, scale, residual, threshold, indices, values, offset):  # type: ignore[no-untyped-def]
+def accumulate(
+    gradient: Any, scale: Any, residual: Any, threshold: Any, indices: Any, values: Any, offset: Any
+) -> tuple[int, bool, bool]:
     """residual += scale * gradient, and `sweep`, in one pass; the third value returned: was a sum not finite, and left out?"""
     count, full, bad, one = 0, False, False, residual.dtype.type(1)
     blocks = residual.size // BLOCK
@@ -175,7 +177,9 @@ def accumulate(gradient, scale, residual, threshold, indices, values, offset):  
 
 
 @_compile
-def accumulate_momentum(gradient, scale, velocity, momentum, residual, threshold, indices, values, offset):  # type: ignore[no-untyped-def]
+def accumulate_momentum(
+    gradient: Any, scale: Any, velocity: Any, momentum: Any, residual: Any, threshold: Any, indices: Any, values: Any, offset: Any
+) -> tuple[int, bool, bool]:
     """velocity = momentum * velocity + scale * gradient; residual += velocity; and `sweep`, in one pass, as `accumulate`."""
     count, full, bad, one, infinity = 0, False, False, residual.dtype.type(1), residual.dtype.type(np.inf)
     blocks = residual.size // BLOCK
@@ -196,7 +200,7 @@ def accumulate_momentum(gradient, scale, velocity, momentum, residual, threshold
 
 
 @_compile
-def sweep(residual, threshold, indices, values, offset):  # type: ignore[no-untyped-def]
+def sweep(residual: Any, threshold: Any, indices: Any, values: Any, offset: Any) -> tuple[int, bool, bool]:
     """Move what is not below the threshold to the output, in order, while there is room; the count, did some stay, False."""
     count, full = 0, False
     blocks = residual.size // BLOCK
@@ -212,7 +216,7 @@ def sweep(residual, threshold, indices, values, offset):  # type: ignore[no-unty
 
 
 @_compile
-def add_at(residual, indices, values):  # type: ignore[no-untyped-def]
+def add_at(residual: Any, indices: Any, values: Any) -> None:
     """residual[indices] += values; indices may repeat."""
     for i in range(indices.size):
         residual[indices[i]] += values[i]
