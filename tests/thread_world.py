@@ -1,4 +1,6 @@
-"""A world of P threads in one process: any number of ranks in a unit test, without MPI, and no wait without a limit."""
+"""A world of P threads in one process: any number of ranks in a unit test, without MPI, and no wait
+without a limit.
+"""
 
 import queue
 import threading
@@ -93,7 +95,9 @@ class ThreadTransport:
 
 
 def run_ranks(size: int, body: Callable[[Communicator], T]) -> list[T]:
-    """Call `body` on `size` ranks at once; their results in rank order. The first rank's exception is raised here."""
+    """Call `body` on `size` ranks at once; their results in rank order. The first rank's exception
+    is raised here.
+    """
     shared = Mailboxes(size)
     results: list[Any] = [None] * size
     errors: list[BaseException | None] = [None] * size
@@ -105,13 +109,19 @@ def run_ranks(size: int, body: Callable[[Communicator], T]) -> list[T]:
             errors[rank] = error
             shared.barrier.abort()
 
-    threads = [threading.Thread(target=rank_main, args=(rank,), daemon=True) for rank in range(size)]
+    threads = [
+        threading.Thread(target=rank_main, args=(rank,), daemon=True) for rank in range(size)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(2 * LIMIT_SECONDS)
         assert not thread.is_alive(), "a rank still waits"
-    real = [error for error in errors if error is not None and not isinstance(error, threading.BrokenBarrierError)]
+    real = [
+        error
+        for error in errors
+        if error is not None and not isinstance(error, threading.BrokenBarrierError)
+    ]
     for error in real or [error for error in errors if error is not None]:
         raise error
     return results

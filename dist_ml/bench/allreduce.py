@@ -1,7 +1,9 @@
-"""`dist-ml bench allreduce`: the family against both MPIs' own and gloo, on one node and in the laboratory.
+"""`dist-ml bench allreduce`: the family against both MPIs' own and gloo, on one node and in the
+emulated network.
 
-One world of each MPI measures its candidates in turn, and the worlds themselves take turns, so that all see the same machine. In
-the laboratory every MPI runs twice: as it comes, and as the laboratory sets it up for all our runs.
+One world of each MPI measures its candidates in turn, and the worlds themselves take turns, so that
+all see the same machine. In the emulated network every MPI runs twice: as it comes, and as the
+emulated network sets it up for all our runs.
 """
 
 import statistics
@@ -9,19 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dist_ml.bench.allreduce_checks import AS_IT_COMES, TUNED, laboratory_checks, node_checks
+from dist_ml.bench.allreduce_checks import AS_IT_COMES, TUNED, emulated_network_checks, node_checks
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.candidates import GLOO, LIMIT, RAW, Candidates, seconds_a_call
 from dist_ml.bench.form import Check, Record, Result, alternate
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
-from dist_ml.launch.laboratory import Laboratory
+from dist_ml.launch.emulated_network import EmulatedNetwork
 
-Network = Literal["node", "lab_1gbit", "lab_100mbit"]
+Network = Literal["node", "emulated_1gbit", "emulated_100mbit"]
 
 _NODE_CANDIDATES = ("shared_memory", "ring", "rabenseifner", "native", RAW, GLOO, LIMIT)
-_RATES = {"lab_1gbit": "1gbit", "lab_100mbit": "100mbit"}
+_RATES = {"emulated_1gbit": "1gbit", "emulated_100mbit": "100mbit"}
 _AS_IT_COMES = {  # the MPIs' own choices, but kept on the shaped network
     "mpich": {"MPIR_CVAR_CH4_NETMOD": "ucx"},
     "openmpi": {"OMPI_MCA_btl_tcp_flags": "send,put,inplace,need-ack,need-csum,hetero-rdma"},
@@ -32,21 +34,23 @@ _AS_IT_COMES = {  # the MPIs' own choices, but kept on the shaped network
 class AllreduceBench:
     """What to sweep; sizes are of float32 buffers."""
 
-    network: Network  # one node's memory, or the laboratory's shaped links
+    network: Network  # one node's memory, or the emulated network's shaped links
     mpis: tuple[str, ...]  # wheels to compare in one run
     ranks: tuple[int, ...]  # on one node
     sizes_bytes: tuple[int, ...]  # on one node
-    hosts: tuple[int, ...]  # laboratory: numbers of hosts, with one rank each
-    nodes: int  # laboratory: hosts with two ranks each, for hierarchical against flat; 0 leaves it out
-    lab_sizes_bytes: tuple[int, ...]  # laboratory
+    hosts: tuple[int, ...]  # network: numbers of hosts, with one rank each
+    nodes: int  # network: hosts with two ranks each, for hierarchical against flat; 0 leaves it out
+    emulated_sizes_bytes: tuple[int, ...]  # network
     rounds: int  # of alternation inside a world
     worlds: int  # times that each world is started, in turn
     round_seconds: float  # that short calls are repeated for, in each round
     plot: str | None  # file to draw time against size to (extra: plot)
 
     def __post_init__(self) -> None:
-        if min(self.sizes_bytes + self.lab_sizes_bytes) < 4:
-            raise ConfigError("sizes_bytes and lab_sizes_bytes must each hold a float32, 4 bytes")
+        if min(self.sizes_bytes + self.emulated_sizes_bytes) < 4:
+            raise ConfigError(
+                "sizes_bytes and emulated_sizes_bytes must each hold a float32, 4 bytes"
+            )
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,19 @@ def run(config: AllreduceBench, worlds: Worlds) -> Result:
             records += found
             checks += node_checks(found, ranks)
     else:
-        layouts = [(hosts, hosts) for hosts in config.hosts] + ([(config.nodes, 2 * config.nodes)] if config.nodes else [])
+        layouts = [(hosts, hosts) for hosts in config.hosts] + (
+            [(config.nodes, 2 * config.nodes)] if config.nodes else []
+        )
         for hosts, ranks in layouts:
-            with Laboratory(hosts, _RATES[config.network]) as laboratory:
-                kinds = [kind for mpi in config.mpis for kind in _laboratory_worlds(mpi, ranks > hosts)]
-                found = list(_measured(config, worlds, kinds, ranks, config.lab_sizes_bytes, laboratory))
+            with EmulatedNetwork(hosts, _RATES[config.network]) as network:
+                kinds = [
+                    kind for mpi in config.mpis for kind in _emulated_worlds(mpi, ranks > hosts)
+                ]
+                found = list(
+                    _measured(config, worlds, kinds, ranks, config.emulated_sizes_bytes, network)
+                )
             records += found
-            checks += laboratory_checks(found, hosts, ranks, _RATES[config.network])
+            checks += emulated_network_checks(found, hosts, ranks, _RATES[config.network])
     if config.plot is not None:
         from dist_ml.bench.plots import time_against_size
 
@@ -91,8 +101,12 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, dict[
         timed = {}
         for name in arguments["candidates"]:
             call = made.call(name, size // 4)
-            first = seconds_a_call(comm, call, 1)  # connects and compiles; a second one tells how long the short ones take
-            typical = first if first > 100 * arguments["round_seconds"] else seconds_a_call(comm, call, 1)
+            first = seconds_a_call(
+                comm, call, 1
+            )  # connects and compiles; a second one tells how long the short ones take
+            typical = (
+                first if first > 100 * arguments["round_seconds"] else seconds_a_call(comm, call, 1)
+            )
             calls = max(1, min(2000, int(arguments["round_seconds"] / typical)))
             timed[name] = lambda call=call, calls=calls: seconds_a_call(comm, call, calls)
         found[str(size)] = alternate(timed, arguments["rounds"])
@@ -107,10 +121,10 @@ def _measured(
     kinds: Sequence[World],
     ranks: int,
     sizes: Sequence[int],
-    laboratory: Laboratory | None,
+    network: EmulatedNetwork | None,
 ) -> Iterator[Record]:
     """One record a (size, world, candidate), from all rounds of all worlds of that kind."""
-    hosts = laboratory.num_hosts if laboratory is not None else 1
+    hosts = network.num_hosts if network is not None else 1
     seconds: dict[tuple[int, int, str], list[float]] = {}
     for number in range(config.worlds):
         for index in range(len(kinds)) if number % 2 == 0 else reversed(range(len(kinds))):
@@ -123,7 +137,12 @@ def _measured(
             }
             environment = kind.environment or None
             found = worlds.measure(
-                "allreduce", arguments, ranks=ranks, mpi=kind.mpi, laboratory=laboratory, environment=environment
+                "allreduce",
+                arguments,
+                ranks=ranks,
+                mpi=kind.mpi,
+                network=network,
+                environment=environment,
             )
             for size in sizes:
                 for name in kind.candidates:
@@ -145,8 +164,10 @@ def _measured(
         }
 
 
-def _laboratory_worlds(mpi: str, crowded: bool) -> list[World]:
-    """Ours and theirs as the laboratory sets MPI up, then theirs as it comes. Gloo is measured once, beside MPICH."""
+def _emulated_worlds(mpi: str, crowded: bool) -> list[World]:
+    """Ours and theirs as the emulated network sets MPI up, then theirs as it comes. Gloo is
+    measured once, beside MPICH.
+    """
     ours = ("hierarchical",) if crowded else ("ring", "rabenseifner")
     gloo = (GLOO,) if mpi == "mpich" else ()
     environment = {"GLOO_SOCKET_IFNAME": "eth0"}
@@ -156,4 +177,10 @@ def _laboratory_worlds(mpi: str, crowded: bool) -> list[World]:
     ]
 
 
-BENCH = Bench("the allreduce family against both MPIs' own and gloo", AllreduceBench, run, {"allreduce": measure}, ranks=2)
+BENCH = Bench(
+    "the allreduce family against both MPIs' own and gloo",
+    AllreduceBench,
+    run,
+    {"allreduce": measure},
+    ranks=2,
+)

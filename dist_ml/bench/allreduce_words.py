@@ -1,4 +1,6 @@
-"""`dist-ml bench allreduce_words`: do words and messages in the ledger equal each algorithm's formula, on any number of ranks?"""
+"""`dist-ml bench allreduce_words`: do words and messages in the ledger equal each algorithm's
+formula, on any number of ranks?
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +15,10 @@ from dist_ml.comm.allreduce import family
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.traffic import Words
 
-_FLAT = ("ring", "rabenseifner")  # between ranks by messages, so that the published bound is theirs as well
+_FLAT = (
+    "ring",
+    "rabenseifner",
+)  # between ranks by messages, so that the published bound is theirs as well
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,19 @@ class AllreduceWordsBench:
 def run(config: AllreduceWordsBench, worlds: Worlds) -> Result:
     records: list[Record] = []
     for ranks in config.worlds:
-        arguments = {"algorithms": config.algorithms, "sizes": [*config.sizes, config.divisible * ranks]}
+        arguments = {
+            "algorithms": config.algorithms,
+            "sizes": [*config.sizes, config.divisible * ranks],
+        }
         records += worlds.measure("allreduce_words", arguments, ranks=ranks)
     unequal = sum(record["unequal"] for record in records)
     wrong = sum(record["wrong"] for record in records)
     bounds = [
         record["words"] / (2 * config.divisible * (record["ranks"] - 1))
         for record in records
-        if record["algorithm"] in _FLAT and record["ranks"] > 1 and record["n"] == config.divisible * record["ranks"]
+        if record["algorithm"] in _FLAT
+        and record["ranks"] > 1
+        and record["n"] == config.divisible * record["ranks"]
     ]
     return Result(
         "allreduce_words",
@@ -44,13 +54,17 @@ def run(config: AllreduceWordsBench, worlds: Worlds) -> Result:
         [
             Check("B6 calls whose words or messages differ from the formula", unequal, 0, "lower"),
             Check("B6 calls whose sums differ from the exact ones", wrong, 0, "lower"),
-            Check("B6 words over 2n(P-1)/P where P divides n", max(bounds, default=1.0), 1.0, "lower"),
+            Check(
+                "B6 words over 2n(P-1)/P where P divides n", max(bounds, default=1.0), 1.0, "lower"
+            ),
         ],
     )
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> list[Record]:
-    """A row an algorithm and size: the most words and messages of a rank, and on how many ranks they are not the formula's."""
+    """A row an algorithm and size: the most words and messages of a rank, and on how many ranks
+    they are not the formula's.
+    """
     rows: list[Record] = []
     for name in arguments["algorithms"]:
         reduce = family.make(name, comm)
@@ -64,11 +78,28 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> list[Record]:
             received = sum(tally.words_received for tally in tallies)
             messages = sum(tally.messages for tally in tallies)
             formula = reduce.words(n, x.itemsize)
-            own = (sent, messages, Words(sent, received, messages) != formula, bool((x != exact).any()))
+            own = (
+                sent,
+                messages,
+                Words(sent, received, messages) != formula,
+                bool((x != exact).any()),
+            )
             found = comm.allgather_objects(own)
-            row = {"ranks": comm.size, "algorithm": name, "n": n, "words": max(each[0] for each in found)}
+            row = {
+                "ranks": comm.size,
+                "algorithm": name,
+                "n": n,
+                "words": max(each[0] for each in found),
+            }
             more = {"messages": max(each[1] for each in found)}
-            rows.append({**row, **more, "unequal": sum(each[2] for each in found), "wrong": sum(each[3] for each in found)})
+            rows.append(
+                {
+                    **row,
+                    **more,
+                    "unequal": sum(each[2] for each in found),
+                    "wrong": sum(each[3] for each in found),
+                }
+            )
         reduce.free()
     return rows
 

@@ -13,10 +13,11 @@ Part: TypeAlias = Callable[[Communicator, Mapping[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Bench:
-    """One benchmark: `run` asks `Worlds` to measure its `parts`, each a function that every rank of a world runs.
+    """One benchmark: `run` asks `Worlds` to measure its `parts`, each a function that every rank of
+    a world runs.
 
-    `config` is the dataclass that `configs/bench/NAME.yaml` fills. Arguments and results of parts are JSON values; the result
-    is rank 0's.
+    `config` is the dataclass that `configs/bench/NAME.yaml` fills. Arguments and results of parts
+    are JSON values; the result is rank 0's.
     """
 
     help: str

@@ -41,4 +41,6 @@ BENCHES: dict[str, Bench] = {
     "gemm_words": gemm_words.BENCH,
 }
 
-PARTS: dict[str, Part] = {name: part for bench in BENCHES.values() for name, part in bench.parts.items()}
+PARTS: dict[str, Part] = {
+    name: part for bench in BENCHES.values() for name, part in bench.parts.items()
+}

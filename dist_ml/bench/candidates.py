@@ -1,4 +1,6 @@
-"""What an allreduce is compared with, all on the ranks of one world: our family, mpi4py's own, gloo, and the memory's limit."""
+"""What an allreduce is compared with, all on the ranks of one world: our family, mpi4py's own,
+gloo, and the memory's limit.
+"""
 
 import socket
 import time
@@ -16,7 +18,9 @@ from dist_ml.comm.communicator import Communicator
 Call = Callable[[], None]
 
 GLOO = "gloo"
-RAW = "mpi"  # mpi4py's own Allreduce in place, which is what "native" stands for where others are compared with it
+# mpi4py's own Allreduce in place, which is what "native" stands for where others are compared with
+# it
+RAW = "mpi"
 LIMIT = "limit"  # each rank reads and writes as many floats in place, alone
 _GLOO_SECONDS = 60.0
 
@@ -30,7 +34,9 @@ class Candidates:
         self._gloo = False
 
     def call(self, name: str, n: int) -> Call:
-        """The candidate called `name`, on a buffer of its own that has been written to. Sums of zeros stay zeros."""
+        """The candidate called `name`, on a buffer of its own that has been written to. Sums of
+        zeros stay zeros.
+        """
         if name == LIMIT:
             own = torch.ones(n)
             return lambda: _scale(own)
@@ -69,7 +75,9 @@ def _scale(x: torch.Tensor) -> None:
 
 
 def join_gloo(comm: Communicator) -> None:
-    """Gloo beside MPI: its ranks meet at a port of rank 0's host. Collective; ends with `destroy_process_group`."""
+    """Gloo beside MPI: its ranks meet at a port of rank 0's host. Collective; ends with
+    `destroy_process_group`.
+    """
     address = comm.broadcast_object((_own_address(), _free_port()))
     torch.distributed.init_process_group(
         GLOO,

@@ -28,7 +28,9 @@ class CollectivesBench:
 
     def __post_init__(self) -> None:
         if min(self.sizes_bytes) < 4:
-            raise ConfigError(f"sizes_bytes={list(self.sizes_bytes)} must each hold a float32, 4 bytes")
+            raise ConfigError(
+                f"sizes_bytes={list(self.sizes_bytes)} must each hold a float32, 4 bytes"
+            )
 
 
 def run(config: CollectivesBench, worlds: Worlds) -> Result:
@@ -37,12 +39,23 @@ def run(config: CollectivesBench, worlds: Worlds) -> Result:
     for size, times in zip(config.sizes_bytes, seconds, strict=True):
         ours, raw = statistics.median(times["dist_ml"]), statistics.median(times["mpi4py"])
         ratio = median_ratio(times["dist_ml"], times["mpi4py"])
-        added_microseconds = 1e6 * statistics.median(a - b for a, b in zip(times["dist_ml"], times["mpi4py"], strict=True))
-        records.append(
-            {"bytes": size, "dist_ml_us": 1e6 * ours, "mpi4py_us": 1e6 * raw, "added_us": added_microseconds, "ratio": ratio}
+        added_microseconds = 1e6 * statistics.median(
+            a - b for a, b in zip(times["dist_ml"], times["mpi4py"], strict=True)
         )
-        # Above a megabyte the noise of the memory exceeds what a call can add, and the ratio is what counts.
-        (ratios if size >= MEGABYTE else added).append(ratio if size >= MEGABYTE else added_microseconds)
+        records.append(
+            {
+                "bytes": size,
+                "dist_ml_us": 1e6 * ours,
+                "mpi4py_us": 1e6 * raw,
+                "added_us": added_microseconds,
+                "ratio": ratio,
+            }
+        )
+        # Above a megabyte the noise of the memory exceeds what a call can add, and the ratio is
+        # what counts.
+        (ratios if size >= MEGABYTE else added).append(
+            ratio if size >= MEGABYTE else added_microseconds
+        )
     checks = [
         Check("A3 microseconds added per call", max(added), 10.0, "lower"),
         Check("A3 ratio at 1 MB and above", max(ratios), 1.02, "lower"),
@@ -52,10 +65,15 @@ def run(config: CollectivesBench, worlds: Worlds) -> Result:
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> list[dict[str, list[float]]]:
     """Seconds a call, by candidate and round, for each size."""
-    return [_one_size(comm, size, arguments["rounds"], arguments["round_seconds"]) for size in arguments["sizes_bytes"]]
+    return [
+        _one_size(comm, size, arguments["rounds"], arguments["round_seconds"])
+        for size in arguments["sizes_bytes"]
+    ]
 
 
-def _one_size(comm: Communicator, size: int, rounds: int, round_seconds: float) -> dict[str, list[float]]:
+def _one_size(
+    comm: Communicator, size: int, rounds: int, round_seconds: float
+) -> dict[str, list[float]]:
     x = torch.zeros(size // 4)
     raw = mpi.raw_allreduce(comm, x.numpy())
     once = torch.tensor(max(_seconds(comm, raw, 1), _seconds(comm, raw, 1)))
@@ -77,4 +95,10 @@ def _seconds(comm: Communicator, call: Callable[[], None], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-BENCH = Bench("our allreduce against raw mpi4py, by size", CollectivesBench, run, {"collectives": measure}, ranks=2)
+BENCH = Bench(
+    "our allreduce against raw mpi4py, by size",
+    CollectivesBench,
+    run,
+    {"collectives": measure},
+    ranks=2,
+)

@@ -31,18 +31,26 @@ def with_widths(train: TrainConfig, widths: Sequence[int], batch_size: int) -> T
 
 
 def on_arrays(train: TrainConfig, num_samples: int, folder: str) -> TrainConfig:
-    """`train` on `num_samples` samples of the same shape, but from memory-mapped files in `folder`, as users have them."""
+    """`train` on `num_samples` samples of the same shape, but from memory-mapped files in `folder`,
+    as users have them.
+    """
     features, classes = train.data.num_features, train.data.num_outputs
     assert features is not None
     assert classes is not None
     path = Path(folder)
-    x = uniform(stream("bench samples"), np.arange(num_samples * features)).astype(np.float32).reshape(num_samples, features)
+    x = (
+        uniform(stream("bench samples"), np.arange(num_samples * features))
+        .astype(np.float32)
+        .reshape(num_samples, features)
+    )
     y = np.arange(num_samples) % classes
     np.save(path / "train_x.npy", x)
     np.save(path / "train_y.npy", y)
     np.save(path / "test_x.npy", x[:classes])
     np.save(path / "test_y.npy", y[:classes])
-    return dataclasses.replace(train, data=DataConfig(name="arrays", path=str(path), num_outputs=classes))
+    return dataclasses.replace(
+        train, data=DataConfig(name="arrays", path=str(path), num_outputs=classes)
+    )
 
 
 def to_arguments(train: TrainConfig) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""`dist-ml bench daso`: time to a target accuracy with local steps against a blocking dense exchange, in the laboratory."""
+"""`dist-ml bench daso`: time to a target accuracy with local steps against a blocking dense
+exchange, in the emulated network.
+"""
 
 import dataclasses
 import time
@@ -16,7 +18,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.config.allreduce import AllreduceConfig, DataParallelConfig
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
-from dist_ml.launch.laboratory import Laboratory
+from dist_ml.launch.emulated_network import EmulatedNetwork
 from dist_ml.train.build import build_mesh, build_trainer
 
 
@@ -25,7 +27,7 @@ class DasoBench:
     """What to train to which accuracy, over which links."""
 
     train: TrainConfig  # model, data, optimizer
-    hosts: int  # of the laboratory, two ranks each
+    hosts: int  # of the emulated network, two ranks each
     rate: str  # of their links, as tc writes it
     target_accuracy: float  # on the test samples
     evaluate_steps: int  # between evaluations, whose time is not counted
@@ -38,15 +40,23 @@ def run(config: DasoBench, worlds: Worlds) -> Result:
     daso = DataParallelConfig("daso", period=config.period, warmup_steps=config.warmup_steps)
     periodic = DataParallelConfig("periodic", period=config.period)
     records: list[Record] = []
-    with Laboratory(config.hosts, config.rate) as laboratory:
+    with EmulatedNetwork(config.hosts, config.rate) as network:
         for kind in (dense, daso, periodic):
             allreduce = AllreduceConfig("hierarchical", overlap="none")
             train = dataclasses.replace(config.train, data_parallel=kind, allreduce=allreduce)
-            arguments = {"train": to_arguments(train), "target": config.target_accuracy, "every": config.evaluate_steps}
-            found = worlds.measure("daso", arguments, ranks=2 * config.hosts, mpi="mpich", laboratory=laboratory)
+            arguments = {
+                "train": to_arguments(train),
+                "target": config.target_accuracy,
+                "every": config.evaluate_steps,
+            }
+            found = worlds.measure(
+                "daso", arguments, ranks=2 * config.hosts, mpi="mpich", network=network
+            )
             records.append({"data_parallel": kind.name, **found})
     seconds = {str(record["data_parallel"]): float(record["seconds"]) for record in records}
-    check = Check("B5 time to accuracy over blocking dense", seconds["daso"] / seconds["dense"], 0.5, "lower")
+    check = Check(
+        "B5 time to accuracy over blocking dense", seconds["daso"] / seconds["dense"], 0.5, "lower"
+    )
     return Result("daso", records, [check])
 
 
@@ -68,7 +78,16 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
                 if accuracy is not None and accuracy >= arguments["target"]:
                     trainer.close()
                     return {"seconds": float(elapsed), "steps": steps, "accuracy": accuracy}
-    raise ConfigError(f"target_accuracy={arguments['target']} was not reached in epochs={config.epochs}; raise train.epochs")
+    raise ConfigError(
+        f"target_accuracy={arguments['target']} was not reached in epochs={config.epochs}; raise "
+        "train.epochs"
+    )
 
 
-BENCH = Bench("time to accuracy with local steps against blocking dense", DasoBench, run, {"daso": measure}, ranks=8)
+BENCH = Bench(
+    "time to accuracy with local steps against blocking dense",
+    DasoBench,
+    run,
+    {"daso": measure},
+    ranks=8,
+)

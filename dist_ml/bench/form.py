@@ -10,7 +10,9 @@ Record: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Check:
-    """One figure against its limit. The name is stable and begins with issue letter and number: `A2 step overhead`."""
+    """One figure against its limit. The name is stable and begins with issue letter and number: `A2
+    step overhead`.
+    """
 
     name: str
     value: float
@@ -23,12 +25,15 @@ class Check:
 
     def __str__(self) -> str:
         sign = "≤" if self.better == "lower" else "≥"
-        return f"{self.name} {self.value:.4g} {sign} {self.limit:.4g} {'ok' if self.passed else 'FAILED'}"
+        verdict = "ok" if self.passed else "FAILED"
+        return f"{self.name} {self.value:.4g} {sign} {self.limit:.4g} {verdict}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run of a benchmark measured: flat records (rows of its tables) and the checks on them."""
+    """What one run of a benchmark measured: flat records (rows of its tables) and the checks on
+    them.
+    """
 
     bench: str
     records: Sequence[Record]
@@ -40,11 +45,17 @@ class Result:
 
     def to_json(self, environment: Mapping[str, Any]) -> dict[str, Any]:
         checks = [{**vars(check), "passed": check.passed} for check in self.checks]
-        return {"bench": self.bench, "environment": dict(environment), "records": list(self.records), "checks": checks}
+        return {
+            "bench": self.bench,
+            "environment": dict(environment),
+            "records": list(self.records),
+            "checks": checks,
+        }
 
 
 def alternate(candidates: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Measure all candidates in turn, `rounds` times, so that a machine that slows down slows all of them.
+    """Measure all candidates in turn, `rounds` times, so that a machine that slows down slows all
+    of them.
 
     Each candidate returns its own seconds. Every second round runs in reverse order.
     """

@@ -1,5 +1,5 @@
-"""`dist-ml bench gemm`: distributed products against the local kernel on the same cores, against Heat, and how much overlap
-hides.
+"""`dist-ml bench gemm`: distributed products against the local kernel on the same cores, against
+Heat, and how much overlap hides.
 """
 
 import importlib.util
@@ -18,17 +18,19 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.gemm import matrix, planners
 from dist_ml.gemm.experiment import panel_shapes, tuned_product
 from dist_ml.gemm.grid import Problem
-from dist_ml.gemm.kernel import kernels, peak
-from dist_ml.gemm.kernel.measure import operands
-from dist_ml.gemm.kernel.product import Product
-from dist_ml.gemm.kernel.tuner import Shape
 from dist_ml.gemm.multiply import Gemm
 from dist_ml.gemm.plan import Plan
 from dist_ml.gemm.planners import Choice
-from dist_ml.launch.laboratory import Laboratory, missing
+from dist_ml.kernels import kernels, peak
+from dist_ml.kernels.measure import operands
+from dist_ml.kernels.product import Product
+from dist_ml.kernels.tuner import Shape
+from dist_ml.launch.emulated_network import EmulatedNetwork, missing
 from dist_ml.launch.mpiexec import cores
 
-SPLITS = tuple((a, b) for a in (None, 0, 1) for b in (None, 0, 1))[1:]  # how Heat can distribute A and B; not both whole
+SPLITS = tuple((a, b) for a in (None, 0, 1) for b in (None, 0, 1))[
+    1:
+]  # how Heat can distribute A and B; not both whole
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,18 @@ class GemmBench:
     algorithms: tuple[str, ...]  # against the local kernel
     rounds: int  # of alternation
     heat: bool  # against Heat's matmul, where that is installed
-    laboratory: bool  # overlap on 4 hosts over shaped links, where this machine can make them
-    laboratory_rate: str  # of each link
-    laboratory_panel: int  # width of the panels there
+    emulated_network: bool  # overlap on 4 hosts over shaped links, where this machine can make them
+    emulated_rate: str  # of each link
+    emulated_panel: int  # width of the panels there
 
 
 def run(config: GemmBench, worlds: Worlds) -> Result:
-    arguments = {"size": config.size, "algorithms": config.algorithms, "rounds": config.rounds, "heat": config.heat}
+    arguments = {
+        "size": config.size,
+        "algorithms": config.algorithms,
+        "rounds": config.rounds,
+        "heat": config.heat,
+    }
     measured = worlds.measure("gemm", arguments)
     seconds, roof = measured["seconds"], measured["peak"]
     flops = 2.0 * config.size**3
@@ -58,19 +65,37 @@ def run(config: GemmBench, worlds: Worlds) -> Result:
         }
         for name, times in seconds.items()
     ]
-    checks = [Check("D3 auto over the local kernel", median_ratio(kernel, seconds["auto"]), 0.92, "higher")]
+    checks = [
+        Check(
+            "D3 auto over the local kernel", median_ratio(kernel, seconds["auto"]), 0.92, "higher"
+        )
+    ]
     heat = [name for name in seconds if name.startswith("heat")]
     if roof is not None:
-        records.append({"measured": "peak GFLOP/s of all cores (multiply-adds on registers)", "value": roof / 1e9})
+        records.append(
+            {
+                "measured": "peak GFLOP/s of all cores (multiply-adds on registers)",
+                "value": roof / 1e9,
+            }
+        )
         rates = {"the local kernel": kernel, **({"Heat": seconds[heat[0]]} if heat else {})}
         for name, times in rates.items():
             most = roof * statistics.median(times) / flops
-            records.append({"measured": f"times faster than {name} that nothing can exceed here", "value": most})
+            records.append(
+                {
+                    "measured": f"times faster than {name} that nothing can exceed here",
+                    "value": most,
+                }
+            )
     if heat:
-        checks.append(Check("D3 auto over Heat", median_ratio(seconds[heat[0]], seconds["auto"]), 2.2, "higher"))
+        checks.append(
+            Check(
+                "D3 auto over Heat", median_ratio(seconds[heat[0]], seconds["auto"]), 2.2, "higher"
+            )
+        )
     elif config.heat:
         records.append({"left out": "Heat", "because": "it is not installed (extra: heat)"})
-    if config.laboratory:
+    if config.emulated_network:
         _overlap(config, worlds, records, checks)
     return Result("gemm", records, checks)
 
@@ -78,32 +103,48 @@ def run(config: GemmBench, worlds: Worlds) -> Result:
 def _overlap(config: GemmBench, worlds: Worlds, records: list[Record], checks: list[Check]) -> None:
     lacking = missing()
     if lacking is not None:
-        records.append({"left out": "overlap in the laboratory", "because": lacking})
+        records.append({"left out": "overlap in the emulated network", "because": lacking})
         return
-    arguments = {"size": config.size, "panel": config.laboratory_panel, "rounds": config.rounds}
-    with Laboratory(4, config.laboratory_rate) as laboratory:
-        before = laboratory.traffic()
-        found = worlds.measure("gemm overlap", arguments, ranks=4, laboratory=laboratory)
-        crossed = [now - then for now, then in zip(laboratory.traffic(), before, strict=True)]
-    times, processor = found["seconds"], {name: statistics.median(used) for name, used in found["processor"].items()}
-    together, apart = times["together"], list(zip(times["communication"], times["computing"], strict=True))
-    hidden = statistics.median((x + y - both) / min(x, y) for (x, y), both in zip(apart, together, strict=True))
+    arguments = {"size": config.size, "panel": config.emulated_panel, "rounds": config.rounds}
+    with EmulatedNetwork(4, config.emulated_rate) as network:
+        before = network.traffic()
+        found = worlds.measure("gemm overlap", arguments, ranks=4, network=network)
+        crossed = [now - then for now, then in zip(network.traffic(), before, strict=True)]
+    times, processor = (
+        found["seconds"],
+        {name: statistics.median(used) for name, used in found["processor"].items()},
+    )
+    together, apart = (
+        times["together"],
+        list(zip(times["communication"], times["computing"], strict=True)),
+    )
+    hidden = statistics.median(
+        (x + y - both) / min(x, y) for (x, y), both in zip(apart, together, strict=True)
+    )
     seconds = {name: statistics.median(values) for name, values in times.items()}
     records += [
-        {"summa on 4 hosts": name, "seconds": value, "processor seconds": processor[name]} for name, value in seconds.items()
+        {"summa on 4 hosts": name, "seconds": value, "processor seconds": processor[name]}
+        for name, value in seconds.items()
     ]
-    # All hosts share this machine's cores: what communicating adds to their work is time that nothing can hide.
+    # All hosts share this machine's cores: what communicating adds to their work is time that
+    # nothing can hide.
     added = (processor["together"] - processor["computing"]) / cores()
     busy = processor["together"] / (cores() * seconds["together"])
     records.append({"measured": "share of the cores' time in use, together", "value": busy})
     most = 1 - added / min(seconds["communication"], seconds["computing"])
     records.append({"measured": "share that could hide at that processor time", "value": most})
-    records.append({"measured": "bytes that left each host", "value": str([traffic.sent_bytes for traffic in crossed])})
+    records.append(
+        {
+            "measured": "bytes that left each host",
+            "value": str([traffic.sent_bytes for traffic in crossed]),
+        }
+    )
     checks.append(Check("D3 overlap hides of the smaller", hidden, 0.8, "higher"))
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds of the slowest rank, by candidate and round, and the peak of the cores that ranks compute on.
+    """Seconds of the slowest rank, by candidate and round, and the peak of the cores that ranks
+    compute on.
 
     The local kernel computes the same share on all ranks at once.
     """
@@ -124,18 +165,28 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _peak(comm: Communicator) -> float | None:
-    """FLOP/s of all ranks' threads, each rank measuring one of its threads at the same time as the others."""
+    """FLOP/s of all ranks' threads, each rank measuring one of its threads at the same time as the
+    others.
+    """
     comm.barrier()
     mine = peak.flops_per_second()
-    told: list[float | None] = comm.allgather_objects(None if mine is None else mine * torch.get_num_threads())
+    told: list[float | None] = comm.allgather_objects(
+        None if mine is None else mine * torch.get_num_threads()
+    )
     rates = [rate for rate in told if rate is not None]
     return sum(rates) if len(rates) == comm.size else None
 
 
-def measure_overlap(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """Of SUMMA as it is, with products left out, and with communication left out: seconds, and processor time of all ranks."""
+def measure_overlap(
+    comm: Communicator, arguments: Mapping[str, Any]
+) -> dict[str, dict[str, list[float]]]:
+    """Of SUMMA as it is, with products left out, and with communication left out: seconds, and
+    processor time of all ranks.
+    """
     size = arguments["size"]
-    plan = planners.plan("summa", Problem(size, size, size, comm.size), Choice(panel=arguments["panel"]))
+    plan = planners.plan(
+        "summa", Problem(size, size, size, comm.size), Choice(panel=arguments["panel"])
+    )
     panels = panel_shapes(plan)
     product = tuned_product(kernels.AUTO, panels, comm)
     candidates = {
@@ -149,7 +200,9 @@ def measure_overlap(comm: Communicator, arguments: Mapping[str, Any]) -> dict[st
     return {"seconds": alternate(watched, arguments["rounds"]), "processor": processor}
 
 
-def _watched(call: Callable[[], float], used: list[float], comm: Communicator) -> Callable[[], float]:
+def _watched(
+    call: Callable[[], float], used: list[float], comm: Communicator
+) -> Callable[[], float]:
     """`call`, that also enters what processor time all ranks' threads together used."""
 
     def watched() -> float:
@@ -171,7 +224,9 @@ def _distributed(plan: Plan, product: Product, comm: Communicator) -> Callable[[
 
 
 def _local(steps: Sequence[Shape], product: Product, comm: Communicator) -> Callable[[], float]:
-    """All ranks multiply what they have, step by step into one C, at once and without communication."""
+    """All ranks multiply what they have, step by step into one C, at once and without
+    communication.
+    """
     c, _, _ = operands(steps[0])
     panels = [operands(step)[1:] for step in steps]
 
@@ -209,4 +264,10 @@ def _slowest(comm: Communicator, call: Callable[[], Any]) -> float:
 
 
 PARTS = {"gemm": measure, "gemm overlap": measure_overlap}
-BENCH = Bench("distributed products against the local kernel, Heat and the network", GemmBench, run, PARTS, ranks=2)
+BENCH = Bench(
+    "distributed products against the local kernel, Heat and the network",
+    GemmBench,
+    run,
+    PARTS,
+    ranks=2,
+)

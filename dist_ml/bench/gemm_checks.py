@@ -1,4 +1,6 @@
-"""Parts of `dist-ml bench gemm_words`: redistributions, and the peak memory of products under a limit."""
+"""Parts of `dist-ml bench gemm_words`: redistributions, and the peak memory of products under a
+limit.
+"""
 
 import itertools
 from collections.abc import Mapping
@@ -10,17 +12,28 @@ import torch
 from dist_ml.comm.communicator import Communicator
 from dist_ml.gemm import matrix, planners, redistribution
 from dist_ml.gemm.grid import Grid, Problem
-from dist_ml.gemm.kernel.product import local_product
-from dist_ml.gemm.layout import Layout, block_2d, block_3d, block_25d, block_cols, block_cyclic, block_rows, on_one_rank
+from dist_ml.gemm.layout import (
+    Layout,
+    block_2d,
+    block_3d,
+    block_25d,
+    block_cols,
+    block_cyclic,
+    block_rows,
+    on_one_rank,
+)
 from dist_ml.gemm.multiply import Gemm
 from dist_ml.gemm.planners import Choice
+from dist_ml.kernels.product import local_product
 
 _STATUS = Path("/proc/self/status")
 _ROWS, _COLS = 61, 47
 
 
 def redistributed(comm: Communicator) -> tuple[int, int]:
-    """Between all pairs of layouts: (how many, how many that moved other words than the elements whose owner changes)."""
+    """Between all pairs of layouts: (how many, how many that moved other words than the elements
+    whose owner changes).
+    """
     count = wrong = 0
     for source, target in itertools.product(_layouts(comm.size), repeat=2):
         start = matrix.random(source, comm, 5)
@@ -30,9 +43,12 @@ def redistributed(comm: Communicator) -> tuple[int, int]:
         right = torch.equal(found.storage, matrix.random(target, comm, 5).storage)
         told = comm.allgather_objects((sent, right))
         count += 1
-        wrong += sum(words for words, _ in told) != _changes(source, target) or not all(same for _, same in told)
+        wrong += sum(words for words, _ in told) != _changes(source, target) or not all(
+            same for _, same in told
+        )
     assert wrong or all(
-        redistribution.moved_words(a, b) == _changes(a, b) for a, b in itertools.product(_layouts(comm.size), repeat=2)
+        redistribution.moved_words(a, b) == _changes(a, b)
+        for a, b in itertools.product(_layouts(comm.size), repeat=2)
     )
     return count, wrong
 
@@ -52,7 +68,9 @@ def _layouts(size: int) -> list[Layout]:
 
 
 def _changes(source: Layout, target: Layout) -> int:
-    """The naive count: elements that a rank is to hold and doesn't, on a map of the whole matrix for each rank."""
+    """The naive count: elements that a rank is to hold and doesn't, on a map of the whole matrix
+    for each rank.
+    """
     total = 0
     for rank in range(max(source.num_ranks, target.num_ranks)):
         held, wanted = (torch.zeros(layout.shape, dtype=torch.bool) for layout in (source, target))
@@ -64,16 +82,26 @@ def _changes(source: Layout, target: Layout) -> int:
 
 
 def measure_memory(comm: Communicator, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Peak memory beyond the shards, measured by the system and planned, without a limit and with two; the worst rank's."""
+    """Peak memory beyond the shards, measured by the system and planned, without a limit and with
+    two; the worst rank's.
+    """
     size, records = arguments["size"], []
     layered = Choice(grid=Grid(1, comm.size // 2, 2)) if comm.size % 2 == 0 else Choice()
-    products = {"auto": Choice(), "cosma": layered, "summa": Choice(), "summa_25d": layered, "cannon": Choice()}
+    products = {
+        "auto": Choice(),
+        "cosma": layered,
+        "summa": Choice(),
+        "summa_25d": layered,
+        "cannon": Choice(),
+    }
     for name, part in itertools.product(products, (None, 0.9, 0.75)):
         free = planners.plan(name, Problem(size, size, size, comm.size), products[name])
         if part is not None and name == "cannon":
             continue  # it needs its four blocks, whatever the limit
         limit = None if part is None else int(part * free.working_bytes)
-        plan = planners.plan(name, Problem(size, size, size, comm.size, memory=limit), products[name])
+        plan = planners.plan(
+            name, Problem(size, size, size, comm.size, memory=limit), products[name]
+        )
         a, b = matrix.zeros(plan.layout_a, comm), matrix.zeros(plan.layout_b, comm)
         c = matrix.zeros(plan.layout_c, comm)
         gemm = Gemm(plan, comm, local_product("torch"))
@@ -88,7 +116,13 @@ def measure_memory(comm: Communicator, arguments: Mapping[str, Any]) -> list[dic
             "limit bytes": "none" if limit is None else limit,
             "planned bytes": plan.working_bytes,
         }
-        records.append({**point, "measured bytes": int(measured), "measured / planned": int(measured) / plan.working_bytes})
+        records.append(
+            {
+                **point,
+                "measured bytes": int(measured),
+                "measured / planned": int(measured) / plan.working_bytes,
+            }
+        )
     return records
 
 

@@ -1,4 +1,6 @@
-"""`dist-ml bench gemm_words`: are products right, are their words those of the plan, and how near are plans to the bounds?"""
+"""`dist-ml bench gemm_words`: are products right, are their words those of the plan, and how near
+are plans to the bounds?
+"""
 
 import math
 import random
@@ -15,18 +17,19 @@ from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.gemm import matrix, planners
 from dist_ml.gemm.grid import Problem
-from dist_ml.gemm.kernel.product import local_product
 from dist_ml.gemm.layout import Layout
 from dist_ml.gemm.matrix import ShardedMatrix
 from dist_ml.gemm.multiply import GEMMS, Gemm
 from dist_ml.gemm.oracle import error_over_bound
 from dist_ml.gemm.plan import Moved, Plan
 from dist_ml.gemm.planners import Choice, Orders
+from dist_ml.kernels.product import local_product
 
 _DTYPES = {torch.float32: (4, 4), torch.float64: (8, 8), torch.bfloat16: (2, 4)}
 _SIZES = (1, 2, 3, 5, 7, 8, 16, 31, 33, 64, 100, 129, 256, 257)
 
-# Words received by a rank for square matrices of side n on p ranks, c of them layers; leading terms of the literature.
+# Words received by a rank for square matrices of side n on p ranks, c of them layers; leading terms
+# of the literature.
 FORMULAS: dict[str, tuple[str, Callable[[float, float, float], float]]] = {
     "cannon": ("2 n^2 / sqrt(p)", lambda n, p, _: 2 * n * n / math.sqrt(p)),
     "summa": ("2 n^2 / sqrt(p)", lambda n, p, _: 2 * n * n / math.sqrt(p)),
@@ -58,15 +61,27 @@ def run(config: GemmWordsBench, worlds: Worlds) -> Result:
     worst, unplanned, moved_twice = 0.0, 0, 0
     volumes: dict[tuple[str, int], int] = {}
     for ranks in config.worlds:
-        found = worlds.measure("gemm products", {"cases": config.cases, "volume_size": config.volume_size}, ranks=ranks)
-        records.append(
-            {"ranks": ranks, **{key: found[key] for key in ("products", "error over bound", "not as planned", "relayouts")}}
+        found = worlds.measure(
+            "gemm products", {"cases": config.cases, "volume_size": config.volume_size}, ranks=ranks
         )
-        worst, unplanned = max(worst, found["error over bound"]), unplanned + found["not as planned"]
+        records.append(
+            {
+                "ranks": ranks,
+                **{
+                    key: found[key]
+                    for key in ("products", "error over bound", "not as planned", "relayouts")
+                },
+            }
+        )
+        worst, unplanned = (
+            max(worst, found["error over bound"]),
+            unplanned + found["not as planned"],
+        )
         moved_twice += found["relayouts wrong"]
         volumes |= {(name, ranks): words for name, words in found["volumes"].items()}
     records += _volume_records(config.volume_size, volumes)
-    # Every buffer above 64 KiB is then its own mapping, given back when it is freed, so that the system's figure is the buffers'.
+    # Every buffer above 64 KiB is then its own mapping, given back when it is freed, so that the
+    # system's figure is the buffers'.
     apart = {"MALLOC_MMAP_THRESHOLD_": "65536"}
     peaks = worlds.measure("gemm memory", {"size": config.memory_size}, ranks=4, environment=apart)
     records += peaks
@@ -75,10 +90,22 @@ def run(config: GemmWordsBench, worlds: Worlds) -> Result:
         Check("D1 worst error over its bound", worst, 1.0, "lower"),
         Check("D2 products whose ledger differs from the plan", unplanned, 0, "lower"),
         Check("D2 words over the tight bound, worst of the table", unlimited, 1.29, "lower"),
-        Check("D2 words over COSMA's bound with limited memory, worst up to 4096 ranks", limited, 1.15, "lower"),
+        Check(
+            "D2 words over COSMA's bound with limited memory, worst up to 4096 ranks",
+            limited,
+            1.15,
+            "lower",
+        ),
         Check("D2 the same at more ranks", over, 1.15, "lower"),
-        Check("D2 measured peak over the planned memory", max(peak["measured / planned"] for peak in peaks), 1.05, "lower"),
-        Check("D4 redistributions that moved more than what changes owner", moved_twice, 0, "lower"),
+        Check(
+            "D2 measured peak over the planned memory",
+            max(peak["measured / planned"] for peak in peaks),
+            1.05,
+            "lower",
+        ),
+        Check(
+            "D4 redistributions that moved more than what changes owner", moved_twice, 0, "lower"
+        ),
     ]
     return Result("gemm_words", records, checks)
 
@@ -90,7 +117,12 @@ def _volume_records(n: int, volumes: Mapping[tuple[str, int], int]) -> list[Reco
             text, formula = FORMULAS[name]
             plan = _volume_plan(name, n, ranks)
             leading, words = formula(n, ranks, layers), volumes[name, ranks]
-            point = {"algorithm": name, "p": ranks, "grid": " x ".join(map(str, plan.grid)), "measured words": words}
+            point = {
+                "algorithm": name,
+                "p": ranks,
+                "grid": " x ".join(map(str, plan.grid)),
+                "measured words": words,
+            }
             planned = {"planned words": plan.words, "formula": text, "leading term": round(leading)}
             records.append({**point, **planned, "measured / bound": words / plan.bound_words})
     return records
@@ -98,11 +130,15 @@ def _volume_records(n: int, volumes: Mapping[tuple[str, int], int]) -> list[Reco
 
 def _volume_plan(name: str, n: int, ranks: int) -> Plan:
     layers = next(c for algorithm, p, c in VOLUMES if (algorithm, p) == (name, ranks))
-    return planners.plan(name, Problem(n, n, n, ranks), Choice(replication=layers if name == "summa_25d" else None))
+    return planners.plan(
+        name, Problem(n, n, n, ranks), Choice(replication=layers if name == "summa_25d" else None)
+    )
 
 
 def _planned(config: GemmWordsBench, records: list[Record]) -> tuple[float, float, float]:
-    """The planned table, and the worst ratios in it: without limit; with limits up to 4096 ranks; beyond."""
+    """The planned table, and the worst ratios in it: without limit; with limits up to 4096 ranks;
+    beyond.
+    """
     worst = [0.0, 0.0, 0.0]
     for shape in config.shapes:
         m, n, k = (int(size) for size in shape.split("x"))
@@ -130,7 +166,9 @@ def _planned(config: GemmWordsBench, records: list[Record]) -> tuple[float, floa
 
 
 def measure_products(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Random products on this world: how wrong, and how many were not as planned on some rank; volumes; redistributions."""
+    """Random products on this world: how wrong, and how many were not as planned on some rank;
+    volumes; redistributions.
+    """
     draw, product = random.Random(comm.size), local_product("torch")
     worst, unplanned, count = 0.0, 0, 0
     for name in GEMMS:
@@ -141,7 +179,10 @@ def measure_products(comm: Communicator, arguments: Mapping[str, Any]) -> dict[s
             whole_a, whole_b, whole_c = (operand.gather_everywhere() for operand in (a, b, c))
             moved = _multiply(plan, comm, product, (a, b, c, alpha, beta))
             unplanned += any(moved[rank] != plan.moved(rank) for rank in range(comm.size))
-            worst = max(worst, error_over_bound(c.gather_everywhere(), whole_a, whole_b, whole_c, alpha, beta))
+            worst = max(
+                worst,
+                error_over_bound(c.gather_everywhere(), whole_a, whole_b, whole_c, alpha, beta),
+            )
             count += 1
     relayouts, wrong = redistributed(comm)
     return {
@@ -154,7 +195,9 @@ def measure_products(comm: Communicator, arguments: Mapping[str, Any]) -> dict[s
     }
 
 
-def _draw(draw: random.Random, name: str, case: int, ranks: int) -> tuple[Plan, torch.dtype, float, float]:
+def _draw(
+    draw: random.Random, name: str, case: int, ranks: int
+) -> tuple[Plan, torch.dtype, float, float]:
     """Any sizes and dtype; all transposes in turn; now and then a panel width or a memory limit."""
     dtype = draw.choice(list(_DTYPES))
     orders = Orders(bool(case & 1), bool(case & 2))
@@ -172,14 +215,21 @@ def _operand(layout: Layout, comm: Communicator, seed: int, dtype: torch.dtype) 
     return matrix.random(layout, comm, seed, dtype)
 
 
-def _multiply(plan: Plan, comm: Communicator, product: Any, operands: tuple[Any, ...]) -> list[Moved]:
+def _multiply(
+    plan: Plan, comm: Communicator, product: Any, operands: tuple[Any, ...]
+) -> list[Moved]:
     """Multiply once; what the ledger of each rank entered."""
     gemm = Gemm(plan, comm, product)
     before = comm.traffic.snapshot()
     gemm(*operands)
     tallies = list(comm.traffic.since(before).values())
     gemm.free()
-    moved = Moved(*(sum(getattr(t, key) for t in tallies) for key in ("words_sent", "words_received", "messages")))
+    moved = Moved(
+        *(
+            sum(getattr(t, key) for t in tallies)
+            for key in ("words_sent", "words_received", "messages")
+        )
+    )
     return comm.allgather_objects(moved)
 
 
@@ -190,10 +240,14 @@ def _volumes(comm: Communicator, n: int) -> dict[str, int]:
         if ranks == comm.size:
             plan = _volume_plan(name, n, ranks)
             a, b = matrix.zeros(plan.layout_a, comm), matrix.zeros(plan.layout_b, comm)
-            moved = _multiply(plan, comm, lambda *_: None, (a, b, matrix.zeros(plan.layout_c, comm)))
+            moved = _multiply(
+                plan, comm, lambda *_: None, (a, b, matrix.zeros(plan.layout_c, comm))
+            )
             volumes[name] = max(rank.received for rank in moved)
     return volumes
 
 
 PARTS = {"gemm products": measure_products, "gemm memory": measure_memory}
-BENCH = Bench("products checked, their words against plans and bounds", GemmWordsBench, run, PARTS, ranks=4)
+BENCH = Bench(
+    "products checked, their words against plans and bounds", GemmWordsBench, run, PARTS, ranks=4
+)

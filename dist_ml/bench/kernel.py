@@ -1,8 +1,9 @@
 """`dist-ml bench kernel`: local products by kernel and shape, under the roofline of this machine.
 
-The roof is min(peak, bandwidth x intensity): peak is what multiply-adds on registers reach (where there is no compiler to
-measure it with, and for 2-byte words, the fastest product in this run), bandwidth what a copy of a large array reads and writes,
-and intensity a product's operations over the bytes of its three matrices (Williams, Waterman, Patterson, "Roofline", CACM 2009).
+The roof is min(peak, bandwidth x intensity): peak is what multiply-adds on registers reach (where
+there is no compiler to measure it with, and for 2-byte words, the fastest product in this run),
+bandwidth what a copy of a large array reads and writes, and intensity a product's operations over
+the bytes of its three matrices (Williams, Waterman, Patterson, "Roofline", CACM 2009).
 """
 
 import math
@@ -20,9 +21,9 @@ from dist_ml.bench.form import Check, Record, Result, alternate
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
-from dist_ml.gemm.kernel import kernels, peak
-from dist_ml.gemm.kernel.measure import operands
-from dist_ml.gemm.kernel.tuner import Shape, Tuner
+from dist_ml.kernels import kernels, peak
+from dist_ml.kernels.measure import operands
+from dist_ml.kernels.tuner import Shape, Tuner
 
 _COPY_WORDS = 1 << 25
 _BAR = 40
@@ -49,14 +50,20 @@ def parse(text: str) -> Shape:
     try:
         m, n, k = (int(size) for size in sizes.split("x"))
     except ValueError:
-        raise ConfigError(f"shapes: {text} is no shape; write m x n x k as in 128x3072x3072:NT") from None
+        raise ConfigError(
+            f"shapes: {text} is no shape; write m x n x k as in 128x3072x3072:NT"
+        ) from None
     if min(m, n, k) < 1 or (stored or "NN") not in ("NN", "NT", "TN", "TT"):
-        raise ConfigError(f"shapes: {text} is no shape; sizes start at 1, storage is NN, NT, TN or TT")
+        raise ConfigError(
+            f"shapes: {text} is no shape; sizes start at 1, storage is NN, NT, TN or TT"
+        )
     return Shape(m, n, k, stored or "NN")
 
 
 def run(config: KernelBench, worlds: Worlds) -> Result:
-    measured = worlds.measure("kernel", vars(config), ranks=1, environment={"OMP_NUM_THREADS": str(config.threads)})
+    measured = worlds.measure(
+        "kernel", vars(config), ranks=1, environment={"OMP_NUM_THREADS": str(config.threads)}
+    )
     words, bandwidth = measured["words"], measured["bytes_per_second"]
     peaks = _peaks(measured["rates"], words, measured["peak"], config.threads)
     records = roofline(measured["rates"], bandwidth, words, peaks)
@@ -66,40 +73,73 @@ def run(config: KernelBench, worlds: Worlds) -> Result:
         draw_roofline(records, peaks, bandwidth / 1e9, config.plot)
     for num_bytes, rate in sorted(peaks.items()):
         records.append({"measured": f"peak GFLOP/s, {num_bytes} bytes a word", "value": rate})
-    records.append({"measured": "bandwidth GB/s (copy, read and written)", "value": bandwidth / 1e9})
+    records.append(
+        {"measured": "bandwidth GB/s (copy, read and written)", "value": bandwidth / 1e9}
+    )
     slowest = min(chosen / torchs for chosen, torchs in measured["chosen"])
-    return Result("kernel", records, [Check("D6 tuned kernel over torch, worst shape", slowest, 0.97, "higher")])
+    return Result(
+        "kernel",
+        records,
+        [Check("D6 tuned kernel over torch, worst shape", slowest, 0.97, "higher")],
+    )
 
 
 def _peaks(
-    rates: Mapping[str, Mapping[str, float]], words: Mapping[str, int], per_thread: float | None, threads: int
+    rates: Mapping[str, Mapping[str, float]],
+    words: Mapping[str, int],
+    per_thread: float | None,
+    threads: int,
 ) -> dict[int, float]:
     """GFLOP/s that nothing exceeds, by bytes a word."""
     fastest = {
-        num_bytes: max(rate for by_kernel in rates.values() for name, rate in by_kernel.items() if words[name] == num_bytes)
+        num_bytes: max(
+            rate
+            for by_kernel in rates.values()
+            for name, rate in by_kernel.items()
+            if words[name] == num_bytes
+        )
         for num_bytes in set(words.values())
     }
-    return fastest if per_thread is None else fastest | {4: max(fastest[4], threads * per_thread / 1e9)}
+    return (
+        fastest
+        if per_thread is None
+        else fastest | {4: max(fastest[4], threads * per_thread / 1e9)}
+    )
 
 
 def roofline(
-    rates: Mapping[str, Mapping[str, float]], bytes_per_second: float, words: Mapping[str, int], peaks: Mapping[int, float]
+    rates: Mapping[str, Mapping[str, float]],
+    bytes_per_second: float,
+    words: Mapping[str, int],
+    peaks: Mapping[int, float],
 ) -> list[Record]:
     """A point for each shape and kernel, with a bar that shows how near the roof it is."""
     records: list[Record] = []
     for shape, by_kernel in rates.items():
         sizes = parse(shape)
         for name, rate in sorted(by_kernel.items(), key=lambda item: -item[1]):
-            intensity = 2.0 * math.prod(sizes[:3]) / (words[name] * (sizes.m * sizes.k + sizes.k * sizes.n + sizes.m * sizes.n))
+            intensity = (
+                2.0
+                * math.prod(sizes[:3])
+                / (words[name] * (sizes.m * sizes.k + sizes.k * sizes.n + sizes.m * sizes.n))
+            )
             roof = min(peaks[words[name]], intensity * bytes_per_second / 1e9)
             bar = "#" * max(1, round(_BAR * min(1.0, rate / roof)))
-            point = {"shape": shape, "kernel": name, "GFLOP/s": rate, "FLOP/byte": intensity, "roof": roof}
+            point = {
+                "shape": shape,
+                "kernel": name,
+                "GFLOP/s": rate,
+                "FLOP/byte": intensity,
+                "roof": roof,
+            }
             records.append({**point, "of the roof": rate / roof, "": bar})
     return records
 
 
 def measure(_comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """GFLOP/s by shape and kernel; what a copy moves in a second; and the tuner's choice against torch."""
+    """GFLOP/s by shape and kernel; what a copy moves in a second; and the tuner's choice against
+    torch.
+    """
     torch.set_num_threads(arguments["threads"])
     shapes = {text: parse(text) for text in arguments["shapes"]}
     tuner = Tuner(arguments["threads"])
@@ -107,11 +147,16 @@ def measure(_comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]
     smallest = min(shapes, key=lambda text: math.prod(shapes[text][:3]))
     rates, chosen = {}, []
     for text, shape in shapes.items():
-        names = [*kernels.usable(), *(["naive", "reordered", "blocked"] if arguments["loops"] and text == smallest else [])]
+        names = [
+            *kernels.usable(),
+            *(["naive", "reordered", "blocked"] if arguments["loops"] and text == smallest else []),
+        ]
         rates[text] = _rates(shape, names, arguments["rounds"])
         chosen.append((rates[text][tuner.choose(shape)], rates[text]["torch"]))
         rates[text]["torch bf16"] = _bf16_rate(shape, arguments["rounds"])
-    words = {name: 2 if name == "torch bf16" else 4 for by_kernel in rates.values() for name in by_kernel}
+    words = {
+        name: 2 if name == "torch bf16" else 4 for by_kernel in rates.values() for name in by_kernel
+    }
     measured = {"rates": rates, "bytes_per_second": _copy_rate(), "words": words, "chosen": chosen}
     return {**measured, "peak": peak.flops_per_second()}
 
@@ -122,7 +167,10 @@ def _rates(shape: Shape, names: list[str], rounds: int) -> dict[str, float]:
     candidates = {name: _timed(partial(call, c, a, b, 1.0, 0.0)) for name, call in calls.items()}
     alternate(candidates, 1)
     flops = 2.0 * math.prod(shape[:3])
-    return {name: flops / statistics.median(times) / 1e9 for name, times in alternate(candidates, rounds).items()}
+    return {
+        name: flops / statistics.median(times) / 1e9
+        for name, times in alternate(candidates, rounds).items()
+    }
 
 
 def _bf16_rate(shape: Shape, rounds: int) -> float:
@@ -148,4 +196,10 @@ def _timed(call: Any) -> Any:
     return seconds
 
 
-BENCH = Bench("local products by kernel and shape, under the roofline", KernelBench, run, {"kernel": measure}, ranks=1)
+BENCH = Bench(
+    "local products by kernel and shape, under the roofline",
+    KernelBench,
+    run,
+    {"kernel": measure},
+    ranks=1,
+)

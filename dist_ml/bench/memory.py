@@ -28,9 +28,12 @@ class MemoryBench:
 
 def run(config: MemoryBench, worlds: Worlds) -> Result:
     train = with_widths(config.train, config.widths, config.batch_size)
-    measured = worlds.measure("memory", {"train": to_arguments(train), "num_steps": config.num_steps})
+    measured = worlds.measure(
+        "memory", {"train": to_arguments(train), "num_steps": config.num_steps}
+    )
     records = [
-        {"memory": name, "bytes": value, "of_parameters": value / measured["parameters"]} for name, value in measured.items()
+        {"memory": name, "bytes": value, "of_parameters": value / measured["parameters"]}
+        for name, value in measured.items()
     ]
     multiple = (measured["peak"] - measured["activations"]) / measured["parameters"]
     bare = multiple + measured["loaded by torch"] / measured["parameters"]
@@ -42,7 +45,9 @@ def run(config: MemoryBench, worlds: Worlds) -> Result:
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes beyond those of a rank that has torch and MPI in memory but nothing of ours; the largest of all ranks."""
+    """Bytes beyond those of a rank that has torch and MPI in memory but nothing of ours; the
+    largest of all ranks.
+    """
     config = from_arguments(arguments["train"])
     comm.allreduce(torch.ones(1))
     imported = peak_bytes()
@@ -54,14 +59,22 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, int]:
     largest = torch.tensor(peak_bytes() - before)
     comm.allreduce(largest, "max")
     share = -(-config.batch_size // comm.size)
-    # Of each layer, forward keeps its output, and backward holds that and the gradient on its way through.
+    # Of each layer, forward keeps its output, and backward holds that and the gradient on its way
+    # through.
     activations = 4 * share * (2 * sum(trainer.model.widths) + max(trainer.model.widths))
     parameters = sum(4 * parameter.numel() for parameter in trainer.model.parameters())
-    return {"parameters": parameters, "peak": int(largest), "activations": activations, "loaded by torch": before - imported}
+    return {
+        "parameters": parameters,
+        "peak": int(largest),
+        "activations": activations,
+        "loaded by torch": before - imported,
+    }
 
 
 def load_torch() -> None:
-    """Have torch import all of itself that training needs: its optimizers load about 79 MB of modules when the first is made."""
+    """Have torch import all of itself that training needs: its optimizers load about 79 MB of
+    modules when the first is made.
+    """
     parameter = torch.nn.Parameter(torch.ones(64, 64))
     (parameter @ parameter).sum().backward()  # type: ignore[no-untyped-call]
     torch.optim.SGD([parameter], lr=0.1, momentum=0.9).step()

@@ -1,7 +1,8 @@
-"""`dist-ml bench overlap`: how much of the exchange hides behind the backward pass, and our step against DDP over gloo.
+"""`dist-ml bench overlap`: how much of the exchange hides behind the backward pass, and our step
+against DDP over gloo.
 
-All candidates train one model in the same processes, in turn: with no exchange, with one after the backward pass, behind it by
-a thread, behind it by polling, with a 16-bit wire, and torch's DDP.
+All candidates train one model in the same processes, in turn: with no exchange, with one after the
+backward pass, behind it by a thread, behind it by polling, with a 16-bit wire, and torch's DDP.
 
 hidden = 1 - (step behind - step without exchange) / (step after - step without exchange)
 """
@@ -20,9 +21,16 @@ from dist_ml.comm.allreduce import family
 from dist_ml.comm.communicator import Communicator
 from dist_ml.data_parallel.dense_reducer import DenseReducer, Overlap
 from dist_ml.data_parallel.reducer import GradientReducer
-from dist_ml.launch.laboratory import Laboratory
+from dist_ml.launch.emulated_network import EmulatedNetwork
 
-NOTHING, AFTER, THREAD, POLL, NARROW, DDP = "no exchange", "after", "thread", "poll", "thread, bf16 wire", "ddp gloo"
+NOTHING, AFTER, THREAD, POLL, NARROW, DDP = (
+    "no exchange",
+    "after",
+    "thread",
+    "poll",
+    "thread, bf16 wire",
+    "ddp gloo",
+)
 _LEARNING_RATE = 1e-4
 
 
@@ -30,27 +38,47 @@ _LEARNING_RATE = 1e-4
 class OverlapBench:
     """What to train, where."""
 
-    network: str  # node, or the rate of the laboratory's links as tc writes it: 1gbit
+    network: str  # node, or the rate of the emulated network's links as tc writes it: 1gbit
     mpi: str
-    ranks: int  # in the laboratory: hosts, one rank each
+    ranks: int  # in the emulated network: hosts, one rank each
     widths: tuple[int, ...]  # of the MLP that is compared with DDP, features and classes included
     batch: int  # samples a rank
-    hidden_widths: tuple[int, ...]  # laboratory: of the MLP whose exchange is to be hidden; none: left out
-    hidden_batch: int  # samples a rank of that one: so many that its exchange takes 0.6 to 0.8 of its backward pass
+    # network: of the MLP whose exchange is to be hidden; none: left out
+    hidden_widths: tuple[int, ...]
+    # samples a rank of that one: so many that its exchange takes 0.6 to 0.8 of its backward pass
+    hidden_batch: int
     rounds: int  # of alternation
     steps: int  # a round
 
 
 def run(config: OverlapBench, worlds: Worlds) -> Result:
     if config.network == "node":
-        found = _measured(config, worlds, config.widths, config.batch, "shared_memory", (NOTHING, AFTER, THREAD, DDP), None)
+        found = _measured(
+            config,
+            worlds,
+            config.widths,
+            config.batch,
+            "shared_memory",
+            (NOTHING, AFTER, THREAD, DDP),
+            None,
+        )
         return Result("overlap", *_on_a_node(found))
-    with Laboratory(config.ranks, config.network) as laboratory:
+    with EmulatedNetwork(config.ranks, config.network) as network:
         candidates: tuple[str, ...] = (NOTHING, AFTER, THREAD, POLL, NARROW, DDP)
-        records, checks = _against_ddp(_measured(config, worlds, config.widths, config.batch, "ring", candidates, laboratory))
+        records, checks = _against_ddp(
+            _measured(config, worlds, config.widths, config.batch, "ring", candidates, network)
+        )
         if config.hidden_widths:
             candidates = (NOTHING, AFTER, THREAD, POLL)
-            found = _measured(config, worlds, config.hidden_widths, config.hidden_batch, "ring", candidates, laboratory)
+            found = _measured(
+                config,
+                worlds,
+                config.hidden_widths,
+                config.hidden_batch,
+                "ring",
+                candidates,
+                network,
+            )
             more, hidden = _hidden(found)
             records, checks = [*records, *more], [*checks, *hidden]
     return Result("overlap", records, checks)
@@ -76,9 +104,13 @@ class NoExchange:
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds and processor seconds a step by candidate and round, and the seconds of a backward pass."""
+    """Seconds and processor seconds a step by candidate and round, and the seconds of a backward
+    pass.
+    """
     plain = family.make(arguments["algorithm"], comm)
-    shared = Swapped(arguments["widths"], arguments["batch"], "torch", _LEARNING_RATE, comm, plain.allocate)
+    shared = Swapped(
+        arguments["widths"], arguments["batch"], "torch", _LEARNING_RATE, comm, plain.allocate
+    )
     overlaps: dict[str, Overlap] = {AFTER: "none", THREAD: "thread", POLL: "poll"}
     processor: dict[str, list[float]] = {}
     steps: dict[str, Callable[[], None]] = {}
@@ -88,7 +120,9 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
             continue
         reducer: GradientReducer = NoExchange()
         if name == NARROW:
-            reducer = DenseReducer(shared.gradients, family.make(arguments["algorithm"], comm, "bf16"), "thread")
+            reducer = DenseReducer(
+                shared.gradients, family.make(arguments["algorithm"], comm, "bf16"), "thread"
+            )
         elif name != NOTHING:
             reducer = DenseReducer(shared.gradients, plain, overlaps[name])
         steps[name] = lambda reducer=reducer: shared.step(reducer)  # type: ignore[misc]
@@ -102,7 +136,11 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
     candidates = {name: (lambda name=name: timed(name)) for name in steps}
     alternate(candidates, 1)
     processor.clear()
-    return {"seconds": alternate(candidates, arguments["rounds"]), "processor": processor, "backward": _backward(comm, shared)}
+    return {
+        "seconds": alternate(candidates, arguments["rounds"]),
+        "processor": processor,
+        "backward": _backward(comm, shared),
+    }
 
 
 def _backward(comm: Communicator, shared: Swapped) -> float:
@@ -129,7 +167,7 @@ def _measured(
     batch: int,
     algorithm: str,
     candidates: Sequence[str],
-    laboratory: Laboratory | None,
+    network: EmulatedNetwork | None,
 ) -> dict[str, Any]:
     arguments = {
         "widths": widths,
@@ -139,9 +177,17 @@ def _measured(
         "rounds": config.rounds,
         "steps": config.steps,
     }
-    environment = {"OMP_NUM_THREADS": "1", **({"GLOO_SOCKET_IFNAME": "eth0"} if laboratory is not None else {})}
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        **({"GLOO_SOCKET_IFNAME": "eth0"} if network is not None else {}),
+    }
     found = worlds.measure(
-        "overlap", arguments, ranks=config.ranks, mpi=config.mpi, laboratory=laboratory, environment=environment
+        "overlap",
+        arguments,
+        ranks=config.ranks,
+        mpi=config.mpi,
+        network=network,
+        environment=environment,
     )
     found["records"] = [
         {
@@ -161,8 +207,18 @@ def _measured(
 def _on_a_node(found: Mapping[str, Any]) -> tuple[list[Record], list[Check]]:
     seconds = found["seconds"]
     return found["records"], [
-        Check("B3 step over DDP with gloo, one node", median_ratio(seconds[AFTER], seconds[DDP]), 0.6, "lower"),
-        Check("B3 step over no exchange, one node", median_ratio(seconds[AFTER], seconds[NOTHING]), 1.15, "lower"),
+        Check(
+            "B3 step over DDP with gloo, one node",
+            median_ratio(seconds[AFTER], seconds[DDP]),
+            0.6,
+            "lower",
+        ),
+        Check(
+            "B3 step over no exchange, one node",
+            median_ratio(seconds[AFTER], seconds[NOTHING]),
+            1.15,
+            "lower",
+        ),
     ]
 
 
@@ -178,18 +234,26 @@ def _against_ddp(found: Mapping[str, Any]) -> tuple[list[Record], list[Check]]:
 
 
 def _hidden(found: Mapping[str, Any]) -> tuple[list[Record], list[Check]]:
-    """Of the better of the two ways to overlap; differences of the same round, which saw the machine in the same state."""
+    """Of the better of the two ways to overlap; differences of the same round, which saw the
+    machine in the same state.
+    """
     seconds = found["seconds"]
 
     def beyond_nothing(name: str) -> float:
-        return float(statistics.median(some - none for some, none in zip(seconds[name], seconds[NOTHING], strict=True)))
+        return float(
+            statistics.median(
+                some - none for some, none in zip(seconds[name], seconds[NOTHING], strict=True)
+            )
+        )
 
     exchange = beyond_nothing(AFTER)
     records = list(found["records"])
     hidden = {}
     for name in (THREAD, POLL):
         hidden[name] = 1 - beyond_nothing(name) / exchange
-        processor = statistics.median(found["processor"][name]) - statistics.median(found["processor"][NOTHING])
+        processor = statistics.median(found["processor"][name]) - statistics.median(
+            found["processor"][NOTHING]
+        )
         share = exchange / found["backward"]
         records.append(
             {
@@ -203,4 +267,10 @@ def _hidden(found: Mapping[str, Any]) -> tuple[list[Record], list[Check]]:
     return records, [Check("B3 share of the exchange hidden", max(hidden.values()), 0.8, "higher")]
 
 
-BENCH = Bench("the exchange behind the backward pass, and our step against DDP", OverlapBench, run, {"overlap": measure}, ranks=2)
+BENCH = Bench(
+    "the exchange behind the backward pass, and our step against DDP",
+    OverlapBench,
+    run,
+    {"overlap": measure},
+    ranks=2,
+)

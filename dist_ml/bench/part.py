@@ -1,4 +1,6 @@
-"""One rank of a world that a benchmark started: `python -m dist_ml.bench.part NAME ARGUMENTS RESULT_FILE`."""
+"""One rank of a world that a benchmark started: `python -m dist_ml.bench.part NAME ARGUMENTS
+RESULT_FILE`.
+"""
 
 import json
 import sys

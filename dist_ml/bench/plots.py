@@ -11,12 +11,16 @@ _POINTS = 50
 
 
 def time_against_size(records: Sequence[Record], file: str) -> None:
-    """Milliseconds against bytes, a line for each (ranks, mpi, setting, algorithm), both axes logarithmic."""
+    """Milliseconds against bytes, a line for each (ranks, mpi, setting, algorithm), both axes
+    logarithmic.
+    """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(9, 6))
     lines: dict[str, list[tuple[float, float]]] = {}
     for record in records:
-        label = f"{record['algorithm']}, {record['mpi']} {record['setting']}, {record['ranks']} ranks"
+        label = (
+            f"{record['algorithm']}, {record['mpi']} {record['setting']}, {record['ranks']} ranks"
+        )
         lines.setdefault(label, []).append((record["bytes"], record["ms"]))
     for label, points in lines.items():
         axes.loglog(*zip(*sorted(points), strict=True), marker="o", label=label)
@@ -26,8 +30,11 @@ def time_against_size(records: Sequence[Record], file: str) -> None:
     _save(pyplot, figure, file)
 
 
-def draw_roofline(records: Sequence[Record], peaks: Mapping[int, float], bandwidth: float, file: str) -> None:
-    """GFLOP/s against FLOP/byte, both logarithmic: a roof for each word size (`peaks`, GFLOP/s), and each kernel's points.
+def draw_roofline(
+    records: Sequence[Record], peaks: Mapping[int, float], bandwidth: float, file: str
+) -> None:
+    """GFLOP/s against FLOP/byte, both logarithmic: a roof for each word size (`peaks`, GFLOP/s),
+    and each kernel's points.
 
     `bandwidth` in GB/s.
     """
@@ -43,10 +50,20 @@ def draw_roofline(records: Sequence[Record], peaks: Mapping[int, float], bandwid
     for num_bytes, peak in sorted(peaks.items(), reverse=True):
         roof = [min(peak, bandwidth * intensity) for intensity in across]
         axes.loglog(
-            across, roof, linewidth=1.2, label=f"roof, {num_bytes} bytes a word: {peak:.0f} GFLOP/s, {bandwidth:.1f} GB/s"
+            across,
+            roof,
+            linewidth=1.2,
+            label=f"roof, {num_bytes} bytes a word: {peak:.0f} GFLOP/s, {bandwidth:.1f} GB/s",
         )
     for kernel, measured in points.items():
-        axes.loglog(*zip(*measured, strict=True), linestyle="none", marker="o", markersize=5, alpha=0.8, label=kernel)
+        axes.loglog(
+            *zip(*measured, strict=True),
+            linestyle="none",
+            marker="o",
+            markersize=5,
+            alpha=0.8,
+            label=kernel,
+        )
     axes.set_xlabel("operations / byte")
     axes.set_ylabel("GFLOP/s")
     axes.legend(fontsize="x-small")
@@ -54,14 +71,20 @@ def draw_roofline(records: Sequence[Record], peaks: Mapping[int, float], bandwid
 
 
 def loss_against_seconds(records: Sequence[Record], title: str, file: str) -> None:
-    """Loss (logarithmic) against seconds, a line for each candidate; the first is what the others are compared with."""
+    """Loss (logarithmic) against seconds, a line for each candidate; the first is what the others
+    are compared with.
+    """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     lines: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         lines.setdefault(record["candidate"], []).append((record["seconds"], record["loss"]))
     for number, (label, points) in enumerate(lines.items()):
-        marks = {"color": "black", "linewidth": 2.5} if number == 0 else {"linewidth": 1.2, "linestyle": ("-", "--")[number % 2]}
+        marks = (
+            {"color": "black", "linewidth": 2.5}
+            if number == 0
+            else {"linewidth": 1.2, "linestyle": ("-", "--")[number % 2]}
+        )
         axes.semilogy(*zip(*points, strict=True), label=label, **marks)
     axes.set_xlabel("seconds of training")
     axes.set_ylabel("loss, mean of the last steps")
@@ -75,7 +98,9 @@ def _pyplot() -> Any:
     try:
         importlib.import_module("matplotlib").use("agg")
     except ImportError as error:
-        raise MachineError("plot=FILE needs matplotlib; run: pip install 'dist_ml[plot]'") from error
+        raise MachineError(
+            "plot=FILE needs matplotlib; run: pip install 'dist_ml[plot]'"
+        ) from error
     return importlib.import_module("matplotlib.pyplot")
 
 

@@ -1,4 +1,6 @@
-"""`dist-ml bench reproduce`: the default run's accuracy, and that its losses do not depend on the number of ranks."""
+"""`dist-ml bench reproduce`: the default run's accuracy, and that its losses do not depend on the
+number of ranks.
+"""
 
 import dataclasses
 import itertools
@@ -26,25 +28,41 @@ class ReproduceBench:
 
 def run(config: ReproduceBench, worlds: Worlds) -> Result:
     runs = {
-        (precision, ranks): worlds.measure("losses", _arguments(config.train, precision), ranks=ranks)
+        (precision, ranks): worlds.measure(
+            "losses", _arguments(config.train, precision), ranks=ranks
+        )
         for precision, ranks in itertools.product(("fp32", "fp64"), config.ranks)
     }
     first = config.ranks[0]
     records, worst = [], {"fp32": 0.0, "fp64": 0.0}
     for (precision, ranks), outcome in runs.items():
         compared = config.first_steps if precision == "fp32" else None
-        apart = difference(outcome["losses"][:compared], runs[precision, first]["losses"][:compared])
+        apart = difference(
+            outcome["losses"][:compared], runs[precision, first]["losses"][:compared]
+        )
         worst[precision] = max(worst[precision], apart)
-        row = {"precision": precision, "ranks": ranks, "steps": len(outcome["losses"][:compared]), "difference": apart}
+        row = {
+            "precision": precision,
+            "ranks": ranks,
+            "steps": len(outcome["losses"][:compared]),
+            "difference": apart,
+        }
         records.append({**row, "test_accuracy": outcome["test_accuracy"]})
     return Result("reproduce", records, _checks(runs, worst))
 
 
 def _checks(runs: Mapping[tuple[str, int], Any], worst: Mapping[str, float]) -> Sequence[Check]:
-    accuracy = min(outcome["test_accuracy"] for (precision, _), outcome in runs.items() if precision == "fp32")
+    accuracy = min(
+        outcome["test_accuracy"] for (precision, _), outcome in runs.items() if precision == "fp32"
+    )
     return [
         Check("A1 test accuracy of the default run", accuracy, 0.97, "higher"),
-        Check("A1 relative difference of losses over the first steps, fp32", worst["fp32"], 1e-5, "lower"),
+        Check(
+            "A1 relative difference of losses over the first steps, fp32",
+            worst["fp32"],
+            1e-5,
+            "lower",
+        ),
         Check("A1 relative difference of losses over the run, fp64", worst["fp64"], 1e-9, "lower"),
     ]
 
@@ -67,5 +85,9 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 BENCH = Bench(
-    "the default run's accuracy, and its losses at several numbers of ranks", ReproduceBench, run, {"losses": measure}, 2
+    "the default run's accuracy, and its losses at several numbers of ranks",
+    ReproduceBench,
+    run,
+    {"losses": measure},
+    2,
 )

@@ -1,4 +1,6 @@
-"""`dist-ml bench selection`: what finding 1 % of a gradient costs, against adding two vectors and against sorting."""
+"""`dist-ml bench selection`: what finding 1 % of a gradient costs, against adding two vectors and
+against sorting.
+"""
 
 import statistics
 import time
@@ -14,9 +16,9 @@ from dist_ml.bench.form import Check, Result, alternate, median_ratio
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
-from dist_ml.data_parallel.passes import passes, plain_passes
 from dist_ml.data_parallel.residual import MomentumResidual, Residual
 from dist_ml.data_parallel.selection import SELECTIONS, Selection, count_of
+from dist_ml.data_parallel.selection_kernels import passes, plain_kernels
 from dist_ml.errors import ConfigError
 
 ADD, TOPK, FUSED, PLAIN = "torch.add", "torch.topk", "fused pass", "torch operations"
@@ -30,11 +32,14 @@ class SelectionBench:
     density: float  # share of them to select
     threshold_steps: int  # between exact thresholds, where they are reused
     rounds: int  # of alternation
-    steps: int  # a selection runs in a row, each round: their mean holds the upkeep of the threshold
+    # a selection runs in a row, each round: their mean holds the upkeep of the threshold
+    steps: int
 
     def __post_init__(self) -> None:
         if self.steps % self.threshold_steps:
-            raise ConfigError(f"steps={self.steps} must be a multiple of threshold_steps={self.threshold_steps}")
+            raise ConfigError(
+                f"steps={self.steps} must be a multiple of threshold_steps={self.threshold_steps}"
+            )
 
 
 def run(config: SelectionBench, worlds: Worlds) -> Result:
@@ -75,7 +80,8 @@ def measure(_comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list
 def _candidates(config: SelectionBench) -> dict[str, Callable[[], float]]:
     random = np.random.default_rng(0)
     n = config.num_elements
-    # Gradients of real layers differ in size, so magnitudes have a heavier tail than one normal distribution.
+    # Gradients of real layers differ in size, so magnitudes have a heavier tail than one normal
+    # distribution.
     scales = np.exp(random.standard_normal(64, dtype=np.float32)).repeat(-(-n // 64))[:n]
     gradient = random.standard_normal(n, dtype=np.float32) * scales
     k = count_of(config.density, n)
@@ -86,14 +92,22 @@ def _candidates(config: SelectionBench) -> dict[str, Callable[[], float]]:
         ADD: _add(gradient, residual),
         TOPK: _topk(magnitudes, k),
         FUSED: _pass(passes().accumulate, gradient, residual, threshold, k),
-        PLAIN: _pass(plain_passes.accumulate, gradient, residual, threshold, k),
+        PLAIN: _pass(plain_kernels.accumulate, gradient, residual, threshold, k),
     }
     gradients = [random.standard_normal(n, dtype=np.float32) * scales for _ in range(5)]
     for name, make in SELECTIONS.items():
-        candidates[name] = _steps(make(config.threshold_steps, 0), Residual(np.zeros_like(gradient)), gradients, k, config.steps)
+        candidates[name] = _steps(
+            make(config.threshold_steps, 0),
+            Residual(np.zeros_like(gradient)),
+            gradients,
+            k,
+            config.steps,
+        )
     corrected = MomentumResidual(np.zeros_like(gradient), 0.9, np.zeros_like(gradient))
     reused = SELECTIONS["threshold"](config.threshold_steps, 0)
-    candidates["threshold, momentum correction"] = _steps(reused, corrected, gradients, k, config.steps)
+    candidates["threshold, momentum correction"] = _steps(
+        reused, corrected, gradients, k, config.steps
+    )
     return candidates
 
 
@@ -108,7 +122,9 @@ def _topk(magnitudes: Array, k: int) -> Callable[[], float]:
     return lambda: _timed(lambda: torch.topk(vector, k))
 
 
-def _pass(run: Callable[..., Any], gradient: Array, residual: Array, threshold: float, k: int) -> Callable[[], float]:
+def _pass(
+    run: Callable[..., Any], gradient: Array, residual: Array, threshold: float, k: int
+) -> Callable[[], float]:
     """One pass with a good threshold; gradient and residual are the same in every call."""
     one, limit = np.float32(1), np.float32(threshold)
     working = residual.copy()
@@ -121,8 +137,12 @@ def _pass(run: Callable[..., Any], gradient: Array, residual: Array, threshold: 
     return call
 
 
-def _steps(selection: Selection, residual: Residual, gradients: Sequence[Array], k: int, steps: int) -> Callable[[], float]:
-    """Whole steps with error feedback, on gradients that change from step to step and keep their scales."""
+def _steps(
+    selection: Selection, residual: Residual, gradients: Sequence[Array], k: int, steps: int
+) -> Callable[[], float]:
+    """Whole steps with error feedback, on gradients that change from step to step and keep their
+    scales.
+    """
     count = 0
 
     def call() -> float:
@@ -142,4 +162,6 @@ def _timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-BENCH = Bench("finding the largest 1 % of a gradient", SelectionBench, run, {"selection": measure}, ranks=1)
+BENCH = Bench(
+    "finding the largest 1 % of a gradient", SelectionBench, run, {"selection": measure}, ranks=1
+)

@@ -1,4 +1,6 @@
-"""`dist-ml bench sharded`: what the sharded optimizer keeps on a rank against the dense one, and whether it learns the same."""
+"""`dist-ml bench sharded`: what the sharded optimizer keeps on a rank against the dense one, and
+whether it learns the same.
+"""
 
 import dataclasses
 import gc
@@ -39,7 +41,12 @@ def run(config: ShardedBench, worlds: Worlds) -> Result:
         dense = _measured(worlds, train, "dense", ranks, config.num_steps)
         for stage in config.stages:
             found = _measured(worlds, train, stage, ranks, config.num_steps)
-            row = {"ranks": ranks, "data_parallel": stage, "bytes": found["kept"], "dense_bytes": dense["kept"]}
+            row = {
+                "ranks": ranks,
+                "data_parallel": stage,
+                "bytes": found["kept"],
+                "dense_bytes": dense["kept"],
+            }
             row |= {"share_times_ranks": found["kept"] / dense["kept"] * ranks}
             row |= {"loss_difference": difference(found["losses"], dense["losses"])}
             records.append(row)
@@ -50,7 +57,12 @@ def run(config: ShardedBench, worlds: Worlds) -> Result:
         "sharded",
         records,
         [
-            Check("B4 ZeRO-2 optimizer and gradient memory times ranks, over dense", max(shares), 1.05, "lower"),
+            Check(
+                "B4 ZeRO-2 optimizer and gradient memory times ranks, over dense",
+                max(shares),
+                1.05,
+                "lower",
+            ),
             Check("B4 the same, least", min(shares), 0.95, "higher"),
             Check("B4 relative difference of losses", apart, 1e-5, "lower"),
         ],
@@ -58,7 +70,9 @@ def run(config: ShardedBench, worlds: Worlds) -> Result:
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Losses, and the most bytes that a rank keeps from step to step beside parameters and samples."""
+    """Losses, and the most bytes that a rank keeps from step to step beside parameters and
+    samples.
+    """
     config = from_arguments(arguments["train"])
     trainer = build_trainer(config, build_mesh(config, comm))
     losses = [trainer.step(0, index).loss for index in range(arguments["num_steps"])]
@@ -68,21 +82,43 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kept_bytes(trainer: Trainer) -> int:
-    """The memory of all living tensors but the model's: gradients, optimizer state, and whatever else a rank holds on to."""
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
+    """The memory of all living tensors but the model's: gradients, optimizer state, and whatever
+    else a rank holds on to.
+    """
+    parameters = {
+        parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()
+    }
     gc.collect()
-    storages = [thing.untyped_storage() for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+    storages = [
+        thing.untyped_storage() for thing in gc.get_objects() if isinstance(thing, torch.Tensor)
+    ]
     storages += [p.grad.untyped_storage() for p in trainer.model.parameters() if p.grad is not None]
-    return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in parameters}.values())
+    return sum(
+        {s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in parameters}.values()
+    )
 
 
 def _measured(
-    worlds: Worlds, train: TrainConfig, name: Literal["dense", "zero1", "zero2"], ranks: int, num_steps: int
+    worlds: Worlds,
+    train: TrainConfig,
+    name: Literal["dense", "zero1", "zero2"],
+    ranks: int,
+    num_steps: int,
 ) -> dict[str, Any]:
-    chosen = dataclasses.replace(train, data_parallel=dataclasses.replace(train.data_parallel, name=name))
-    return dict(worlds.measure("sharded", {"train": to_arguments(chosen), "num_steps": num_steps}, ranks=ranks))
+    chosen = dataclasses.replace(
+        train, data_parallel=dataclasses.replace(train.data_parallel, name=name)
+    )
+    return dict(
+        worlds.measure(
+            "sharded", {"train": to_arguments(chosen), "num_steps": num_steps}, ranks=ranks
+        )
+    )
 
 
 BENCH = Bench(
-    "memory and losses of the sharded optimizer against the dense one", ShardedBench, run, {"sharded": measure}, ranks=2
+    "memory and losses of the sharded optimizer against the dense one",
+    ShardedBench,
+    run,
+    {"sharded": measure},
+    ranks=2,
 )

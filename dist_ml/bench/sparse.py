@@ -1,9 +1,11 @@
-"""`dist-ml bench sparse`: training throughput with sparse gradients, against dense ones and DDP, over slow links.
+"""`dist-ml bench sparse`: training throughput with sparse gradients, against dense ones and DDP,
+over slow links.
 
-All candidates train the same model in the same processes, in turn, so that they see the same machine. Dense is the best of
-MPI's own allreduce, our ring, and our ring behind the backward pass.
+All candidates train the same model in the same processes, in turn, so that they see the same
+machine. Dense is the best of MPI's own allreduce, our ring, and our ring behind the backward pass.
 """
 
+import functools
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,11 +26,16 @@ from dist_ml.data_parallel.dense_reducer import DenseReducer
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.sparse_reducer import SparseReducer, resolve
 from dist_ml.errors import ConfigError
-from dist_ml.launch.laboratory import Laboratory
+from dist_ml.launch.emulated_network import EmulatedNetwork
 
 DENSE, RING, BEHIND, DDP = "dense", "dense ring", "dense ring, overlapped", "ddp gloo"
 SLOW = (DENSE, RING, BEHIND, DDP)
-SETTLING = {DENSE: 0, RING: 0, BEHIND: 0, DDP: 1}  # steps before the first that is timed; of the others, 3
+SETTLING = {
+    DENSE: 0,
+    RING: 0,
+    BEHIND: 0,
+    DDP: 1,
+}  # steps before the first that is timed; of the others, 3
 WARM_UP_WORDS = 100_000
 TIMES = {"100mbit": 12.0, "1gbit": 3.0}
 
@@ -37,7 +44,7 @@ TIMES = {"100mbit": 12.0, "1gbit": 3.0}
 class SparseBench:
     """What to train, over which links."""
 
-    hosts: int  # of the laboratory, one rank each; 0: on this machine's own memory
+    hosts: int  # of the emulated network, one rank each; 0: on this machine's own memory
     rates: tuple[str, ...]  # of their links, as tc writes them
     widths: tuple[int, ...]  # of the MLP, features and classes included
     batch: int  # samples a rank
@@ -50,7 +57,9 @@ class SparseBench:
 
     def __post_init__(self) -> None:
         if not self.sparse:
-            raise ConfigError("sparse={} names no candidate; add one, as sparse.oktopk.allreduce=oktopk")
+            raise ConfigError(
+                "sparse={} names no candidate; add one, as sparse.oktopk.allreduce=oktopk"
+            )
 
 
 def run(config: SparseBench, worlds: Worlds) -> Result:
@@ -60,23 +69,38 @@ def run(config: SparseBench, worlds: Worlds) -> Result:
     if not config.hosts:
         return _result("memory", config, worlds.measure("sparse", arguments), [], records, checks)
     environment = {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
-    with Laboratory(config.hosts, config.rates[0]) as laboratory:
+    with EmulatedNetwork(config.hosts, config.rates[0]) as network:
         for rate in config.rates:
-            laboratory.set_rate(rate)
-            before = laboratory.traffic()
+            network.set_rate(rate)
+            before = network.traffic()
             measured = worlds.measure(
-                "sparse", arguments, ranks=config.hosts, mpi="mpich", laboratory=laboratory, environment=environment
+                "sparse",
+                arguments,
+                ranks=config.hosts,
+                mpi="mpich",
+                network=network,
+                environment=environment,
             )
-            crossed = [after.sent_bytes - first.sent_bytes for after, first in zip(laboratory.traffic(), before, strict=True)]
+            crossed = [
+                after.sent_bytes - first.sent_bytes
+                for after, first in zip(network.traffic(), before, strict=True)
+            ]
             _result(rate, config, measured, crossed, records, checks)
     return Result("sparse", records, checks)
 
 
 def _result(
-    rate: str, config: SparseBench, measured: Any, crossed: list[int], records: list[Record], checks: list[Check]
+    rate: str,
+    config: SparseBench,
+    measured: Any,
+    crossed: list[int],
+    records: list[Record],
+    checks: list[Check],
 ) -> Result:
     seconds, figures = measured["seconds"], measured["figures"]
-    dense = min((name for name in (DENSE, RING, BEHIND)), key=lambda name: statistics.median(seconds[name]))
+    dense = min(
+        (name for name in (DENSE, RING, BEHIND)), key=lambda name: statistics.median(seconds[name])
+    )
     for name, values in seconds.items():
         step = statistics.median(values)
         records.append(
@@ -90,23 +114,38 @@ def _result(
                 **figures[name],
             }
         )
-    best = min((name for name in seconds if name not in SLOW), key=lambda name: statistics.median(seconds[name]))
+    best = min(
+        (name for name in seconds if name not in SLOW),
+        key=lambda name: statistics.median(seconds[name]),
+    )
     if rate in TIMES:
         ratio = median_ratio(seconds[dense], seconds[best])
         checks.append(Check(f"C3 best sparse over dense at {rate}", ratio, TIMES[rate], "higher"))
     if crossed:
         expected = sum(figure["bytes_sent"] for figure in figures.values()) * config.rounds
-        checks.append(Check(f"C3 bytes on the links over those counted at {rate}", min(crossed) / expected, 0.5, "higher"))
+        checks.append(
+            Check(
+                f"C3 bytes on the links over those counted at {rate}",
+                min(crossed) / expected,
+                0.5,
+                "higher",
+            )
+        )
     return Result("sparse", records, checks)
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds a step by candidate and round; bytes, messages and phases of a step of each candidate's last round."""
+    """Seconds a step by candidate and round; bytes, messages and phases of a step of each
+    candidate's last round.
+    """
     config = from_mapping(SparseBench, arguments)
     shared = Swapped(config.widths, config.batch, config.kernel, config.lr, comm)
     steps: dict[str, Callable[[], None]] = {}
     native, ring = family.make("native", comm), family.make("ring", comm)
-    for allreduce in (native, ring):  # connections and compiled loops; a step of it all would take long on a slow link
+    for allreduce in (
+        native,
+        ring,
+    ):  # connections and compiled loops; a step of it all would take long on a slow link
         allreduce(np.zeros(WARM_UP_WORDS, np.float32))
     reducers: dict[str, GradientReducer] = {
         DENSE: DenseReducer(shared.gradients, native),
@@ -134,22 +173,37 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
         before = comm.traffic.snapshot()
         seconds = seconds_a_step(comm, steps[label], count)
         moved = comm.traffic.since(before).values()
-        figures[label] = _figures(moved, count, reducer.diagnostics() if reducer is not None else {})
+        figures[label] = _figures(
+            moved, count, reducer.diagnostics() if reducer is not None else {}
+        )
         return seconds
 
-    seconds = alternate({label: (lambda label=label: timed(label)) for label in steps}, config.rounds)  # type: ignore[misc]
+    seconds = alternate({label: functools.partial(timed, label) for label in steps}, config.rounds)
     return {"ranks": comm.size, "figures": figures, "seconds": seconds}
 
 
-def _figures(moved: Iterable[Tally], steps: int, diagnostics: Mapping[str, float]) -> dict[str, Any]:
-    """A step's bytes and messages, the density of its result, and the milliseconds of its phases."""
+def _figures(
+    moved: Iterable[Tally], steps: int, diagnostics: Mapping[str, float]
+) -> dict[str, Any]:
+    """A step's bytes and messages, the density of its result, and the milliseconds of its
+    phases.
+    """
     tallies = list(moved)
     return {
         "bytes_sent": sum(tally.bytes_sent for tally in tallies) / steps,
         "messages": sum(tally.messages for tally in tallies) / steps,
         "density_result": diagnostics.get("density_result", 1.0),
-        **{f"{phase}_ms": 1e3 * diagnostics.get(f"seconds_{phase}", 0.0) / steps for phase in ("select", "exchange", "apply")},
+        **{
+            f"{phase}_ms": 1e3 * diagnostics.get(f"seconds_{phase}", 0.0) / steps
+            for phase in ("select", "exchange", "apply")
+        },
     }
 
 
-BENCH = Bench("training with sparse gradients against dense ones and DDP", SparseBench, run, {"sparse": measure}, ranks=4)
+BENCH = Bench(
+    "training with sparse gradients against dense ones and DDP",
+    SparseBench,
+    run,
+    {"sparse": measure},
+    ranks=4,
+)

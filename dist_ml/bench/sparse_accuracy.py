@@ -1,4 +1,6 @@
-"""`dist-ml bench sparse_accuracy`: accuracy with sparse gradients, after as many steps of the same schedule as dense ones."""
+"""`dist-ml bench sparse_accuracy`: accuracy with sparse gradients, after as many steps of the same
+schedule as dense ones.
+"""
 
 import dataclasses
 import statistics
@@ -34,7 +36,8 @@ class SparseAccuracyBench:
     tasks: tuple[str, ...]  # digits, teacher
     seeds: tuple[int, ...]  # of initial weights and sampling
     warmup_share: float  # of all steps, that each of a candidate's warmup_densities lasts
-    sparse: dict[str, SparseConfig]  # label -> what is compared with dense gradients; momentum correction replaces momentum
+    # label -> what is compared with dense gradients; momentum correction replaces momentum
+    sparse: dict[str, SparseConfig]
 
 
 def run(config: SparseAccuracyBench, worlds: Worlds) -> Result:
@@ -75,7 +78,9 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[
     train = config.train
     if arguments["task"] == "teacher":
         model = dataclasses.replace(train.model, hidden=config.teacher_hidden, dropout=0.0)
-        train = dataclasses.replace(train, data=config.teacher, epochs=config.teacher_epochs, model=model)
+        train = dataclasses.replace(
+            train, data=config.teacher, epochs=config.teacher_epochs, model=model
+        )
         train = dataclasses.replace(train, batch_size=config.teacher_batch_size)
     found: dict[str, list[dict[str, float]]] = {}
     steps = train.epochs * build_trainer(train, build_mesh(train, comm)).sampler.steps_per_epoch
@@ -87,14 +92,18 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[
             density = _train(trainer, train.epochs)
             accuracy = trainer.evaluate(trainer.dataset.test).accuracy
             assert accuracy is not None
-            found.setdefault(label, []).append({"accuracy": accuracy, "steps": steps, "density": density})
+            found.setdefault(label, []).append(
+                {"accuracy": accuracy, "steps": steps, "density": density}
+            )
     return found
 
 
 def with_sparse(train: TrainConfig, sparse: SparseConfig) -> TrainConfig:
     """`train` with these gradients; momentum correction takes the optimizer's momentum over."""
     momentum = 0.0 if sparse.momentum else train.optimizer.momentum
-    return dataclasses.replace(train, sparse=sparse, optimizer=dataclasses.replace(train.optimizer, momentum=momentum))
+    return dataclasses.replace(
+        train, sparse=sparse, optimizer=dataclasses.replace(train.optimizer, momentum=momentum)
+    )
 
 
 def _train(trainer: Trainer, epochs: int) -> float:

@@ -1,4 +1,6 @@
-"""`dist-ml bench sparse_curve`: loss against wall time on slow links, with dense gradients and with each sparse allreduce."""
+"""`dist-ml bench sparse_curve`: loss against wall time on slow links, with dense gradients and with
+each sparse allreduce.
+"""
 
 import statistics
 import time
@@ -16,7 +18,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.config.convert import from_mapping, to_mapping
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.config.train import TrainConfig
-from dist_ml.launch.laboratory import Laboratory
+from dist_ml.launch.emulated_network import EmulatedNetwork
 from dist_ml.train.build import build_mesh, build_trainer
 
 DRAWN, LISTED = 100, 20  # points of each curve in the plot and in the records
@@ -28,39 +30,52 @@ class SparseCurveBench:
     """What to train, over which links, and for how long."""
 
     train: TrainConfig
-    rate: str  # of the laboratory's links
+    rate: str  # of the emulated network's links
     hosts: int  # one rank each
     seconds: float  # of training, for each candidate
-    sparse: dict[str, SparseConfig]  # label -> what is drawn beside dense gradients; momentum correction replaces momentum
+    # label -> what is drawn beside dense gradients; momentum correction replaces momentum
+    sparse: dict[str, SparseConfig]
     plot: str | None  # file to draw loss against seconds to (extra: plot)
 
 
 def run(config: SparseCurveBench, worlds: Worlds) -> Result:
-    with Laboratory(config.hosts, config.rate) as laboratory:
+    with EmulatedNetwork(config.hosts, config.rate) as network:
         curves = worlds.measure(
             "sparse_curve",
             to_mapping(config),
             ranks=config.hosts,
             mpi="mpich",
-            laboratory=laboratory,
+            network=network,
             environment={"OMP_NUM_THREADS": "1"},
         )
     records: list[Record] = []
     dense = curves[DENSE][-1][1]
     for label, curve in curves.items():
         reached = next((seconds for seconds, loss in curve if loss <= dense), None)
-        figures = {"steps": len(curve), "final_loss": curve[-1][1], "seconds_to_dense_final_loss": reached}
+        figures = {
+            "steps": len(curve),
+            "final_loss": curve[-1][1],
+            "seconds_to_dense_final_loss": reached,
+        }
         records.append({"candidate": label, **figures})
     if config.plot is not None:
         from dist_ml.bench.plots import loss_against_seconds
 
         loss_against_seconds(
-            _points(curves, DRAWN), f"{config.hosts} hosts, {config.rate}, {config.seconds:g} s of training each", config.plot
+            _points(curves, DRAWN),
+            f"{config.hosts} hosts, {config.rate}, {config.seconds:g} s of training each",
+            config.plot,
         )
-    times = [record["seconds_to_dense_final_loss"] for record in records if record["candidate"] != DENSE]
+    times = [
+        record["seconds_to_dense_final_loss"] for record in records if record["candidate"] != DENSE
+    ]
     slowest = max(config.seconds if seconds is None else seconds for seconds in times)
     share = slowest / curves[DENSE][-1][0]
-    checks = [Check("C4 slowest variant's seconds to dense's final loss over dense's", share, 1.0, "lower")]
+    checks = [
+        Check(
+            "C4 slowest variant's seconds to dense's final loss over dense's", share, 1.0, "lower"
+        )
+    ]
     return Result("sparse_curve", [*records, *_points(curves, LISTED)], checks)
 
 
@@ -74,12 +89,16 @@ def _points(curves: Mapping[str, list[tuple[float, float]]], num: int) -> list[R
 
 
 def curve(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """(seconds, mean loss of the last `WINDOW` steps) after each step of each candidate, each trained anew for the same time."""
+    """(seconds, mean loss of the last `WINDOW` steps) after each step of each candidate, each
+    trained anew for the same time.
+    """
     config = from_mapping(SparseCurveBench, arguments)
     found: dict[str, list[tuple[float, float]]] = {}
     for label, sparse in {DENSE: SparseConfig(), **config.sparse}.items():
         for compiles in (True, False):
-            trainer = build_trainer(with_sparse(config.train, sparse), build_mesh(config.train, comm))
+            trainer = build_trainer(
+                with_sparse(config.train, sparse), build_mesh(config.train, comm)
+            )
             limit = 0.0 if compiles else config.seconds
             points: list[tuple[float, float]] = []
             losses: list[float] = []

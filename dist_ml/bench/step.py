@@ -1,4 +1,6 @@
-"""`dist-ml bench step`: what our training step costs over a bare PyTorch loop of the same model, on one rank."""
+"""`dist-ml bench step`: what our training step costs over a bare PyTorch loop of the same model, on
+one rank.
+"""
 
 import statistics
 import tempfile
@@ -18,7 +20,7 @@ from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
-from dist_ml.gemm.kernel.tuner import FALLBACK
+from dist_ml.kernels.tuner import FALLBACK
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.trainer import Trainer
 
@@ -30,27 +32,42 @@ class StepBench:
     train: TrainConfig  # optimizer, precision and the like
     widths: tuple[int, ...]  # of the MLP, features and classes included
     batch_size: int  # samples of a step
-    num_samples: int  # of the data set, from memory-mapped files for ours and from memory for the bare loop
+    # of the data set, from memory-mapped files for ours and from memory for the bare loop
+    num_samples: int
     steps: int  # measured together
     rounds: int  # of alternation
-    kernel: str  # torch: the overhead of our step; auto, or one of gemm's KERNELS: what it gains on a large MLP, by batch size
+    # torch: the overhead of our step; auto, or one of gemm's KERNELS: what it gains on a large MLP,
+    # by batch size
+    kernel: str
     batches: tuple[int, ...]  # those batch sizes
 
     def __post_init__(self) -> None:
         for batch_size in self.batches:
             if batch_size not in kernel_step.LIMITS:
-                raise ConfigError(f"batches={list(self.batches)}: use some of {', '.join(map(str, kernel_step.LIMITS))}")
+                raise ConfigError(
+                    f"batches={list(self.batches)}: use some of "
+                    f"{', '.join(map(str, kernel_step.LIMITS))}"
+                )
 
 
 def run(config: StepBench, worlds: Worlds) -> Result:
     if config.kernel != FALLBACK:
         return kernel_step.run(config.train, config.kernel, config.rounds, config.batches, worlds)
     train = with_widths(config.train, config.widths, config.batch_size)
-    arguments = {"train": to_arguments(train), "num_samples": config.num_samples, "steps": config.steps, "rounds": config.rounds}
+    arguments = {
+        "train": to_arguments(train),
+        "num_samples": config.num_samples,
+        "steps": config.steps,
+        "rounds": config.rounds,
+    }
     seconds = worlds.measure("step", arguments, ranks=1)
     ratio = median_ratio(seconds["dist_ml"], seconds["bare torch"])
     records = [
-        {"step": name, "milliseconds": 1e3 * statistics.median(values), "fastest": 1e3 * min(values)}
+        {
+            "step": name,
+            "milliseconds": 1e3 * statistics.median(values),
+            "fastest": 1e3 * min(values),
+        }
         for name, values in seconds.items()
     ]
     return Result("step", records, [Check("A2 step overhead", ratio, 1.05, "lower")])
@@ -61,8 +78,13 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[
     steps = arguments["steps"]
     with tempfile.TemporaryDirectory(prefix="dist_ml-bench-") as folder:
         config = from_arguments(arguments["train"])
-        trainer = build_trainer(on_arrays(config, arguments["num_samples"], folder), build_mesh(config, comm))
-        candidates = {"dist_ml": our_steps(trainer, steps), "bare torch": bare_steps(trainer, config, steps)}
+        trainer = build_trainer(
+            on_arrays(config, arguments["num_samples"], folder), build_mesh(config, comm)
+        )
+        candidates = {
+            "dist_ml": our_steps(trainer, steps),
+            "bare torch": bare_steps(trainer, config, steps),
+        }
         alternate(candidates, 2)
         return alternate(candidates, arguments["rounds"])
 
@@ -93,7 +115,10 @@ def bare_steps(trainer: Trainer, config: TrainConfig, steps: int) -> Callable[[]
         layers += [torch.nn.Linear(inputs, outputs, dtype=x.dtype), torch.nn.ReLU()]
     model = torch.nn.Sequential(*layers[:-1])
     optimizer = torch.optim.SGD(
-        model.parameters(), config.optimizer.lr, config.optimizer.momentum, weight_decay=config.optimizer.weight_decay
+        model.parameters(),
+        config.optimizer.lr,
+        config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
     )
     loss_function = torch.nn.CrossEntropyLoss()
     order = torch.randperm(len(x))
@@ -113,5 +138,9 @@ def bare_steps(trainer: Trainer, config: TrainConfig, steps: int) -> Callable[[]
 
 
 BENCH = Bench(
-    "our training step against a bare PyTorch loop", StepBench, run, {"step": measure, "kernel step": measure_kernel}, ranks=1
+    "our training step against a bare PyTorch loop",
+    StepBench,
+    run,
+    {"step": measure, "kernel step": measure_kernel},
+    ranks=1,
 )

@@ -1,4 +1,6 @@
-"""One model trained by several ways to exchange gradients in turn, on the same samples, with DDP over gloo beside them."""
+"""One model trained by several ways to exchange gradients in turn, on the same samples, with DDP
+over gloo beside them.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,14 +15,15 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.counter_random import stream, uniform
 from dist_ml.data_parallel.gradients import Allocator, FlatGradients
 from dist_ml.data_parallel.reducer import GradientReducer
-from dist_ml.gemm.linear import tune, use_kernel
 from dist_ml.models.mlp import MLP
+from dist_ml.nn.linear import tune, use_kernel
 
 
 class Swapped:
     """Training steps of one MLP on `batch` samples a rank, with a reducer that can be swapped.
 
-    There is one copy of parameters and gradients. Plain SGD; samples are fixed and random, those of each rank its own.
+    There is one copy of parameters and gradients. Plain SGD; samples are fixed and random, those of
+    each rank its own.
     """
 
     def __init__(
@@ -80,7 +83,9 @@ def samples(widths: Sequence[int], batch: int, rank: int) -> tuple[torch.Tensor,
     """`batch` random samples of one rank, and their classes."""
     x = uniform(stream("sparse bench samples", rank), np.arange(batch * widths[0])) - 0.5
     y = uniform(stream("sparse bench classes", rank), np.arange(batch)) * widths[-1]
-    return torch.from_numpy(x.astype(np.float32).reshape(batch, -1)), torch.from_numpy(y.astype(np.int64))
+    return torch.from_numpy(x.astype(np.float32).reshape(batch, -1)), torch.from_numpy(
+        y.astype(np.int64)
+    )
 
 
 def seconds_a_step(comm: Communicator, step: Callable[[], None], steps: int) -> float:

@@ -1,4 +1,6 @@
-"""Where the parts of a benchmark are measured: on ranks that it starts, or on those that it was started on."""
+"""Where the parts of a benchmark are measured: on ranks that it starts, or on those that it was
+started on.
+"""
 
 import json
 import sys
@@ -10,13 +12,15 @@ from typing import Any, Protocol
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError, MachineError
 from dist_ml.launch import mpiexec
-from dist_ml.launch.laboratory import Laboratory
+from dist_ml.launch.emulated_network import EmulatedNetwork
 
 
 class Worlds(Protocol):
-    """Runs the part called `part` on every rank of a world and returns what it returned on rank 0, a JSON value.
+    """Runs the part called `part` on every rank of a world and returns what it returned on rank 0,
+    a JSON value.
 
-    `laboratory`: on its hosts; `environment`: variables of the ranks. Only worlds that are started for the part can have them.
+    `network`: on its hosts; `environment`: variables of the ranks. Only worlds that are started for
+    the part can have them.
     """
 
     def measure(
@@ -26,13 +30,15 @@ class Worlds(Protocol):
         *,
         ranks: int | None = None,
         mpi: str | None = None,
-        laboratory: Laboratory | None = None,
+        network: EmulatedNetwork | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Any: ...
 
 
 class StartedWorlds:
-    """Starts a new world for each part, under a time limit. `ranks` and `mpi` given here are the defaults of `measure`."""
+    """Starts a new world for each part, under a time limit. `ranks` and `mpi` given here are the
+    defaults of `measure`.
+    """
 
     def __init__(self, ranks: int, mpi: str | None, time_limit_seconds: float = 600.0) -> None:
         self._ranks = ranks
@@ -46,12 +52,19 @@ class StartedWorlds:
         *,
         ranks: int | None = None,
         mpi: str | None = None,
-        laboratory: Laboratory | None = None,
+        network: EmulatedNetwork | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Any:
         with tempfile.TemporaryDirectory(prefix="dist_ml-bench-") as folder:
             result = Path(folder) / "result.json"
-            program = [sys.executable, "-m", "dist_ml.bench.part", part, json.dumps(dict(arguments)), str(result)]
+            program = [
+                sys.executable,
+                "-m",
+                "dist_ml.bench.part",
+                part,
+                json.dumps(dict(arguments)),
+                str(result),
+            ]
             done = mpiexec.run(
                 program,
                 ranks or self._ranks,
@@ -59,17 +72,26 @@ class StartedWorlds:
                 time_limit_seconds=self._time_limit_seconds,
                 capture=True,
                 environment=environment,
-                laboratory=laboratory,
+                network=network,
             )
             if done.returncode != 0 or not result.exists():
-                raise MachineError(f"the ranks that measured {part} ended with status {done.returncode}:\n{done.stderr[-4000:]}")
+                raise MachineError(
+                    f"the ranks that measured {part} ended with status "
+                    f"{done.returncode}:\n{done.stderr[-4000:]}"
+                )
             return json.loads(result.read_text())
 
 
 class ThisWorld:
-    """Measures on the ranks that the benchmark itself was started on; every rank gets rank 0's result."""
+    """Measures on the ranks that the benchmark itself was started on; every rank gets rank 0's
+    result.
+    """
 
-    def __init__(self, world: Communicator, parts: Mapping[str, Callable[[Communicator, Mapping[str, Any]], Any]]) -> None:
+    def __init__(
+        self,
+        world: Communicator,
+        parts: Mapping[str, Callable[[Communicator, Mapping[str, Any]], Any]],
+    ) -> None:
         self._world = world
         self._parts = parts
 
@@ -80,13 +102,19 @@ class ThisWorld:
         *,
         ranks: int | None = None,
         mpi: str | None = None,
-        laboratory: Laboratory | None = None,
+        network: EmulatedNetwork | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Any:
-        if ranks not in (None, self._world.size) or mpi is not None or laboratory is not None or environment is not None:
+        if (
+            ranks not in (None, self._world.size)
+            or mpi is not None
+            or network is not None
+            or environment is not None
+        ):
             wanted = f"{ranks or self._world.size} ranks" + (f" of {mpi}" if mpi else "")
-            wanted += " in a laboratory" if laboratory is not None else ""
+            wanted += " in an emulated network" if network is not None else ""
             raise ConfigError(
-                f"{part} wants {wanted}, but this run was started on {self._world.size}; without mpiexec it starts its own"
+                f"{part} wants {wanted}, but this run was started on {self._world.size}; without "
+                "mpiexec it starts its own"
             )
         return self._world.broadcast_object(self._parts[part](self._world, arguments))

@@ -37,7 +37,10 @@ def parse(argv: Sequence[str], prog: str, config_name: str) -> Request:
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args(list(argv))
     if options.config_dir is not None and not options.config_dir.is_dir():
-        raise ConfigError(f"--config-dir {options.config_dir} is no folder; give one that holds YAML files or config groups")
+        raise ConfigError(
+            f"--config-dir {options.config_dir} is no folder; give one that holds YAML files or "
+            "config groups"
+        )
     return Request(
         overrides=tuple(options.overrides),
         config_name=options.config_name.removesuffix(".yaml"),

@@ -1,4 +1,6 @@
-"""`dist-ml bench NAME`: run a benchmark, print its table and a line a check, and write JSON if asked."""
+"""`dist-ml bench NAME`: run a benchmark, print its table and a line a check, and write JSON if
+asked.
+"""
 
 import json
 from collections.abc import Sequence
@@ -60,7 +62,9 @@ class _Command:
             return ranks.run_on_ranks(self._on_these_ranks, self.request.debug)
         from dist_ml.bench.worlds import StartedWorlds
 
-        worlds = StartedWorlds(self.options.ranks or self.bench.ranks, self.options.mpi, self.options.time_limit)
+        worlds = StartedWorlds(
+            self.options.ranks or self.bench.ranks, self.options.mpi, self.options.time_limit
+        )
         return self._end(self._measure(compose.composed(self.request), worlds))
 
     def _on_these_ranks(self, world: Any) -> int:
@@ -83,9 +87,13 @@ class _Command:
         show(result)
         if self.options.json is not None:
             try:
-                self.options.json.write_text(json.dumps(result.to_json(environment()), indent=2) + "\n")
+                self.options.json.write_text(
+                    json.dumps(result.to_json(environment()), indent=2) + "\n"
+                )
             except OSError as error:
-                raise ConfigError(f"--json {self.options.json} can't be written: {error.strerror}") from error
+                raise ConfigError(
+                    f"--json {self.options.json} can't be written: {error.strerror}"
+                ) from error
         return 1 if self.options.check and not result.passed else 0
 
 
@@ -105,7 +113,13 @@ def show(result: "Result") -> None:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
 
 
 def _help() -> str:
@@ -113,4 +127,6 @@ def _help() -> str:
 
     width = max(map(len, BENCHES))
     lines = [f"  {name:{width}}  {bench.help}" for name, bench in BENCHES.items()]
-    return "\n".join([f"usage: {PROGRAM} NAME [flags] [overrides]", "", *lines, "", "Flags:", _FLAGS])
+    return "\n".join(
+        [f"usage: {PROGRAM} NAME [flags] [overrides]", "", *lines, "", "Flags:", _FLAGS]
+    )

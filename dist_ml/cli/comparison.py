@@ -10,8 +10,21 @@ from dist_ml.train.metrics import flatten
 from dist_ml.train.record import Record
 
 # Keys that differ between any two runs, or have a column of their own.
-_NOT_COMPARED = ("name", "folder", "ranks", "data.name", "model.name", "optimizer.name", "schedule.name")
-_RENAMED = {"data.name": "data", "model.name": "model", "optimizer.name": "optimizer", "schedule.name": "schedule"}
+_NOT_COMPARED = (
+    "name",
+    "folder",
+    "ranks",
+    "data.name",
+    "model.name",
+    "optimizer.name",
+    "lr_schedule.name",
+)
+_RENAMED = {
+    "data.name": "data",
+    "model.name": "model",
+    "optimizer.name": "optimizer",
+    "lr_schedule.name": "lr_schedule",
+}
 
 _RESULTS = ("accuracy", "loss", "samples/s", "comm", "seconds", "speed-up")
 
@@ -22,8 +35,11 @@ class Row:
 
     name: str  # its folder, without what all have in common
     record: Record
-    differing: dict[str, Any] = field(default_factory=dict)  # configuration keys that the runs don't share
-    speed_up: float | None = None  # samples/s over those of the run with the fewest ranks and the same configuration
+    differing: dict[str, Any] = field(
+        default_factory=dict
+    )  # configuration keys that the runs don't share
+    # samples/s over those of the run with the fewest ranks and the same configuration
+    speed_up: float | None = None
 
     @property
     def ranks(self) -> int | None:
@@ -31,7 +47,9 @@ class Row:
         return value if isinstance(value, int) else None
 
     def number(self, *names: str) -> float | None:
-        """The first of these that the summary has, else the last that metrics.jsonl has, as a number."""
+        """The first of these that the summary has, else the last that metrics.jsonl has, as a
+        number.
+        """
         for source in (self.record.summary, *reversed(self.record.steps)):
             for name in names:
                 value = source.get(name)
@@ -54,7 +72,9 @@ class Row:
         if column in formats:
             value = self.results()[column]
             return "-" if value is None else formats[column].format(value)
-        return _spell({"run": self.name, "ranks": self.ranks, "status": self.record.status}.get(column))
+        return _spell(
+            {"run": self.name, "ranks": self.ranks, "status": self.record.status}.get(column)
+        )
 
     def results(self) -> dict[str, float | None]:
         return {
@@ -73,7 +93,10 @@ class Row:
             "problem": self.record.problem,
             "ranks": self.ranks,
             "differing": self.differing,
-            **{name.replace("/", "_per_").replace("-", "_"): value for name, value in self.results().items()},
+            **{
+                name.replace("/", "_per_").replace("-", "_"): value
+                for name, value in self.results().items()
+            },
             "summary": self.record.summary,
         }
 
@@ -112,16 +135,26 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_speed_ups(rows: list[Row]) -> None:
-    """Within runs that differ in nothing but their ranks, where there are several numbers of ranks."""
+    """Within runs that differ in nothing but their ranks, where there are several numbers of
+    ranks.
+    """
     families: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in rows:
-        if row.record.status == "finished" and row.ranks is not None and row.number("samples_per_second"):
-            families.setdefault(tuple((key, _spell(value)) for key, value in row.differing.items()), []).append(row)
+        if (
+            row.record.status == "finished"
+            and row.ranks is not None
+            and row.number("samples_per_second")
+        ):
+            families.setdefault(
+                tuple((key, _spell(value)) for key, value in row.differing.items()), []
+            ).append(row)
     for family in families.values():
         base = min(family, key=lambda row: row.ranks or 0)
         if len({row.ranks for row in family}) > 1:
             for row in family:
-                row.speed_up = (row.number("samples_per_second") or 0.0) / (base.number("samples_per_second") or 1.0)
+                row.speed_up = (row.number("samples_per_second") or 0.0) / (
+                    base.number("samples_per_second") or 1.0
+                )
 
 
 def _short_names(folders: list[Path]) -> list[str]:

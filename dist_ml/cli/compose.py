@@ -1,8 +1,9 @@
 """Hydra, through its compose API: YAML groups and overrides in, one plain resolved mapping out.
 
-Never `@hydra.main`: it would compose on every rank, each with a `${now:}` of its own, and turn exceptions into exits that leave
-the other ranks waiting. Composed once, on rank 0; the others get the mapping. Conversion into dataclasses checks the keys, so
-an override may name any key: one that doesn't exist is answered with those that do.
+Never `@hydra.main`: it would compose on every rank, each with a `${now:}` of its own, and turn
+exceptions into exits that leave the other ranks waiting. Composed once, on rank 0; the others get
+the mapping. Conversion into dataclasses checks the keys, so an override may name any key: one that
+doesn't exist is answered with those that do.
 """
 
 import difflib
@@ -16,7 +17,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -28,7 +34,9 @@ T = TypeVar("T")
 
 
 def config_folder() -> Path:
-    """The configurations that come with the package: beside it in a checkout, inside it in a wheel."""
+    """The configurations that come with the package: beside it in a checkout, inside it in a
+    wheel.
+    """
     package = Path(dist_ml.__file__).parent
     for folder in (package / "configs", package.parent / "configs"):
         if folder.is_dir():
@@ -50,16 +58,21 @@ def shown(request: Request) -> str:
             part = OmegaConf.select(config, request.package)
             if part is None:
                 raise ConfigError(
-                    f"--package {request.package} is not in the configuration; its keys are {', '.join(map(str, config))}"
+                    f"--package {request.package} is not in the configuration; its keys are "
+                    f"{', '.join(map(str, config))}"
                 )
-            config = part if OmegaConf.is_config(part) else OmegaConf.create({request.package: part})
+            config = (
+                part if OmegaConf.is_config(part) else OmegaConf.create({request.package: part})
+            )
         if request.resolve:
             _in_words(request, lambda: OmegaConf.resolve(config))
         return OmegaConf.to_yaml(config).rstrip()
 
 
 def groups(request: Request) -> dict[str, list[str]]:
-    """The options of each config group, ours and those of --config-dir. A group is a folder, an option a file in it."""
+    """The options of each config group, ours and those of --config-dir. A group is a folder, an
+    option a file in it.
+    """
     options: dict[str, set[str]] = {}
     for folder in _folders(request):
         for file in folder.rglob("*.yaml"):
@@ -68,7 +81,9 @@ def groups(request: Request) -> dict[str, list[str]]:
 
 
 def sweep_points(request: Request) -> list[tuple[str, ...]]:
-    """The overrides of each point of a sweep: Hydra's grammar (a,b  choice(a,b)  range(1,4)  glob(*)), the cartesian product."""
+    """The overrides of each point of a sweep: Hydra's grammar (a,b  choice(a,b)  range(1,4)
+    glob(*)), the cartesian product.
+    """
     choices = []
     with _hydra(request):
         for override in _parsed(request.overrides):
@@ -90,14 +105,20 @@ def _compose(request: Request) -> DictConfig:
 
 
 def _lenient(override: Override, known_groups: Mapping[str, list[str]]) -> str:
-    """`key=value` as `++key=value`, which also adds; strict conversion then tells of an unknown key and names those there are."""
+    """`key=value` as `++key=value`, which also adds; strict conversion then tells of an unknown key
+    and names those there are.
+    """
     line = str(override.input_line)
     if override.is_sweep_override():
         listed = f"{override.key_or_group}=[{line.partition('=')[2]}]"
-        raise ConfigError(f"{line} is several values; add --multirun for one run each, or write a list: {listed}")
+        raise ConfigError(
+            f"{line} is several values; add --multirun for one run each, or write a list: {listed}"
+        )
     if override.key_or_group in known_groups and isinstance(override.value(), list):
         options = ", ".join(known_groups[override.key_or_group])
-        raise ConfigError(f"{line} must name one option of the group {override.key_or_group}: {options}")
+        raise ConfigError(
+            f"{line} must name one option of the group {override.key_or_group}: {options}"
+        )
     chooses = override.key_or_group in known_groups and not isinstance(override.value(), dict)
     plain = override.type == OverrideType.CHANGE and override.package is None and not chooses
     return f"++{line}" if plain else line
@@ -111,16 +132,28 @@ def _parsed_one(text: str) -> Override:
     try:
         (override,) = OverridesParser.create(_loader()).parse_overrides([text])
     except OverrideParseException as error:
-        reason = next((line for line in str(error).splitlines() if not line.startswith("Error parsing override")), "no value")
+        reason = next(
+            (
+                line
+                for line in str(error).splitlines()
+                if not line.startswith("Error parsing override")
+            ),
+            "no value",
+        )
         reason = reason.removesuffix(": None")
         raise ConfigError(
-            f"override {text!r} can't be read ({reason}); write key=value, in quotes if it has blanks or brackets"
+            f"override {text!r} can't be read ({reason}); write key=value, in quotes if it has "
+            "blanks or brackets"
         ) from error
     if not override.key_or_group:
         raise ConfigError(f"override {text!r} names no key; write key=value")
-    if override.key_or_group.split(".")[0] == "hydra" and override.key_or_group != "hydra.searchpath":
+    if (
+        override.key_or_group.split(".")[0] == "hydra"
+        and override.key_or_group != "hydra.searchpath"
+    ):
         raise ConfigError(
-            f"override {text!r} has no effect: runs are placed by folder=<path>, sweeps by --multirun; leave it out"
+            f"override {text!r} has no effect: runs are placed by folder=<path>, sweeps by "
+            "--multirun; leave it out"
         )
     return override
 
@@ -128,16 +161,22 @@ def _parsed_one(text: str) -> Override:
 @contextmanager
 def _hydra(request: Request) -> Iterator[None]:
     """Hydra set up for our configurations, and taken down after."""
-    with initialize_config_dir(str(_folders(request)[0]), version_base="1.3", job_name=request.config_name):
+    with initialize_config_dir(
+        str(_folders(request)[0]), version_base="1.3", job_name=request.config_name
+    ):
         yield
 
 
 def _folders(request: Request) -> list[Path]:
-    """Where configurations are looked for. Hydra takes the one to compose from the first, and groups from all of them."""
+    """Where configurations are looked for. Hydra takes the one to compose from the first, and
+    groups from all of them.
+    """
     if request.config_dir is None:
         return [config_folder()]
     folders = [config_folder(), request.config_dir]
-    return folders[::-1] if (request.config_dir / f"{request.config_name}.yaml").exists() else folders
+    return (
+        folders[::-1] if (request.config_dir / f"{request.config_name}.yaml").exists() else folders
+    )
 
 
 def _loader() -> Any:
@@ -145,7 +184,9 @@ def _loader() -> Any:
 
 
 def _plain(config: DictConfig, request: Request) -> dict[str, Any]:
-    mapping = _in_words(request, lambda: OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    mapping = _in_words(
+        request, lambda: OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    )
     assert isinstance(mapping, dict)
     return {str(key): value for key, value in mapping.items()}
 
@@ -159,16 +200,24 @@ def _in_words(request: Request, call: Callable[[], T]) -> T:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value; set {error.full_key}=<value>") from error
     except InterpolationKeyError as error:
-        raise ConfigError(f"{error.full_key}: {str(error.msg).splitlines()[0]}; correct the ${{…}}") from error
+        raise ConfigError(
+            f"{error.full_key}: {str(error.msg).splitlines()[0]}; correct the ${{…}}"
+        ) from error
     except (ConfigCompositionException, OmegaConfBaseException, HydraException) as error:
-        reasons = [str(e).splitlines()[0] for e in (error, error.__cause__) if e is not None and str(e)]
-        raise ConfigError(f"the configuration can't be composed: {': '.join(dict.fromkeys(reasons))}") from error
+        reasons = [
+            str(e).splitlines()[0] for e in (error, error.__cause__) if e is not None and str(e)
+        ]
+        raise ConfigError(
+            f"the configuration can't be composed: {': '.join(dict.fromkeys(reasons))}"
+        ) from error
 
 
 def _missing(error: MissingConfigException, request: Request) -> str:
     """Hydra's 'Could not find', with the closest of the names that there are."""
     group, _, name = str(error.missing_cfg_file or "").rpartition("/")
-    names = groups(request).get(group) or sorted({file.stem for folder in _folders(request) for file in folder.glob("*.yaml")})
+    names = groups(request).get(group) or sorted(
+        {file.stem for folder in _folders(request) for file in folder.glob("*.yaml")}
+    )
     close = difflib.get_close_matches(name, names, 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     what = f"{group}={name}" if group else f"--config-name {name}"

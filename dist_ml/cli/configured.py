@@ -1,4 +1,6 @@
-"""What a configured command shows without running: its help, and the configuration it would run with."""
+"""What a configured command shows without running: its help, and the configuration it would run
+with.
+"""
 
 import dataclasses
 import inspect
@@ -25,14 +27,17 @@ def show(request: Request, config_class: type, program: str) -> int:
 
 def _help(request: Request, config_class: type, program: str) -> str:
     mapping = compose.composed(request)
-    groups = {group: options for group, options in compose.groups(request).items() if group in mapping}
+    groups = {
+        group: options for group, options in compose.groups(request).items() if group in mapping
+    }
     width = max(map(len, groups), default=0)
     group_lines = [f"  {group:{width}}  {', '.join(options)}" for group, options in groups.items()]
     return "\n".join(
         [
             f"usage: {program} [flags] [overrides]",
             "",
-            "Overrides are Hydra's: key=value sets a key, group=option chooses a file of a group, ~key removes one.",
+            "Overrides are Hydra's: key=value sets a key, group=option chooses a file of a group, "
+            "~key removes one.",
             "",
             "Flags:",
             FLAGS,
@@ -40,7 +45,8 @@ def _help(request: Request, config_class: type, program: str) -> str:
             "Groups:",
             *group_lines,
             "",
-            f"Keys, with the values that they have now ({request.config_name}.yaml and the overrides given):",
+            f"Keys, with the values that they have now ({request.config_name}.yaml and the "
+            "overrides given):",
             *_key_lines(mapping, config_class),
         ]
     )
@@ -50,25 +56,44 @@ def _key_lines(mapping: dict[str, Any], config_class: type) -> list[str]:
     rows = list(_rows(mapping, config_class, ""))
     key_width = max(len(key) for key, _, _ in rows)
     value_width = min(28, max(len(value) for _, value, _ in rows))
-    return [f"  {key:{key_width}}  {value:{value_width}}  {meaning}".rstrip() for key, value, meaning in rows]
+    return [
+        f"  {key:{key_width}}  {value:{value_width}}  {meaning}".rstrip()
+        for key, value, meaning in rows
+    ]
 
 
-def _rows(mapping: dict[str, Any], config_class: type, prefix: str) -> Iterator[tuple[str, str, str]]:
-    """(key, value, meaning) of every key, also of those that the composed files leave at their default."""
+def _rows(
+    mapping: dict[str, Any], config_class: type, prefix: str
+) -> Iterator[tuple[str, str, str]]:
+    """(key, value, meaning) of every key, also of those that the composed files leave at their
+    default.
+    """
     meanings, hints = field_comments(config_class), typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         key, value = f"{prefix}{field.name}", mapping.get(field.name, field.default)
         nested = hints[field.name]
-        if dataclasses.is_dataclass(nested) and isinstance(nested, type) and isinstance(value, dict):
+        if (
+            dataclasses.is_dataclass(nested)
+            and isinstance(nested, type)
+            and isinstance(value, dict)
+        ):
             yield from _rows(value, nested, f"{key}.")
         else:
             yield key, _spell(value), meanings.get(field.name, "")
 
 
 def field_comments(config_class: type) -> dict[str, str]:
-    """The comment that ends each field's line in the source: configuration is documented there, once."""
-    pattern = re.compile(r"^\s+(\w+):[^#\n]*#[ ]*(.*)$", re.MULTILINE)
-    return {match[1]: match[2] for match in pattern.finditer(inspect.getsource(config_class))}
+    """Each field's comment, behind it or on the lines above it: configuration is documented
+    there.
+    """
+    above = r"((?:^[ ]+#[^\n]*\n)*)"
+    pattern = re.compile(above + r"^[ ]+(\w+):[^#\n]*(#[^\n]*)?$", re.MULTILINE)
+    return {
+        match[2]: " ".join(
+            line.strip().lstrip("# ") for line in f"{match[1]}{match[3] or ''}".split("\n")
+        ).strip()
+        for match in pattern.finditer(inspect.getsource(config_class))
+    }
 
 
 def _spell(value: Any) -> str:

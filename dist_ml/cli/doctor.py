@@ -1,7 +1,8 @@
-"""`dist-ml doctor`: what this machine, its MPI and its launcher can do, a line each: ok, warn or fail, with the remedy.
+"""`dist-ml doctor`: what this machine, its MPI and its launcher can do, a line each: ok, warn or
+fail, with the remedy.
 
-Under a launcher it examines the world that it was started in. Alone it starts two ranks with each MPI that it finds, and has
-them examine theirs.
+Under a launcher it examines the world that it was started in. Alone it starts two ranks with each
+MPI that it finds, and has them examine theirs.
 """
 
 import importlib.metadata
@@ -25,14 +26,21 @@ _RANKS = 2
 def main(argv: Sequence[str]) -> int:
     """0 unless something failed, then 1."""
     parser = Parser(
-        prog="dist-ml doctor", description="Tell what this machine, its MPI and its launcher can do, and what to mend."
+        prog="dist-ml doctor",
+        description="Tell what this machine, its MPI and its launcher can do, and what to mend.",
     )
     parser.add_argument(
-        "-n", "--ranks", type=int, default=_RANKS, help="ranks to start with each MPI when alone (default: %(default)s)"
+        "-n",
+        "--ranks",
+        type=int,
+        default=_RANKS,
+        help="ranks to start with each MPI when alone (default: %(default)s)",
     )
     parser.add_argument("--mpi", choices=mpi_installation.NAMES, help="try this MPI only")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors that are the user's, too")
+    parser.add_argument(
+        "--debug", action="store_true", help="show tracebacks of errors that are the user's, too"
+    )
     options = parser.parse_args(argv)
     if stacks.TIME_LIMIT not in os.environ:  # what it diagnoses may hang
         os.environ[stacks.TIME_LIMIT] = str(_TIME_LIMIT_SECONDS * 3)
@@ -65,30 +73,57 @@ def _examine_machine(name: str | None, ranks: int) -> list[dict[str, Any]]:
         return [*findings, _finding("fail", "MPI", str(error), "")]
     if not found:
         text = "none found: neither a wheel nor mpiexec on the path; one rank trains without"
-        findings.append(_finding("warn", "MPI", text, "pip install 'dist_ml[mpich]', or load the site's MPI module"))
+        findings.append(
+            _finding(
+                "warn", "MPI", text, "pip install 'dist_ml[mpich]', or load the site's MPI module"
+            )
+        )
     for installation in found:
-        findings.append(_finding("ok", "---", f"{installation.name}: {ranks} ranks started by {installation.mpiexec}"))
+        findings.append(
+            _finding(
+                "ok", "---", f"{installation.name}: {ranks} ranks started by {installation.mpiexec}"
+            )
+        )
         findings += _examine_installation(installation, ranks)
     return findings
 
 
-def _examine_installation(installation: mpi_installation.MpiInstallation, ranks: int) -> list[dict[str, Any]]:
+def _examine_installation(
+    installation: mpi_installation.MpiInstallation, ranks: int
+) -> list[dict[str, Any]]:
     program = [sys.executable, "-m", "dist_ml", "doctor", "--json"]
-    done = mpiexec.run(program, ranks, installation, time_limit_seconds=_TIME_LIMIT_SECONDS, capture=True)
+    done = mpiexec.run(
+        program, ranks, installation, time_limit_seconds=_TIME_LIMIT_SECONDS, capture=True
+    )
     for line in reversed(done.stdout.splitlines()):
         if line.startswith("[{"):
             findings: list[dict[str, Any]] = json.loads(line)
             return findings
-    why = f"no answer within {_TIME_LIMIT_SECONDS:g} s" if done.timed_out else f"exit status {done.returncode}"
+    why = (
+        f"no answer within {_TIME_LIMIT_SECONDS:g} s"
+        if done.timed_out
+        else f"exit status {done.returncode}"
+    )
     words = " ".join((done.stderr or done.stdout).split())[-400:]
-    return [_finding("fail", "start", f"{why}: {words or 'it said nothing'}", f"try: {installation.mpiexec} -n {ranks} hostname")]
+    return [
+        _finding(
+            "fail",
+            "start",
+            f"{why}: {words or 'it said nothing'}",
+            f"try: {installation.mpiexec} -n {ranks} hostname",
+        )
+    ]
 
 
 def _launcher() -> dict[str, Any]:
     """Which launcher started this, and which one `mpiexec` on the path would be."""
-    started_by = mpi_installation.started_by(os.environ) or ("srun" if "SLURM_STEP_ID" in os.environ else "an unknown launcher")
+    started_by = mpi_installation.started_by(os.environ) or (
+        "srun" if "SLURM_STEP_ID" in os.environ else "an unknown launcher"
+    )
     on_path = shutil.which("mpiexec")
-    return _finding("ok", "launcher", f"started by {started_by}; mpiexec on the path: {on_path or 'none'}")
+    return _finding(
+        "ok", "launcher", f"started by {started_by}; mpiexec on the path: {on_path or 'none'}"
+    )
 
 
 def _versions() -> str:

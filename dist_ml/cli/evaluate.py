@@ -14,12 +14,19 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Print what the saved weights reach; the number of ranks need not be the training's."""
-    parser = Parser(prog="dist-ml evaluate", description="Measure a finished run's saved weights on the test samples.")
+    parser = Parser(
+        prog="dist-ml evaluate",
+        description="Measure a finished run's saved weights on the test samples.",
+    )
     parser.add_argument("run", type=Path, help="the run's folder, as in runs/digits/<time>")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors that are the user's, too")
+    parser.add_argument(
+        "--debug", action="store_true", help="show tracebacks of errors that are the user's, too"
+    )
     options = parser.parse_args(argv)
-    return ranks.run_on_ranks(lambda world: _evaluate(world, options.run, options.json), options.debug)
+    return ranks.run_on_ranks(
+        lambda world: _evaluate(world, options.run, options.json), options.debug
+    )
 
 
 def _evaluate(world: "Communicator", folder: Path, as_json: bool) -> int:

@@ -1,4 +1,6 @@
-"""What `dist-ml doctor` looks at, on every rank: plain values that can be gathered, printed and tested with."""
+"""What `dist-ml doctor` looks at, on every rank: plain values that can be gathered, printed and
+tested with.
+"""
 
 import os
 import shutil
@@ -21,7 +23,15 @@ if TYPE_CHECKING:
 SHARED_MEMORY = "/dev/shm"
 # A raw bfloat16 sum is not among those tried: it ends the process on MPICH.
 RAW_SUMS = (np.float32, np.float64, np.float16, np.int32, np.int64)
-OUR_SUMS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.bool)
+OUR_SUMS = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,8 @@ class WorldFacts:
     node_sizes: tuple[int, ...] = ()
     raw_sums: Mapping[str, bool] = field(default_factory=dict)  # by dtype: was the sum right?
     our_sums: Mapping[str, bool] = field(default_factory=dict)
-    shared_window: str = ""  # what went wrong with a window of shared memory; empty when nothing did
+    # what went wrong with a window of shared memory; empty when nothing did
+    shared_window: str = ""
     singletons: str = ""  # the message when ranks found no world
 
 
@@ -57,7 +68,9 @@ def rank_facts(rank: int, with_mpi: bool) -> RankFacts:
     """What can be seen without talking to others."""
     library = mpi.library_facts() if with_mpi else {}
     shared = shutil.disk_usage(SHARED_MEMORY) if os.path.isdir(SHARED_MEMORY) else None
-    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    affinity = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
     return RankFacts(
         rank=rank,
         host=socket.gethostname(),
@@ -88,10 +101,16 @@ def world_facts(world: "Communicator") -> WorldFacts:
         ranks=ranks,
         launched_size=mpi.launched_size(),
         node_sizes=tuple(size for size in leaders if size is not None),
-        raw_sums={np.dtype(dtype).name: _on_all(world, _raw_sum_is_right(world, dtype)) for dtype in RAW_SUMS}
+        raw_sums={
+            np.dtype(dtype).name: _on_all(world, _raw_sum_is_right(world, dtype))
+            for dtype in RAW_SUMS
+        }
         if with_mpi
         else {},
-        our_sums={str(dtype).removeprefix("torch."): _on_all(world, _our_sum_is_right(world, dtype)) for dtype in OUR_SUMS},
+        our_sums={
+            str(dtype).removeprefix("torch."): _on_all(world, _our_sum_is_right(world, dtype))
+            for dtype in OUR_SUMS
+        },
         shared_window=_shared_window(world, node) if with_mpi else "",
     )
     node.free()
@@ -106,7 +125,9 @@ def _raw_sum_is_right(world: "Communicator", dtype: type) -> bool:
     ones: Array = np.ones(3, dtype)
     try:
         mpi.raw_allreduce(world, ones)()
-    except Exception:  # mpi4py's own, of the MPI's own kinds: whatever it is, this dtype can't be summed
+    except (
+        Exception
+    ):  # mpi4py's own, of the MPI's own kinds: whatever it is, this dtype can't be summed
         return False
     return bool((ones == world.size).all())
 

@@ -22,7 +22,8 @@ def main(argv: Sequence[str]) -> int:
     if request.help or request.show:
         if request.help:
             terminal.say(
-                "  --plan                 print grid, steps, words, messages, memory and seconds, and stop: for any ranks=…"
+                "  --plan                 print grid, steps, words, messages, memory and seconds, "
+                "and stop: for any ranks=…"
             )
         return configured.show(request, GemmConfig, PROGRAM)
     if plan_only:
@@ -36,11 +37,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(request: Request, world: "Communicator") -> int:
-    from dist_ml.comm.agreement import collectively, from_root
+    from dist_ml.comm.agreement import from_root, raise_on_all_ranks
     from dist_ml.gemm import experiment, from_config
 
     mapping = from_root(world, lambda: compose.composed(request))
-    with collectively(world):
+    with raise_on_all_ranks(world):
         config = from_mapping(GemmConfig, mapping)
         from_config.plan_of(config, world.size)
     outcome = experiment.run(config, world)
@@ -55,8 +56,15 @@ def _measured(outcome: "Outcome") -> list[tuple[str, str]]:
     most = max(moved.received for moved in outcome.moved)
     agree = "as planned on every rank" if outcome.as_planned else "NOT as planned"
     return [
-        ("measured", f"{fastest:.4g} s, {outcome.flops / fastest / 1e9 if fastest else 0:.1f} GFLOP/s; {most:,} words, {agree}"),
-        ("checked", f"error {outcome.error_over_bound:.3g} of what rounding allows, against float64"),
+        (
+            "measured",
+            f"{fastest:.4g} s, {outcome.flops / fastest / 1e9 if fastest else 0:.1f} GFLOP/s; "
+            f"{most:,} words, {agree}",
+        ),
+        (
+            "checked",
+            f"error {outcome.error_over_bound:.3g} of what rounding allows, against float64",
+        ),
     ]
 
 

@@ -1,4 +1,6 @@
-"""`dist-ml COMMAND …`: one table of commands, each in a module of its own that is imported when it is called."""
+"""`dist-ml COMMAND …`: one table of commands, each in a module of its own that is imported when it
+is called.
+"""
 
 import importlib
 import os
@@ -9,21 +11,32 @@ from dist_ml.cli import terminal
 from dist_ml.errors import ConfigError
 from dist_ml.launch import stacks
 
-# What `dist-ml NAME` runs: `main(argv) -> exit status` of a module that imports torch and MPI only where it needs them.
+# What `dist-ml NAME` runs: `main(argv) -> exit status` of a module that imports torch and MPI only
+# where it needs them.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "train": ("dist_ml.cli.train", "train a network on the ranks that were started, or a sweep with --multirun"),
-    "evaluate": ("dist_ml.cli.evaluate", "measure a finished run's saved weights on the test samples"),
+    "train": (
+        "dist_ml.cli.train",
+        "train a network on the ranks that were started, or a sweep with --multirun",
+    ),
+    "evaluate": (
+        "dist_ml.cli.evaluate",
+        "measure a finished run's saved weights on the test samples",
+    ),
     "report": ("dist_ml.cli.report", "tabulate runs, and plot their losses and step times"),
     "bench": ("dist_ml.cli.bench", "run a benchmark and hold its figures against their limits"),
     "gemm": ("dist_ml.cli.gemm", "plan and run distributed matrix products"),
     "launch": ("dist_ml.cli.launch", "start a program on P ranks of this machine"),
-    "doctor": ("dist_ml.cli.doctor", "tell what this machine, its MPI and its launcher can do, and what to mend"),
+    "doctor": (
+        "dist_ml.cli.doctor",
+        "tell what this machine, its MPI and its launcher can do, and what to mend",
+    ),
 }
 
 
-# For how long threads of torch (GNU OpenMP: in tries, 300,000 by default) and of numpy (OpenBLAS: in powers of two of cycles, 26)
-# ask for more work before they sleep. The defaults are milliseconds in which they take cores from each other's threads: products
-# on one library, with small operations on the other in between, then ran at half their rate. Read when the libraries are loaded.
+# For how long threads of torch (GNU OpenMP: in tries, 300,000 by default) and of numpy (OpenBLAS:
+# in powers of two of cycles, 26) ask for more work before they sleep. The defaults are milliseconds
+# in which they take cores from each other's threads: products on one library, with small operations
+# on the other in between, then ran at half their rate. Read when the libraries are loaded.
 _SPINNING = {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 
@@ -51,7 +64,10 @@ def _run(argv: list[str]) -> int:
         terminal.say(f"dist-ml {__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        raise ConfigError(f"unknown command {argv[0]!r}; there are {', '.join(COMMANDS)} (dist-ml --help tells what they do)")
+        raise ConfigError(
+            f"unknown command {argv[0]!r}; there are {', '.join(COMMANDS)} (dist-ml --help tells "
+            "what they do)"
+        )
     module = importlib.import_module(COMMANDS[argv[0]][0])
     status: int = module.main(argv[1:])
     return status
@@ -65,6 +81,7 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "On several ranks:  dist-ml launch -n 4 train     or     mpiexec -n 4 dist-ml train     or     srun … dist-ml train",
+            "On several ranks:  dist-ml launch -n 4 train     or     mpiexec -n 4 dist-ml train   "
+            "  or     srun … dist-ml train",
         ]
     )

@@ -17,15 +17,21 @@ _NAMED_RUNS = 12  # more would cover the curves
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
-    """Draw what the runs have to show and return the files; `DataError` when no run has logged a step."""
+    """Draw what the runs have to show and return the files; `DataError` when no run has logged a
+    step.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--plot {folder} can't be made ({error.strerror or error}); choose another folder") from error
+        raise ConfigError(
+            f"--plot {folder} can't be made ({error.strerror or error}); choose another folder"
+        ) from error
     figures = {"loss.png": _losses(rows), "step_time.png": _step_times(rows)}
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
     if not drawn:
-        raise DataError("nothing to plot: none of these runs has a readable step in its metrics.jsonl")
+        raise DataError(
+            "nothing to plot: none of these runs has a readable step in its metrics.jsonl"
+        )
     for name, figure in drawn.items():
         figure.savefig(folder / name, dpi=_DPI)
         plt.close(figure)
@@ -68,7 +74,10 @@ def _step_times(rows: list[Row]) -> Any:
         axes.barh(range(len(labels)), widths, left=left, label=name, height=0.7)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.set(
-        xlabel="milliseconds a step (rank 0)", title="Where a step's time goes", yticks=range(len(labels)), yticklabels=labels
+        xlabel="milliseconds a step (rank 0)",
+        title="Where a step's time goes",
+        yticks=range(len(labels)),
+        yticklabels=labels,
     )
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x", linewidth=0.5)
@@ -77,8 +86,13 @@ def _step_times(rows: list[Row]) -> Any:
 
 
 def step_phases(row: Row) -> dict[str, float]:
-    """Mean seconds of a step by phase: the summary's, or of a run that has none the logged lines'."""
-    totals, num_steps = row.record.summary.get("seconds_by_phase"), row.record.summary.get("num_steps")
+    """Mean seconds of a step by phase: the summary's, or of a run that has none the logged
+    lines'.
+    """
+    totals, num_steps = (
+        row.record.summary.get("seconds_by_phase"),
+        row.record.summary.get("num_steps"),
+    )
     if not isinstance(totals, dict) or not num_steps:
         lines = [line for line in row.record.steps if isinstance(line.get("seconds"), dict)]
         names = dict.fromkeys(name for line in lines for name in line["seconds"])
@@ -88,7 +102,11 @@ def step_phases(row: Row) -> dict[str, float]:
 
 
 def _curve(row: Row, name: str) -> tuple[list[int], list[float]]:
-    points = [(line["step"], line[name]) for line in row.record.steps if line.get(name) is not None and "step" in line]
+    points = [
+        (line["step"], line[name])
+        for line in row.record.steps
+        if line.get(name) is not None and "step" in line
+    ]
     return [step for step, _ in points], [value for _, value in points]
 
 

@@ -9,7 +9,8 @@
 | SIGTERM on the only rank                 | `stopped by SIGTERM`                      | it cleans up and ends          |
 | SIGTERM on one of several ranks          | what the launcher says                    | at once, even inside MPI       |
 
-Of several ranks that fail on their own the first one speaks; all of them write to their own `log/rank-<r>.log`.
+Of several ranks that fail on their own the first one speaks; all of them write to their own
+`log/rank-<r>.log`.
 """
 
 import os
@@ -28,14 +29,17 @@ from dist_ml.launch.process import sigterm_raises
 if TYPE_CHECKING:
     from dist_ml.comm.communicator import Communicator
 
-# An abort ends the other ranks within milliseconds, so letting lower ranks go first is enough to have one of them speak.
+# An abort ends the other ranks within milliseconds, so letting lower ranks go first is enough to
+# have one of them speak.
 _TURN_SECONDS = 0.02
 _LONGEST_WAIT_SECONDS = 1.0
 _FAILED = 1
 
 
 def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> int:
-    """Make the world, run `body` on every rank of it, and give its exit status; see the table above for failures."""
+    """Make the world, run `body` on every rank of it, and give its exit status; see the table above
+    for failures.
+    """
     try:
         from dist_ml.comm import mpi
 
@@ -85,11 +89,17 @@ def _end_alone(world: "Communicator", error: Exception, debug: bool) -> None:
         time.sleep(min(world.rank * _TURN_SECONDS, _LONGEST_WAIT_SECONDS))
     if claimed is not False:
         where = f"rank {world.rank} of {world.size} on {socket.gethostname()}"
-        words = f"{''.join(traceback.format_exception(error))}error on {where}: " if debug else f"error on {where}: "
+        words = (
+            f"{''.join(traceback.format_exception(error))}error on {where}: "
+            if debug
+            else f"error on {where}: "
+        )
         sys.stderr.write(f"{words}{_describe(error)}\n")
         sys.stderr.flush()
     else:
-        time.sleep(_LONGEST_WAIT_SECONDS)  # the speaker's abort ends this rank; its own is for a speaker that can't
+        time.sleep(
+            _LONGEST_WAIT_SECONDS
+        )  # the speaker's abort ends this rank; its own is for a speaker that can't
     world.abort(error.exit_status if isinstance(error, DistMLError) else _FAILED)
 
 
@@ -98,7 +108,9 @@ def _describe(error: Exception) -> str:
 
 
 def _log_failure(error: BaseException) -> bool | None:
-    """Write the traceback to this rank's log; was it the run's first? None when there is no run folder yet."""
+    """Write the traceback to this rank's log; was it the run's first? None when there is no run
+    folder yet.
+    """
     from dist_ml.train import logs
 
     return logs.record_failure(error)

@@ -1,4 +1,6 @@
-"""`dist-ml train --multirun`: one MPI job for each point of a sweep, one after the other, so that ranks can be swept too."""
+"""`dist-ml train --multirun`: one MPI job for each point of a sweep, one after the other, so that
+ranks can be swept too.
+"""
 
 import re
 import sys
@@ -31,29 +33,57 @@ def run(request: Request) -> int:
 
     if mpi.launched():
         raise ConfigError(
-            "--multirun starts an MPI job for each point, so it can't run inside one; start it without mpiexec or srun"
+            "--multirun starts an MPI job for each point, so it can't run inside one; start it "
+            "without mpiexec or srun"
         )
     points = plan(request)
-    failed = [point for index, point in enumerate(points) if not _run_point(request, point, index, len(points))]
+    failed = [
+        point
+        for index, point in enumerate(points)
+        if not _run_point(request, point, index, len(points))
+    ]
     _report(points[0].folder.parent)
     if failed:
-        terminal.complain(f"{len(failed)} of {len(points)} runs failed: {', '.join(point.folder.name for point in failed)}")
+        terminal.complain(
+            f"{len(failed)} of {len(points)} runs failed: "
+            f"{', '.join(point.folder.name for point in failed)}"
+        )
     return 1 if failed else 0
 
 
 def plan(request: Request) -> list[Point]:
-    """All points, each composed and converted once, so that a sweep with a mistake in it stops before it starts."""
+    """All points, each composed and converted once, so that a sweep with a mistake in it stops
+    before it starts.
+    """
     swept = compose.sweep_points(request)
-    varied = [index for index in range(len(swept[0])) if len({overrides[index] for overrides in swept}) > 1] if swept else []
+    varied = (
+        [
+            index
+            for index in range(len(swept[0]))
+            if len({overrides[index] for overrides in swept}) > 1
+        ]
+        if swept
+        else []
+    )
     points: list[Point] = []
     root: Path | None = None
     for number, overrides in enumerate(swept):
         try:
-            config = from_mapping(TrainConfig, compose.composed(replace(request, overrides=overrides, multirun=False)))
+            config = from_mapping(
+                TrainConfig, compose.composed(replace(request, overrides=overrides, multirun=False))
+            )
         except DistMLError as error:
-            raise ConfigError(f"point {number} of the sweep ({' '.join(overrides)}): {error}") from error
+            raise ConfigError(
+                f"point {number} of the sweep ({' '.join(overrides)}): {error}"
+            ) from error
         root = root or Path("multirun", config.name, time.strftime("%Y-%m-%d_%H-%M-%S"))
-        points.append(Point(overrides, config.ranks or 1, root / _folder_name(number, [overrides[index] for index in varied])))
+        points.append(
+            Point(
+                overrides,
+                config.ranks or 1,
+                root / _folder_name(number, [overrides[index] for index in varied]),
+            )
+        )
     return points
 
 
@@ -65,7 +95,8 @@ def _folder_name(number: int, varied: list[str]) -> str:
 
 def _run_point(request: Request, point: Point, number: int, count: int) -> bool:
     terminal.say(
-        f"\nrun {number + 1} of {count} on {point.ranks} rank{'s' if point.ranks > 1 else ''}: {' '.join(point.overrides)}"
+        f"\nrun {number + 1} of {count} on {point.ranks} rank{'s' if point.ranks > 1 else ''}: "
+        f"{' '.join(point.overrides)}"
     )
     program = [sys.executable, "-m", "dist_ml", "train", f"--config-name={request.config_name}"]
     program += [f"--config-dir={request.config_dir}"] if request.config_dir else []

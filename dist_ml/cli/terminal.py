@@ -1,4 +1,6 @@
-"""Words on the terminal, once: under a launcher only rank 0 speaks, by its launcher's variables, so that MPI isn't needed."""
+"""Words on the terminal, once: under a launcher only rank 0 speaks, by its launcher's variables, so
+that MPI isn't needed.
+"""
 
 import argparse
 import os
@@ -31,7 +33,8 @@ def complain(text: str) -> None:
 
 
 def ending_in_words(command: Callable[[], int], debug: bool) -> int:
-    """The command's exit status; errors that are the user's, and interrupts, become a short message and a status.
+    """The command's exit status; errors that are the user's, and interrupts, become a short message
+    and a status.
 
     For what runs outside the ranks' world; inside it, `ranks.run_on_ranks` ends failures first.
     """
@@ -53,14 +56,22 @@ def ending_in_words(command: Callable[[], int], debug: bool) -> int:
 
 
 def _show_cursor() -> None:
-    """A rank that was killed while it drew its progress bar has left the terminal's cursor hidden."""
-    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and os.environ.get("TTY_COMPATIBLE") != "0":
+    """A rank that was killed while it drew its progress bar has left the terminal's cursor
+    hidden.
+    """
+    if (
+        sys.stdout.isatty()
+        and os.environ.get("TERM", "dumb") != "dumb"
+        and os.environ.get("TTY_COMPATIBLE") != "0"
+    ):
         sys.stdout.write("\x1b[?25h")
         sys.stdout.flush()
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that says what it has to say once, and raises `ConfigError` on wrong usage."""
+    """An argument parser that says what it has to say once, and raises `ConfigError` on wrong
+    usage.
+    """
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} ({self.prog} --help tells what there is)")

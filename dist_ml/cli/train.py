@@ -16,7 +16,9 @@ PROGRAM = "dist-ml train"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train on the ranks that were started; with --multirun, start them for each point of a sweep."""
+    """Train on the ranks that were started; with --multirun, start them for each point of a
+    sweep.
+    """
     request = arguments.parse(argv, PROGRAM, config_name="train")
     if request.help or request.show:
         return configured.show(request, TrainConfig, PROGRAM)

@@ -1,1 +1,3 @@
-"""Communication: everything that crosses a rank goes through `Communicator`, is checked there, and is counted."""
+"""Communication: everything that crosses a rank goes through `Communicator`, is checked there, and
+is counted.
+"""

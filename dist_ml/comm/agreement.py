@@ -15,18 +15,21 @@ T = TypeVar("T")
 
 
 @contextmanager
-def collectively(comm: "Communicator") -> Iterator[None]:
-    """If the body raises a `DistMLError` on any rank, raise the lowest such rank's error on all ranks, marked as agreed.
+def raise_on_all_ranks(comm: "Communicator") -> Iterator[None]:
+    """If the body raises a `DistMLError` on any rank, raise the lowest such rank's error on all
+    ranks, marked as agreed.
 
-    The body must not communicate: a rank that fails half-way would leave the others waiting in it. Errors that are not the
-    user's pass through on their rank, and end the job by an abort.
+    The body must not communicate: a rank that fails half-way would leave the others waiting in it.
+    Errors that are not the user's pass through on their rank, and end the job by an abort.
     """
     failure: DistMLError | None = None
     try:
         yield
     except DistMLError as error:
         failure = error
-    reports = comm.allgather_objects(None if failure is None else (type(failure).__name__, str(failure), socket.gethostname()))
+    reports = comm.allgather_objects(
+        None if failure is None else (type(failure).__name__, str(failure), socket.gethostname())
+    )
     failed = [rank for rank, report in enumerate(reports) if report is not None]
     if not failed:
         return
@@ -38,7 +41,8 @@ def collectively(comm: "Communicator") -> Iterator[None]:
 
 
 def from_root(comm: "Communicator", make: Callable[[], T]) -> T:
-    """What `make` returns on rank 0, on all ranks; a `DistMLError` that it raises there is raised on all, marked as agreed.
+    """What `make` returns on rank 0, on all ranks; a `DistMLError` that it raises there is raised
+    on all, marked as agreed.
 
     The result travels as a small Python object. `make` must not communicate.
     """

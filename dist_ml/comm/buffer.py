@@ -1,8 +1,10 @@
-"""Torch tensors and numpy arrays as flat host buffers that MPI can move: the one place that a new device would extend.
+"""Torch tensors and numpy arrays as flat host buffers that MPI can move: the one place that a new
+device would extend.
 
-A buffer is a flat, contiguous numpy view of the caller's memory, never a copy of it, so that what is received lands where the
-caller looks. bfloat16, which numpy doesn't have, is viewed as 2-byte integers, and bool, which MPIs don't compare, as bytes
-of 0 and 1: they can be moved, and the dtype gate of `Communicator` sees their real name before any reduction.
+A buffer is a flat, contiguous numpy view of the caller's memory, never a copy of it, so that what
+is received lands where the caller looks. bfloat16, which numpy doesn't have, is viewed as 2-byte
+integers, and bool, which MPIs don't compare, as bytes of 0 and 1: they can be moved, and the dtype
+gate of `Communicator` sees their real name before any reduction.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -40,21 +42,31 @@ class Buffer(NamedTuple):
 
 
 def as_buffer(x: Tensor) -> Buffer:
-    """The flat view of a contiguous tensor; `CommunicationError` for other devices, dtypes and layouts."""
+    """The flat view of a contiguous tensor; `CommunicationError` for other devices, dtypes and
+    layouts.
+    """
     if isinstance(x, torch.Tensor):
         return _from_torch(x)
     if not isinstance(x, np.ndarray):
-        raise CommunicationError(f"a {type(x).__name__} can't be communicated; pass a torch tensor or a numpy array")
+        raise CommunicationError(
+            f"a {type(x).__name__} can't be communicated; pass a torch tensor or a numpy array"
+        )
     if x.dtype.name not in _NUMPY_NAMES or not x.dtype.isnative:
-        raise CommunicationError(f"dtype {x.dtype} can't be communicated; use one of {', '.join(sorted(_NUMPY_NAMES))}")
+        raise CommunicationError(
+            f"dtype {x.dtype} can't be communicated; use one of {', '.join(sorted(_NUMPY_NAMES))}"
+        )
     if not x.flags.c_contiguous:
-        raise CommunicationError(_layout(x.shape, tuple(stride // x.itemsize for stride in x.strides)))
+        raise CommunicationError(
+            _layout(x.shape, tuple(stride // x.itemsize for stride in x.strides))
+        )
     flat = x.reshape(-1)
     return Buffer(flat.view(np.uint8) if x.dtype == np.bool_ else flat, x.dtype.name)
 
 
 def is_contiguous(x: Tensor) -> bool:
-    """False for tensors that need a contiguous copy; whatever `as_buffer` refuses anyway counts as contiguous."""
+    """False for tensors that need a contiguous copy; whatever `as_buffer` refuses anyway counts as
+    contiguous.
+    """
     if isinstance(x, torch.Tensor):
         return x.is_contiguous()
     return not isinstance(x, np.ndarray) or bool(x.flags.c_contiguous)
@@ -63,9 +75,13 @@ def is_contiguous(x: Tensor) -> bool:
 def _from_torch(x: torch.Tensor) -> Buffer:
     dtype = _TORCH_NAMES.get(x.dtype)
     if dtype is None:
-        raise CommunicationError(f"dtype {x.dtype} can't be communicated; use one of {', '.join(_TORCH_NAMES.values())}")
+        raise CommunicationError(
+            f"dtype {x.dtype} can't be communicated; use one of {', '.join(_TORCH_NAMES.values())}"
+        )
     if x.device.type != "cpu":
-        raise CommunicationError(f"the tensor lives on {x.device}, and only host memory is communicated; pass x.cpu()")
+        raise CommunicationError(
+            f"the tensor lives on {x.device}, and only host memory is communicated; pass x.cpu()"
+        )
     if not x.is_contiguous():
         raise CommunicationError(_layout(tuple(x.shape), x.stride()))
     if x.requires_grad:
@@ -76,4 +92,7 @@ def _from_torch(x: torch.Tensor) -> Buffer:
 
 
 def _layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> str:
-    return f"a tensor of shape {shape} and strides {strides} is not contiguous; pass x.contiguous() and copy the result back"
+    return (
+        f"a tensor of shape {shape} and strides {strides} is not contiguous; pass x.contiguous() "
+        "and copy the result back"
+    )

@@ -1,6 +1,7 @@
 """The flat views of tensors that are communicated again and again, such as a gradient buffer.
 
-Making a view costs about 5 µs, as much as all else that a call adds to MPI's own; looking one up costs less than 1.
+Making a view costs about 5 µs, as much as all else that a call adds to MPI's own; looking one up
+costs less than 1.
 """
 
 import weakref
@@ -11,9 +12,11 @@ from dist_ml.comm.buffer import Buffer, Tensor, as_buffer
 
 
 class BufferCache:
-    """Remembers the view of each tensor that lives, and gives it back while it is still true: same memory, size and dtype.
+    """Remembers the view of each tensor that lives, and gives it back while it is still true: same
+    memory, size and dtype.
 
-    It keeps no tensor alive: an entry goes with its tensor, and with it what the view holds of the memory.
+    It keeps no tensor alive: an entry goes with its tensor, and with it what the view holds of the
+    memory.
     """
 
     def __init__(self) -> None:
@@ -38,7 +41,14 @@ class BufferCache:
         """`as_buffer(x)`, remembered if it is a torch tensor; its errors."""
         if not isinstance(x, torch.Tensor):
             return as_buffer(x)
-        buffer = as_buffer(x.detach())  # of another tensor on the same memory, for a view keeps its tensor alive
+        buffer = as_buffer(
+            x.detach()
+        )  # of another tensor on the same memory, for a view keeps its tensor alive
         entries, key = self._entries, id(x)
-        entries[key] = weakref.ref(x, lambda _: entries.pop(key, None)), x.data_ptr(), x.dtype, buffer
+        entries[key] = (
+            weakref.ref(x, lambda _: entries.pop(key, None)),
+            x.data_ptr(),
+            x.dtype,
+            buffer,
+        )
         return buffer

@@ -1,7 +1,8 @@
 """Checked mode: ranks compare what they are about to do before each collective.
 
-Without it, two ranks in different collectives hang, or exchange nonsense. With it (`comm.checked=true`) each collective is
-preceded by a small exchange of fingerprints, and a difference raises on all ranks, naming both sides.
+Without it, two ranks in different collectives hang, or exchange nonsense. With it
+(`comm.checked=true`) each collective is preceded by a small exchange of fingerprints, and a
+difference raises on all ranks, naming both sides.
 """
 
 import os
@@ -18,7 +19,8 @@ _OWN_FOLDER = os.path.dirname(__file__)
 
 
 class Checker:
-    """Compares fingerprints over a duplicate of the group, so that they can't be mistaken for the group's own messages.
+    """Compares fingerprints over a duplicate of the group, so that they can't be mistaken for the
+    group's own messages.
 
     A rank that does not arrive within `patience_seconds` is reported by those that wait for it.
     """
@@ -28,7 +30,9 @@ class Checker:
         self._patience_seconds = patience_seconds
 
     def check(self, collective: str, dtype: str, count: int | None, root: int | None) -> None:
-        """Raise `CommunicationError` on all ranks unless all make the same call. Costs an allgather of 256 bytes."""
+        """Raise `CommunicationError` on all ranks unless all make the same call. Costs an allgather
+        of 256 bytes.
+        """
         described = f"{collective} dtype={dtype}"
         described += f" count={count}" if count is not None else ""
         described += f" root={root}" if root is not None else ""
@@ -36,7 +40,8 @@ class Checker:
         for rank, call in enumerate(calls):
             if call != calls[0]:
                 raise CommunicationError(
-                    f"ranks are in different collectives: rank 0 calls {calls[0]}, but rank {rank} calls {call}; "
+                    f"ranks are in different collectives: rank 0 calls {calls[0]}, but rank "
+                    f"{rank} calls {call}; "
                     "every rank must make the same calls in the same order"
                 )
 
@@ -44,7 +49,9 @@ class Checker:
         self._transport.free()
 
     def _exchange(self, call: str) -> list[str]:
-        own = np.frombuffer(call.encode()[:_FINGERPRINT_BYTES].ljust(_FINGERPRINT_BYTES), dtype=np.uint8)
+        own = np.frombuffer(
+            call.encode()[:_FINGERPRINT_BYTES].ljust(_FINGERPRINT_BYTES), dtype=np.uint8
+        )
         size = self._transport.size
         everybody = np.empty(size * _FINGERPRINT_BYTES, dtype=np.uint8)
         request = self._transport.iallgather(own, everybody, [_FINGERPRINT_BYTES] * size)
@@ -52,7 +59,8 @@ class Checker:
         while not request.test():
             if time.monotonic() > deadline:
                 raise CommunicationError(
-                    f"rank {self._transport.rank} waited {self._patience_seconds:g} s in {call} for ranks that did not come"
+                    f"rank {self._transport.rank} waited {self._patience_seconds:g} s in {call} "
+                    "for ranks that did not come"
                 )
             time.sleep(0)
         return [bytes(row).decode(errors="replace").rstrip() for row in everybody.reshape(size, -1)]

@@ -17,23 +17,27 @@ from dist_ml.errors import CommunicationError
 
 Op: TypeAlias = Literal["sum", "mean", "max", "min"]
 
-# Half-precision buffers are widened this many elements at a time, so that a large one needs little extra memory.
+# Half-precision buffers are widened this many elements at a time, so that a large one needs little
+# extra memory.
 HALF_PIECE = 1 << 20
 
 
 class Communicator(Group):
     """Collectives and messages between the ranks of one mesh axis.
 
-    Takes torch tensors and numpy arrays in host memory. What is received is written into the caller's memory; tensors that are
-    not contiguous are refused, except in place by the blocking `allreduce` and `broadcast`, which copy back. Empty tensors are
-    fine, and so are counts above 2^31. Every call is entered in `traffic` under `axis`. A call on a group of one moves nothing.
+    Takes torch tensors and numpy arrays in host memory. What is received is written into the
+    caller's memory; tensors that are not contiguous are refused, except in place by the blocking
+    `allreduce` and `broadcast`, which copy back. Empty tensors are fine, and so are counts above
+    2^31. Every call is entered in `traffic` under `axis`. A call on a group of one moves nothing.
 
-    bfloat16 and float16 are summed in float32 and rounded once, because a raw MPI sum of bfloat16 returns garbage on Open MPI
-    and aborts on MPICH.
+    bfloat16 and float16 are summed in float32 and rounded once, because a raw MPI sum of bfloat16
+    returns garbage on Open MPI and aborts on MPICH.
     """
 
     def allreduce(self, x: Tensor, op: Op = "sum") -> None:
-        """Reduce `x` (same shape and dtype on all ranks) over the group, in place. Words: 2n(P-1)/P of the direct algorithm."""
+        """Reduce `x` (same shape and dtype on all ranks) over the group, in place. Words: 2n(P-1)/P
+        of the direct algorithm.
+        """
         buffer = self._views.find(x)
         if buffer is None:
             if not is_contiguous(x):
@@ -55,64 +59,107 @@ class Communicator(Group):
         if self.size == 1:
             return Request()
         if not is_half(buffer):
-            return self.transport.iallreduce(buffer.array, _mpi_op(op)).then(lambda: self._divide(buffer.array, op))
+            return self.transport.iallreduce(buffer.array, _mpi_op(op)).then(
+                lambda: self._divide(buffer.array, op)
+            )
         wide = widen(buffer)
-        return self.transport.iallreduce(wide, _mpi_op(op)).then(lambda: narrow(self._divide(wide, op), buffer))
+        return self.transport.iallreduce(wide, _mpi_op(op)).then(
+            lambda: narrow(self._divide(wide, op), buffer)
+        )
 
-    def reduce_scatter(self, send: Tensor, receive: Tensor, op: Op = "sum", counts: Sequence[int] | None = None) -> None:
-        """Reduce `send` (n elements) and leave rank r the r-th of `counts` consecutive elements in `receive`.
+    def reduce_scatter(
+        self, send: Tensor, receive: Tensor, op: Op = "sum", counts: Sequence[int] | None = None
+    ) -> None:
+        """Reduce `send` (n elements) and leave rank r the r-th of `counts` consecutive elements in
+        `receive`.
 
         `counts` default to the balanced block partition of n. Words sent: n - counts[rank].
         """
         source, target, counts = self._enter_reduce_scatter(send, receive, op, counts)
         if not is_half(source):
-            self._timed("reduce_scatter", lambda: self.transport.reduce_scatter(source.array, target.array, counts, _mpi_op(op)))
+            self._timed(
+                "reduce_scatter",
+                lambda: self.transport.reduce_scatter(
+                    source.array, target.array, counts, _mpi_op(op)
+                ),
+            )
             self._divide(target.array, op)
             return
         wide = np.empty(target.array.size, dtype=np.float32)
-        self._timed("reduce_scatter", lambda: self.transport.reduce_scatter(widen(source), wide, counts, _mpi_op(op)))
+        self._timed(
+            "reduce_scatter",
+            lambda: self.transport.reduce_scatter(widen(source), wide, counts, _mpi_op(op)),
+        )
         narrow(self._divide(wide, op), target)
 
-    def ireduce_scatter(self, send: Tensor, receive: Tensor, op: Op = "sum", counts: Sequence[int] | None = None) -> Request:
+    def ireduce_scatter(
+        self, send: Tensor, receive: Tensor, op: Op = "sum", counts: Sequence[int] | None = None
+    ) -> Request:
         """`reduce_scatter`, completed by the returned request."""
         source, target, counts = self._enter_reduce_scatter(send, receive, op, counts)
         if not is_half(source):
-            request = self.transport.ireduce_scatter(source.array, target.array, counts, _mpi_op(op))
+            request = self.transport.ireduce_scatter(
+                source.array, target.array, counts, _mpi_op(op)
+            )
             return request.then(lambda: self._divide(target.array, op))
         wide = np.empty(target.array.size, dtype=np.float32)
         request = self.transport.ireduce_scatter(widen(source), wide, counts, _mpi_op(op))
         return request.then(lambda: narrow(self._divide(wide, op), target))
 
-    def allgather(self, send: Tensor | None, receive: Tensor, counts: Sequence[int] | None = None) -> None:
-        """Concatenate every rank's `send` (counts[rank] elements) into `receive` (n elements) on all ranks.
+    def allgather(
+        self, send: Tensor | None, receive: Tensor, counts: Sequence[int] | None = None
+    ) -> None:
+        """Concatenate every rank's `send` (counts[rank] elements) into `receive` (n elements) on
+        all ranks.
 
-        `counts` default to the balanced block partition of n. `send=None` means that this rank's share is in its place in
-        `receive` already. Words sent: counts[rank] (P-1).
+        `counts` default to the balanced block partition of n. `send=None` means that this rank's
+        share is in its place in `receive` already. Words sent: counts[rank] (P-1).
         """
         source, target, counts = self._enter_allgather(send, receive, counts)
         self._timed("allgather", lambda: self.transport.allgather(source, target, counts))
 
-    def iallgather(self, send: Tensor | None, receive: Tensor, counts: Sequence[int] | None = None) -> Request:
+    def iallgather(
+        self, send: Tensor | None, receive: Tensor, counts: Sequence[int] | None = None
+    ) -> Request:
         """`allgather`, completed by the returned request."""
         return self.transport.iallgather(*self._enter_allgather(send, receive, counts))
 
-    def alltoall(self, send: Tensor, receive: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int]) -> None:
+    def alltoall(
+        self,
+        send: Tensor,
+        receive: Tensor,
+        send_counts: Sequence[int],
+        receive_counts: Sequence[int],
+    ) -> None:
         """Send the i-th of `send_counts` consecutive elements to rank i, and receive likewise.
 
-        What rank i sends to rank j must be what j expects from i: `exchange_counts` tells. Words sent: all but one's own.
+        What rank i sends to rank j must be what j expects from i: `exchange_counts` tells. Words
+        sent: all but one's own.
         """
         source, target = as_buffer(send), as_buffer(receive)
-        for name, buffer, counts in (("send", source, send_counts), ("receive", target, receive_counts)):
+        for name, buffer, counts in (
+            ("send", source, send_counts),
+            ("receive", target, receive_counts),
+        ):
             if len(counts) != self.size:
-                raise CommunicationError(f"alltoall needs one of {name}_counts a rank: {self.size}, not {len(counts)}")
+                raise CommunicationError(
+                    f"alltoall needs one of {name}_counts a rank: {self.size}, not {len(counts)}"
+                )
             expect("alltoall", name, buffer, sum(counts), source.dtype)
         kept, expected = send_counts[self.rank], receive_counts[self.rank]
         if kept != expected:
-            raise CommunicationError(f"alltoall: rank {self.rank} sends itself {kept} elements but expects {expected}")
+            raise CommunicationError(
+                f"alltoall: rank {self.rank} sends itself {kept} elements but expects {expected}"
+            )
         self._check("alltoall", source.dtype)
         moved = words.alltoall_words(send_counts, receive_counts, self.rank)
         self._count("alltoall", moved, source.array.itemsize)
-        self._timed("alltoall", lambda: self.transport.alltoall(source.array, target.array, send_counts, receive_counts))
+        self._timed(
+            "alltoall",
+            lambda: self.transport.alltoall(
+                source.array, target.array, send_counts, receive_counts
+            ),
+        )
 
     def exchange_counts(self, send_counts: Sequence[int]) -> list[int]:
         """How many elements each rank will send here, given how many go to each."""
@@ -121,7 +168,9 @@ class Communicator(Group):
         return [int(count) for count in received]
 
     def broadcast(self, x: Tensor, root: int = 0) -> None:
-        """Overwrite `x` with the root's, on all ranks. Words: n (P-1) sent by the root, n received elsewhere."""
+        """Overwrite `x` with the root's, on all ranks. Words: n (P-1) sent by the root, n received
+        elsewhere.
+        """
         if not is_contiguous(x):
             _in_contiguous(x, lambda dense: self.broadcast(dense, root))
             return
@@ -143,7 +192,9 @@ class Communicator(Group):
         self._timed("send", lambda: self.transport.receive(array, source, tag))
 
     def receive_message(self, dtype: str, source: int, tag: int = 0) -> Array:
-        """All of the next message from `source`, whatever its size: a new flat array of `dtype`, which must be the sender's."""
+        """All of the next message from `source`, whatever its size: a new flat array of `dtype`,
+        which must be the sender's.
+        """
         self._check_rank("source", source)
         if not self.traffic.timing:
             array = self.transport.receive_message(dtype, source, tag)

@@ -1,4 +1,6 @@
-"""The group of ranks behind a Communicator: who is in it, how it splits, what is checked and counted before each call."""
+"""The group of ranks behind a Communicator: who is in it, how it splits, what is checked and
+counted before each call.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -13,12 +15,20 @@ from dist_ml.errors import CommunicationError
 
 
 class Group:
-    """Ranks along one mesh axis, without the collectives that move tensors (those are `Communicator`'s).
+    """Ranks along one mesh axis, without the collectives that move tensors (those are
+    `Communicator`'s).
 
-    `traffic` is shared with every group split from this one. `checked` makes ranks compare calls before each collective.
+    `traffic` is shared with every group split from this one. `checked` makes ranks compare calls
+    before each collective.
     """
 
-    def __init__(self, transport: Transport, axis: str = "world", traffic: Traffic | None = None, checked: bool = False) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        axis: str = "world",
+        traffic: Traffic | None = None,
+        checked: bool = False,
+    ) -> None:
         self.transport = transport
         self.axis = axis
         self.rank = transport.rank
@@ -28,7 +38,8 @@ class Group:
         self._checker = Checker(transport.duplicate()) if checked and transport.size > 1 else None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(axis={self.axis}, rank={self.rank}, size={self.size}, {self.transport.flavour})"
+        place = f"axis={self.axis}, rank={self.rank}, size={self.size}"
+        return f"{type(self).__name__}({place}, {self.transport.flavour})"
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -36,7 +47,9 @@ class Group:
         self.transport.barrier()
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        """The root's small Python object, on all ranks: for set-up and errors, not for data. Not counted."""
+        """The root's small Python object, on all ranks: for set-up and errors, not for data. Not
+        counted.
+        """
         self._check("broadcast_object", root=root)
         return self.transport.broadcast_object(value, root)
 
@@ -45,8 +58,12 @@ class Group:
         self._check("allgather_objects")
         return self.transport.allgather_objects(value)
 
-    def split(self, color: int | None, key: int | None = None, axis: str | None = None) -> Self | None:
-        """The group of the ranks with the same `color`, ordered by `key` (default: this rank); none where color is None."""
+    def split(
+        self, color: int | None, key: int | None = None, axis: str | None = None
+    ) -> Self | None:
+        """The group of the ranks with the same `color`, ordered by `key` (default: this rank); none
+        where color is None.
+        """
         self._check("split")
         transport = self.transport.split(color, self.rank if key is None else key)
         return None if transport is None else self._child(transport, axis)
@@ -57,7 +74,9 @@ class Group:
         return self._child(self.transport.split_by_node(), axis)
 
     def with_checks(self) -> Self:
-        """The same ranks, comparing their calls before each collective (`comm.checked`). Collective."""
+        """The same ranks, comparing their calls before each collective (`comm.checked`).
+        Collective.
+        """
         return type(self)(self.transport, self.axis, self.traffic, checked=True)
 
     def free(self) -> None:
@@ -72,7 +91,9 @@ class Group:
         return self._checker is not None
 
     def compare_calls(self, call: str, dtype: str, count: int) -> None:
-        """In checked mode, raise unless all ranks are about to make the same `call`: for collectives built on messages."""
+        """In checked mode, raise unless all ranks are about to make the same `call`: for
+        collectives built on messages.
+        """
         self._check(call, dtype, count)
 
     def abort(self, status: int) -> None:
@@ -80,9 +101,13 @@ class Group:
         self.transport.abort(status)
 
     def _child(self, transport: Transport, axis: str | None) -> Self:
-        return type(self)(transport, axis or self.axis, self.traffic, checked=self._checker is not None)
+        return type(self)(
+            transport, axis or self.axis, self.traffic, checked=self._checker is not None
+        )
 
-    def _check(self, collective: str, dtype: str = "-", count: int | None = None, root: int | None = None) -> None:
+    def _check(
+        self, collective: str, dtype: str = "-", count: int | None = None, root: int | None = None
+    ) -> None:
         if root is not None:
             self._check_rank("root", root)
         if self._checker:
@@ -90,7 +115,10 @@ class Group:
 
     def _check_rank(self, name: str, rank: int) -> None:
         if not 0 <= rank < self.size:
-            raise CommunicationError(f"{name}={rank} is not a rank of axis {self.axis}: they go from 0 to {self.size - 1}")
+            raise CommunicationError(
+                f"{name}={rank} is not a rank of axis {self.axis}: they go from 0 to "
+                f"{self.size - 1}"
+            )
 
     def _count(self, collective: str, moved: Words, word_bytes: int) -> None:
         if self.size > 1:
@@ -101,13 +129,21 @@ class Group:
         if counts is None:
             return partition.counts(n, self.size)
         if len(counts) != self.size:
-            raise CommunicationError(f"counts must name one size a rank: {self.size} on axis {self.axis}, not {len(counts)}")
+            raise CommunicationError(
+                f"counts must name one size a rank: {self.size} on axis {self.axis}, not "
+                f"{len(counts)}"
+            )
         return counts
 
 
 def expect(collective: str, name: str, buffer: Buffer, count: int, dtype: str) -> None:
     """`CommunicationError` unless the buffer has `count` elements of `dtype`."""
     if buffer.array.size != count:
-        raise CommunicationError(f"{collective}: {name} has {buffer.array.size} elements, but the counts ask for {count}")
+        raise CommunicationError(
+            f"{collective}: {name} has {buffer.array.size} elements, but the counts ask for {count}"
+        )
     if buffer.dtype != dtype:
-        raise CommunicationError(f"{collective}: {name} is {buffer.dtype} and the other buffer {dtype}; use one dtype for both")
+        raise CommunicationError(
+            f"{collective}: {name} is {buffer.dtype} and the other buffer {dtype}; use one dtype "
+            "for both"
+        )

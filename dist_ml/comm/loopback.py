@@ -22,7 +22,9 @@ class PrivateMemory:
 
 
 class Loopback:
-    """A `Transport` of size 1. A message to oneself waits in a queue by tag until it is received."""
+    """A `Transport` of size 1. A message to oneself waits in a queue by tag until it is
+    received.
+    """
 
     rank = 0
     size = 1
@@ -40,7 +42,9 @@ class Loopback:
     def reduce_scatter(self, send: Array, receive: Array, counts: Sequence[int], op: str) -> None:
         receive[...] = send
 
-    def ireduce_scatter(self, send: Array, receive: Array, counts: Sequence[int], op: str) -> Request:
+    def ireduce_scatter(
+        self, send: Array, receive: Array, counts: Sequence[int], op: str
+    ) -> Request:
         receive[...] = send
         return Request()
 
@@ -52,7 +56,9 @@ class Loopback:
         self.allgather(send, receive, counts)
         return Request()
 
-    def alltoall(self, send: Array, receive: Array, send_counts: Sequence[int], receive_counts: Sequence[int]) -> None:
+    def alltoall(
+        self, send: Array, receive: Array, send_counts: Sequence[int], receive_counts: Sequence[int]
+    ) -> None:
         receive[...] = send
 
     def broadcast(self, array: Array, root: int) -> None:
@@ -66,12 +72,18 @@ class Loopback:
 
     def receive(self, array: Array, source: int, tag: int) -> None:
         waiting = self._messages.get(tag)
-        assert waiting, f"a lone rank receives from itself (tag {tag}) what it has not sent: this would wait for ever"
+        assert waiting, (
+            f"a lone rank receives from itself (tag {tag}) what it has not sent: this would wait "
+            "for ever"
+        )
         array[...] = waiting.popleft()
 
     def receive_message(self, dtype: str, source: int, tag: int) -> Array:
         waiting = self._messages.get(tag)
-        assert waiting, f"a lone rank receives from itself (tag {tag}) what it has not sent: this would wait for ever"
+        assert waiting, (
+            f"a lone rank receives from itself (tag {tag}) what it has not sent: this would wait "
+            "for ever"
+        )
         return waiting.popleft()
 
     def isend(self, array: Array, destination: int, tag: int) -> Request:

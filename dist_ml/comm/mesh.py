@@ -11,7 +11,9 @@ AXES = ("data", "pipeline", "operator")
 
 
 class Axis(NamedTuple):
-    """One axis of a mesh as this rank sees it: its place, how many there are, and whom it talks to."""
+    """One axis of a mesh as this rank sees it: its place, how many there are, and whom it
+    talks to.
+    """
 
     coordinate: int
     size: int
@@ -19,9 +21,11 @@ class Axis(NamedTuple):
 
 
 class Mesh:
-    """Ranks in row-major order over `data`, `pipeline`, `operator`: operator innermost, so that its ranks share a node.
+    """Ranks in row-major order over `data`, `pipeline`, `operator`: operator innermost, so that its
+    ranks share a node.
 
-    Ranks are ordered by node before they are laid out, whatever order the launcher placed them in. Collective.
+    Ranks are ordered by node before they are laid out, whatever order the launcher placed them in.
+    Collective.
     """
 
     def __init__(self, world: Communicator, sizes: Mapping[str, int | None]) -> None:
@@ -31,7 +35,9 @@ class Mesh:
         assert ordered is not None
         self.world = ordered
         coordinates = coordinates_of(position, tuple(self.sizes.values()))
-        self.axes = {name: self._axis(name, coordinates, dim) for dim, name in enumerate(self.sizes)}
+        self.axes = {
+            name: self._axis(name, coordinates, dim) for dim, name in enumerate(self.sizes)
+        }
 
     def __repr__(self) -> str:
         return " x ".join(f"{name}={size}" for name, size in self.sizes.items())
@@ -62,12 +68,15 @@ def resolve_sizes(sizes: Mapping[str, int | None], num_ranks: int) -> dict[str, 
         raise MeshError(f"mesh.{unknown[0]} is not an axis; the axes are {', '.join(AXES)}")
     for name, size in sizes.items():
         if size is not None and size < 1:
-            raise MeshError(f"mesh.{name}={size} must be at least 1, or null to take the ranks that are left")
+            raise MeshError(
+                f"mesh.{name}={size} must be at least 1, or null to take the ranks that are left"
+            )
     given = {name: sizes.get(name, 1) for name in AXES}
     open_axes = [name for name, size in given.items() if size is None]
     if len(open_axes) > 1:
         raise MeshError(
-            f"mesh.{open_axes[0]} and mesh.{open_axes[1]} are both null; only one axis can take the ranks that are left"
+            f"mesh.{open_axes[0]} and mesh.{open_axes[1]} are both null; only one axis can take "
+            "the ranks that are left"
         )
     product = math.prod(size for size in given.values() if size is not None)
     rest = num_ranks // product if open_axes and num_ranks % product == 0 else 1
@@ -78,7 +87,9 @@ def resolve_sizes(sizes: Mapping[str, int | None], num_ranks: int) -> dict[str, 
 
 
 def node_order(nodes: Sequence[str]) -> list[int]:
-    """Ranks grouped by node, nodes in the order of their first rank, ranks of a node in their own order."""
+    """Ranks grouped by node, nodes in the order of their first rank, ranks of a node in their own
+    order.
+    """
     first = {node: rank for rank, node in reversed(list(enumerate(nodes)))}
     return sorted(range(len(nodes)), key=lambda rank: (first[nodes[rank]], rank))
 
@@ -105,5 +116,11 @@ def _product_message(sizes: Mapping[str, int], open_axes: Sequence[str], num_ran
     product = " x ".join(f"{name}={size}" for name, size in shown)
     total = math.prod(size for _, size in shown)
     if open_axes:
-        return f"mesh {product} = {total} does not divide the {num_ranks} ranks started; change the mesh or start a multiple"
-    return f"mesh {product} = {total} ranks, but {num_ranks} were started; change the mesh or start {total}"
+        return (
+            f"mesh {product} = {total} does not divide the {num_ranks} ranks started; change the "
+            "mesh or start a multiple"
+        )
+    return (
+        f"mesh {product} = {total} ranks, but {num_ranks} were started; change the mesh or start "
+        f"{total}"
+    )

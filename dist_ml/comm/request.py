@@ -12,15 +12,22 @@ class Pending(Protocol):
 
 
 class Request:
-    """Completes when `wait` returns or `test` is true; until then the buffers belong to the communication.
+    """Completes when `wait` returns or `test` is true; until then the buffers belong to the
+    communication.
 
-    It keeps its buffers alive, and `finish` (narrowing a widened sum, say) runs once, on completion. MPI makes no progress by
-    itself: a request that nobody tests moves little before `wait`.
+    It keeps its buffers alive, and `finish` (narrowing a widened sum, say) runs once, on
+    completion. MPI makes no progress by itself: a request that nobody tests moves little before
+    `wait`.
     """
 
     __slots__ = ("_finish", "_keep", "_pending")
 
-    def __init__(self, pending: Sequence[Pending] = (), keep: Any = None, finish: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        pending: Sequence[Pending] = (),
+        keep: Any = None,
+        finish: Callable[[], None] | None = None,
+    ) -> None:
         self._pending = list(pending)
         self._keep = keep
         self._finish = finish

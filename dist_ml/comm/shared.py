@@ -1,4 +1,5 @@
-"""Memory that all ranks of a node see: an MPI shared window, cut into one copy of a vector for each rank, and flags to wait by.
+"""Memory that all ranks of a node see: an MPI shared window, cut into one copy of a vector for each
+rank, and flags to wait by.
 
     flags   one line a rank: how many reductions it has arrived at
             one line a rank: how many of them it has finished
@@ -14,15 +15,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dist_ml.comm.agreement import collectively
+from dist_ml.comm.agreement import raise_on_all_ranks
+from dist_ml.comm.backoff import Backoff
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
-from dist_ml.comm.patience import Patience
 from dist_ml.errors import CommunicationError, MachineError
 
 LINE_BYTES = 64
 PAGE_BYTES = 4096
-PATIENCE_SECONDS = 1800.0  # a rank may be busy for long (an evaluation, a checkpoint), but not for ever
+PATIENCE_SECONDS = (
+    1800.0  # a rank may be busy for long (an evaluation, a checkpoint), but not for ever
+)
 _SHARED_FOLDER = "/dev/shm"
 _LOOK_SECONDS = 0.25
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
@@ -38,13 +41,16 @@ class Peer(NamedTuple):
 class SharedArena:
     """One vector of n elements a rank of `node`, all of them visible to all ranks. Collective.
 
-    `own` is this rank's (zeros at first); `copies` is [size, stride], row r rank r's, and `rows` their numbers. `free` when no
-    tensor of it is in use any more. `MachineError`, on all ranks, when the node has less shared memory than that needs.
+    `own` is this rank's (zeros at first); `copies` is [size, stride], row r rank r's, and `rows`
+    their numbers. `free` when no tensor of it is in use any more. `MachineError`, on all ranks,
+    when the node has less shared memory than that needs.
     """
 
     def __init__(self, node: Communicator, n: int, dtype: torch.dtype) -> None:
         if dtype not in _DTYPES:
-            raise CommunicationError(f"shared memory reduces float32 and float64, not {dtype}; use allreduce=native")
+            raise CommunicationError(
+                f"shared memory reduces float32 and float64, not {dtype}; use allreduce=native"
+            )
         self.n = n
         self.size = node.size
         self.rows = tuple(range(node.size))
@@ -62,17 +68,23 @@ class SharedArena:
         self.own.zero_()
         if node.rank == 0:
             self.flags.fill(0)
-        self.peers = [Peer(*peer) for peer in node.allgather_objects((os.getpid(), _pid_namespace()))]
+        self.peers = [
+            Peer(*peer) for peer in node.allgather_objects((os.getpid(), _pid_namespace()))
+        ]
         self._tickets = 0
         node.barrier()
 
     def next_ticket(self) -> int:
-        """The number of the next reduction in this arena, from 1: what the flags count. All ranks take them in the same order."""
+        """The number of the next reduction in this arena, from 1: what the flags count. All ranks
+        take them in the same order.
+        """
         self._tickets += 1
         return self._tickets
 
     def offset_of(self, array: Array) -> int | None:
-        """The first element of `own` that `array` covers; None where it lies elsewhere or reaches beyond."""
+        """The first element of `own` that `array` covers; None where it lies elsewhere or reaches
+        beyond.
+        """
         if array.dtype != self.copies.dtype:
             return None
         start, odd = divmod(array.ctypes.data - self.own.data_ptr(), array.itemsize)
@@ -84,16 +96,18 @@ class SharedArena:
 
 
 class Watch:
-    """Patience with the ranks of this node, as long as all of them live."""
+    """Backoff with the ranks of this node, as long as all of them live."""
 
     def __init__(self, peers: Sequence[Peer], limit_seconds: float = PATIENCE_SECONDS) -> None:
         self._peers = peers
-        self._patience = Patience()
+        self._patience = Backoff()
         self._next_look = _LOOK_SECONDS
         self._limit_seconds = limit_seconds
 
     def between_looks(self) -> None:
-        """`CommunicationError` when a rank of this node has died, or has kept the others waiting beyond all patience."""
+        """`CommunicationError` when a rank of this node has died, or has kept the others waiting
+        beyond all backoff.
+        """
         waited = self._patience.between_looks()
         if waited > self._next_look:
             self._next_look = waited + _LOOK_SECONDS
@@ -103,11 +117,13 @@ class Watch:
         for rank, peer in enumerate(self._peers):
             if not is_alive(peer):
                 raise CommunicationError(
-                    f"rank {rank} of this node (process {peer.pid}) died during a reduction in shared memory; start again"
+                    f"rank {rank} of this node (process {peer.pid}) died during a reduction in "
+                    "shared memory; start again"
                 )
         if waited_seconds > self._limit_seconds:
             raise CommunicationError(
-                f"waited {waited_seconds:.0f} s for the other ranks of this node in a shared-memory reduction; "
+                f"waited {waited_seconds:.0f} s for the other ranks of this node in a "
+                "shared-memory reduction; "
                 "every rank must reduce the same buffers in the same order"
             )
 
@@ -135,12 +151,14 @@ def free_bytes() -> int:
 
 
 def _check_room(node: Communicator, needed: int) -> None:
-    with collectively(node):
+    with raise_on_all_ranks(node):
         room = free_bytes()
         if node.rank == 0 and needed > room:
             raise MachineError(
-                f"allreduce in shared memory needs {_mib(needed)} in {_SHARED_FOLDER} for {node.size} ranks, but only "
-                f"{_mib(room)} are free there; enlarge it (mount -o remount,size=…, docker --shm-size=…), or use allreduce=ring"
+                f"allreduce in shared memory needs {_mib(needed)} in {_SHARED_FOLDER} for "
+                f"{node.size} ranks, but only "
+                f"{_mib(room)} are free there; enlarge it (mount -o remount,size=…, docker "
+                "--shm-size=…), or use allreduce=ring"
             )
 
 

@@ -1,9 +1,10 @@
 """The traffic ledger: words, messages, bytes and seconds of this rank, by mesh axis and collective.
 
-A word is one element of the buffer that was communicated. Point-to-point messages are counted as they are. What an MPI library
-does inside its own collectives can't be seen, so those are counted as their direct algorithm, in which each rank sends every
-other rank exactly what that one needs: the fewest words that are possible, exact for uneven shares, and conserved (the words sent
-by all ranks are the words received by all ranks). With n elements over P ranks and own = this rank's share:
+A word is one element of the buffer that was communicated. Point-to-point messages are counted as
+they are. What an MPI library does inside its own collectives can't be seen, so those are counted as
+their direct algorithm, in which each rank sends every other rank exactly what that one needs: the
+fewest words that are possible, exact for uneven shares, and conserved (the words sent by all ranks
+are the words received by all ranks). With n elements over P ranks and own = this rank's share:
 
 | collective      | words sent                | words received            | messages  |
 |-----------------|---------------------------|---------------------------|-----------|
@@ -42,11 +43,14 @@ class Tally:
     seconds: float = 0.0
 
     def minus(self, earlier: "Tally") -> "Tally":
-        return Tally(**{name: value - getattr(earlier, name) for name, value in asdict(self).items()})
+        return Tally(
+            **{name: value - getattr(earlier, name) for name, value in asdict(self).items()}
+        )
 
 
 class Traffic:
-    """The ledger of one rank; one object is shared by all communicators that are split from one world.
+    """The ledger of one rank; one object is shared by all communicators that are split from one
+    world.
 
     Counting is always on (about a microsecond a call). Seconds are only taken when `timing` is set.
     """
@@ -54,10 +58,14 @@ class Traffic:
     def __init__(self, timing: bool = False) -> None:
         self.timing = timing
         self._tallies: dict[tuple[str, str], Tally] = {}
-        self._labels = threading.local()  # of each thread: an exchange behind the backward pass has its own
+        self._labels = (
+            threading.local()
+        )  # of each thread: an exchange behind the backward pass has its own
 
     def count(self, axis: str, collective: str, words: Words, word_bytes: int) -> None:
-        """Enter one call. Inside `labelled` it is entered under the label instead of `collective`."""
+        """Enter one call. Inside `labelled` it is entered under the label instead of
+        `collective`.
+        """
         key = (axis, self.label or collective)
         tally = self._tallies.get(key)
         if tally is None:
@@ -70,7 +78,9 @@ class Traffic:
 
     @contextmanager
     def labelled(self, label: str) -> Iterator[None]:
-        """Enter all calls inside under `label`: an algorithm made of point-to-point messages shows as one collective."""
+        """Enter all calls inside under `label`: an algorithm made of point-to-point messages shows
+        as one collective.
+        """
         outer = self.label
         self._labels.value = outer or label
         try:
@@ -129,8 +139,12 @@ def allgather_words(n: int, own: int, size: int) -> Words:
 
 
 def alltoall_words(send_counts: Sequence[int], receive_counts: Sequence[int], rank: int) -> Words:
-    messages = sum(count > 0 for destination, count in enumerate(send_counts) if destination != rank)
-    return Words(sum(send_counts) - send_counts[rank], sum(receive_counts) - receive_counts[rank], messages)
+    messages = sum(
+        count > 0 for destination, count in enumerate(send_counts) if destination != rank
+    )
+    return Words(
+        sum(send_counts) - send_counts[rank], sum(receive_counts) - receive_counts[rank], messages
+    )
 
 
 def broadcast_words(n: int, root: int, rank: int, size: int) -> Words:

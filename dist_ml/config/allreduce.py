@@ -12,14 +12,21 @@ AllreduceName = Literal["native", "ring", "rabenseifner", "shared_memory", "hier
 class AllreduceConfig:
     """How gradients are summed over the data axis, and when."""
 
-    name: AllreduceName = "native"  # auto: what a calibration of this machine, kept in the user's cache, finds fastest
-    wire: Literal["fp32", "bf16", "fp16"] = "fp32"  # what is sent between nodes; sums are always made in fp32 (or fp64)
-    overlap: Literal["auto", "none", "thread", "poll"] = "auto"  # send while the backward pass runs; auto: thread between nodes
-    bucket_bytes: int | None = None  # of gradients sent at a time; null: a sixteenth of the model, at least 1 MiB
+    # auto: what a calibration of this machine, kept in the user's cache, finds fastest
+    name: AllreduceName = "native"
+    # what is sent between nodes; sums are always made in fp32 (or fp64)
+    wire: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # send while the backward pass runs; auto: thread between nodes
+    overlap: Literal["auto", "none", "thread", "poll"] = "auto"
+    # of gradients sent at a time; null: a sixteenth of the model, at least 1 MiB
+    bucket_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.bucket_bytes is not None and self.bucket_bytes < 4:
-            raise ConfigError(f"bucket_bytes={self.bucket_bytes} must hold a gradient: at least 4, or null to have it chosen")
+            raise ConfigError(
+                f"bucket_bytes={self.bucket_bytes} must hold a gradient: at least 4, or null to "
+                "have it chosen"
+            )
         if self.wire != "fp32" and self.name in ("native", "shared_memory"):
             raise ConfigError(
                 f"wire={self.wire} has no meaning for allreduce={self.name}: "
@@ -30,13 +37,17 @@ class AllreduceConfig:
 
 @dataclass(frozen=True)
 class DataParallelConfig:
-    """What the ranks of the data axis share: gradients every step, a sharded optimizer, or parameters now and then."""
+    """What the ranks of the data axis share: gradients every step, a sharded optimizer, or
+    parameters now and then.
+    """
 
     name: Literal["dense", "zero1", "zero2", "daso", "periodic"] = "dense"  # which
-    period: int = 4  # daso, periodic: steps between synchronisations (daso: between nodes; halved on a plateau)
+    # daso, periodic: steps between synchronisations (daso: between nodes; halved on a plateau)
+    period: int = 4
     warmup_steps: int = 0  # daso: first steps, with a blocking synchronisation each
     cooldown_steps: int = 0  # daso: last steps, likewise
-    plateau_steps: int = 0  # daso: steps whose mean loss must fall, else the period is halved; 0: never halved
+    # daso: steps whose mean loss must fall, else the period is halved; 0: never halved
+    plateau_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.period < 1:

@@ -1,8 +1,9 @@
 """Strict conversion of a plain mapping into frozen dataclasses.
 
-Unknown keys, missing keys and wrong types raise `ConfigError` with the full key, the value, and what is allowed. Numbers widen
-(int -> float) and never narrow; nothing is parsed out of strings, with one exception: YAML 1.1 reads `1e-4` as text, so a
-string that spells a number is taken where a float is asked for. NaN is never a value. Messages spell values as YAML does.
+Unknown keys, missing keys and wrong types raise `ConfigError` with the full key, the value, and
+what is allowed. Numbers widen (int -> float) and never narrow; nothing is parsed out of strings,
+with one exception: YAML 1.1 reads `1e-4` as text, so a string that spells a number is taken where a
+float is asked for. NaN is never a value. Messages spell values as YAML does.
 """
 
 import dataclasses
@@ -23,22 +24,30 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], key: str = "") -> T:
-    """Build the dataclass `cls` from `mapping`; `key` is the dotted prefix that error messages start with."""
+    """Build the dataclass `cls` from `mapping`; `key` is the dotted prefix that error messages
+    start with.
+    """
     if not isinstance(mapping, Mapping):
         raise ConfigError(
-            f"{key or 'config'} must be a group of keys, but is {_show(mapping)}; write {_join(key, '<name>')}=<value>"
+            f"{key or 'config'} must be a group of keys, but is {_show(mapping)}; write "
+            f"{_join(key, '<name>')}=<value>"
         )
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in mapping:
         if name not in fields:
-            raise ConfigError(_unknown_key(_join(key, str(name)), str(name), sorted(fields), mapping[name]))
+            raise ConfigError(
+                _unknown_key(_join(key, str(name)), str(name), sorted(fields), mapping[name])
+            )
     values = {}
     for name, field in fields.items():
         if name in mapping:
             values[name] = _convert(hints[name], mapping[name], _join(key, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{_join(key, name)} is missing and has no default; set {_join(key, name)}=<{_spell(hints[name])}>")
+            raise ConfigError(
+                f"{_join(key, name)} is missing and has no default; set "
+                f"{_join(key, name)}=<{_spell(hints[name])}>"
+            )
     return _construct(cls, values, key)
 
 
@@ -48,7 +57,9 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def _construct(cls: type[T], values: dict[str, Any], key: str) -> T:
-    """Rules across fields live in `__post_init__`; their messages name the field, this adds where the group sits."""
+    """Rules across fields live in `__post_init__`; their messages name the field, this adds where
+    the group sits.
+    """
     try:
         return cls(**values)
     except ConfigError as error:
@@ -68,7 +79,10 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise _wrong_type(key, value, hint)
-        return {str(name): _convert(arguments[1], item, _join(key, str(name))) for name, item in value.items()}
+        return {
+            str(name): _convert(arguments[1], item, _join(key, str(name)))
+            for name, item in value.items()
+        }
     return _scalar(hint, value, key)
 
 
@@ -95,8 +109,13 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, key: str, hint: Any) 
     if arguments[-1] is Ellipsis:
         arguments = arguments[:1] * len(value)
     if len(value) != len(arguments):
-        raise ConfigError(f"{key}={_show(value)} has {len(value)} items; it must be a list of {len(arguments)}")
-    return tuple(_convert(argument, item, f"{key}[{i}]") for i, (argument, item) in enumerate(zip(arguments, value, strict=True)))
+        raise ConfigError(
+            f"{key}={_show(value)} has {len(value)} items; it must be a list of {len(arguments)}"
+        )
+    return tuple(
+        _convert(argument, item, f"{key}[{i}]")
+        for i, (argument, item) in enumerate(zip(arguments, value, strict=True))
+    )
 
 
 def _scalar(hint: Any, value: Any, key: str) -> Any:
@@ -129,11 +148,15 @@ def _one_of(allowed: tuple[Any, ...], value: Any, key: str) -> Any:
         if type(choice) is type(value) and choice == value:
             return choice
     names = [_show(choice) for choice in allowed]
-    raise ConfigError(f"{key}={_show(value)} is not one of {', '.join(names)}{_did_you_mean(_show(value), names)}")
+    raise ConfigError(
+        f"{key}={_show(value)} is not one of {', '.join(names)}{_did_you_mean(_show(value), names)}"
+    )
 
 
 def _wrong_type(key: str, value: Any, hint: Any) -> ConfigError:
-    return ConfigError(f"{key}={_show(value)} has the wrong type: it must be {_spell(hint)}, not {_kind(value)}")
+    return ConfigError(
+        f"{key}={_show(value)} has the wrong type: it must be {_spell(hint)}, not {_kind(value)}"
+    )
 
 
 def _unknown_key(full: str, name: str, known: list[str], value: Any) -> str:
@@ -147,7 +170,13 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 
 
 def _spell(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+    }
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(_spell(argument) for argument in arguments)
@@ -160,18 +189,30 @@ def _spell(hint: Any) -> str:
 
 def _show(value: Any) -> str:
     """The value as YAML writes it on one line."""
-    return value if isinstance(value, str) and value else json.dumps(value, default=str, ensure_ascii=False)
+    return (
+        value
+        if isinstance(value, str) and value
+        else json.dumps(value, default=str, ensure_ascii=False)
+    )
 
 
 def _kind(value: Any) -> str:
     if value is None or isinstance(value, (bool, int, float, str)):
         return _spell(type(value))
-    return "a group of keys" if isinstance(value, Mapping) else "a list" if isinstance(value, (list, tuple)) else str(type(value))
+    return (
+        "a group of keys"
+        if isinstance(value, Mapping)
+        else "a list"
+        if isinstance(value, (list, tuple))
+        else str(type(value))
+    )
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

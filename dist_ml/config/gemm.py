@@ -11,7 +11,9 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 
 @dataclass(frozen=True)
 class GemmConfig:
-    """C = alpha op(A) op(B) + beta C, with A and B filled at random: what `configs/gemm.yaml` composes."""
+    """C = alpha op(A) op(B) + beta C, with A and B filled at random: what `configs/gemm.yaml`
+    composes.
+    """
 
     m: int  # rows of op(A) and of C
     n: int  # columns of op(B) and of C
@@ -19,7 +21,9 @@ class GemmConfig:
     ranks: int | None  # to plan for; null: as many as were started (1 when planning)
     algorithm: str  # auto, cosma, carma, summa, summa_25d, cannon, gather
     dtype: Literal["fp32", "fp64", "bf16"]  # of A, B and C; bf16 is summed in fp32
-    memory: int | str | None  # bytes, or 512MiB and the like, that a rank may use besides its shards; null: no limit
+    memory: (
+        int | str | None
+    )  # bytes, or 512MiB and the like, that a rank may use besides its shards; null: no limit
     grid: tuple[int, ...] | None  # ranks along m, n and k; null: the planner chooses
     panel: int | None  # width along k of what is gathered at a time; null: the planner chooses
     replication: int | None  # layers of summa_25d; null: the planner chooses
@@ -48,7 +52,10 @@ class GemmConfig:
         if self.link_microseconds < 0:
             raise ConfigError(f"link_microseconds={self.link_microseconds} must be at least 0")
         if self.grid is not None and len(self.grid) != 3:
-            raise ConfigError(f"grid={list(self.grid)} must have three sides: ranks along m, n and k, such as [2,2,1]")
+            raise ConfigError(
+                f"grid={list(self.grid)} must have three sides: ranks along m, n and k, such as "
+                "[2,2,1]"
+            )
         if self.memory_bytes is not None and self.memory_bytes < 0:
             raise ConfigError(f"memory={self.memory} must be at least 0")
 
@@ -62,4 +69,7 @@ class GemmConfig:
             assert spelled is not None
             return int(float(spelled[1]) * _UNITS[spelled[2] or ""])
         except (AssertionError, ValueError):
-            raise ConfigError(f"memory={self.memory} is no size; write bytes, or a number with a unit, such as 512MiB") from None
+            raise ConfigError(
+                f"memory={self.memory} is no size; write bytes, or a number with a unit, such as "
+                "512MiB"
+            ) from None

@@ -22,7 +22,9 @@ class MeshConfig:
         for name in ("pipeline", "operator"):
             size = getattr(self, name)
             if size not in (1, None):
-                raise ConfigError(f"{name}={size} is not built yet: only the data axis trains; set {name}=1")
+                raise ConfigError(
+                    f"{name}={size} is not built yet: only the data axis trains; set {name}=1"
+                )
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class LRScheduleConfig:
     """How the learning rate changes over the steps of a run."""
 
     name: Literal["constant", "cosine"]
@@ -69,7 +71,8 @@ class ScheduleConfig:
 class CommConfig:
     """How ranks communicate."""
 
-    checked: bool  # compare the ranks' calls before each collective: slow, finds mismatches instead of hanging
+    # compare the ranks' calls before each collective: slow, finds mismatches instead of hanging
+    checked: bool
     timing: bool  # take the seconds of every collective into the ledger
 
 
@@ -93,9 +96,12 @@ class TrainConfig:
     ranks: int | None  # the ranks that this run must have; null: as many as were started
     epochs: int  # passes over the training samples
     batch_size: int  # samples of one optimizer step, over all ranks
-    accumulation: int  # pieces that each rank's share of a batch is computed in, to bound its memory
+    # pieces that each rank's share of a batch is computed in, to bound its memory
+    accumulation: int
     precision: Literal["fp32", "fp64", "bf16"]  # bf16: autocast, with fp32 parameters and gradients
-    kernel: str  # of the linear layers' fp32 and fp64 products: torch, auto (the fastest here), or one of gemm's KERNELS
+    # of the linear layers' fp32 and fp64 products: torch, auto (the fastest here), or one of gemm's
+    # KERNELS
+    kernel: str
     clip_norm: float | None  # the gradient's largest global norm; null: not clipped
     nonfinite: Literal["stop", "skip"]  # what to do at a loss or gradient that is NaN or infinite
     log_every: int  # steps between lines of metrics.jsonl
@@ -104,7 +110,7 @@ class TrainConfig:
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
-    schedule: ScheduleConfig
+    lr_schedule: LRScheduleConfig
     comm: CommConfig
     tracker: TrackerConfig
     sparse: SparseConfig = field(default_factory=SparseConfig)
@@ -116,19 +122,26 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if self.ranks is not None and self.ranks < 1:
-            raise ConfigError(f"ranks={self.ranks} must be at least 1, or null for as many as were started")
+            raise ConfigError(
+                f"ranks={self.ranks} must be at least 1, or null for as many as were started"
+            )
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed} must be at least 0")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"clip_norm={self.clip_norm} must be above 0, or null not to clip")
         if self.allreduce.wire != "fp32" and self.precision == "fp64":
-            raise ConfigError(f"allreduce.wire={self.allreduce.wire} would round fp64 gradients; use wire=fp32")
+            raise ConfigError(
+                f"allreduce.wire={self.allreduce.wire} would round fp64 gradients; use wire=fp32"
+            )
         if self.sparse.allreduce != "none" and self.data_parallel.name != "dense":
             raise ConfigError(
-                f"data_parallel.name={self.data_parallel.name} exchanges densely; use data_parallel=dense with sparse gradients"
+                f"data_parallel.name={self.data_parallel.name} exchanges densely; use "
+                "data_parallel=dense with sparse gradients"
             )
         if self.sparse.allreduce != "none" and self.sparse.momentum and self.optimizer.momentum:
             raise ConfigError(
-                f"optimizer.momentum={self.optimizer.momentum} and sparse.momentum={self.sparse.momentum} would apply momentum "
-                "twice; set optimizer.momentum=0: momentum correction accumulates it before anything is sent"
+                f"optimizer.momentum={self.optimizer.momentum} and "
+                f"sparse.momentum={self.sparse.momentum} would apply momentum "
+                "twice; set optimizer.momentum=0: momentum correction accumulates it before "
+                "anything is sent"
             )

@@ -8,19 +8,27 @@ from dist_ml.partition import Range
 
 
 class Background:
-    """Calls `reduce(i)` for the i-th of `buckets` on one thread, in this order, whatever the order gradients come in.
+    """Calls `reduce(i)` for the i-th of `buckets` on one thread, in this order, whatever the order
+    gradients come in.
 
-    Every rank reduces in the same order, or exchanges would cross. `reduce` may communicate: nobody else does meanwhile.
+    Every rank reduces in the same order, or exchanges would cross. `reduce` may communicate: nobody
+    else does meanwhile.
     """
 
-    def __init__(self, gradients: FlatGradients, buckets: Sequence[Range], reduce: Callable[[int], None]) -> None:
+    def __init__(
+        self, gradients: FlatGradients, buckets: Sequence[Range], reduce: Callable[[int], None]
+    ) -> None:
         self._reduce = reduce
         self._thread = ThreadPoolExecutor(1, "gradient-exchange")
         self._futures: list[Future[None]] = []
         self._running = False
         self._sizes: list[int] = [0] * len(buckets)
         self._owners = [
-            next(number for number, bucket in enumerate(buckets) if bucket.start <= part.start < bucket.stop)
+            next(
+                number
+                for number, bucket in enumerate(buckets)
+                if bucket.start <= part.start < bucket.stop
+            )
             for part in gradients.ranges
         ]
         for owner in self._owners:
@@ -35,7 +43,9 @@ class Background:
         self._running = True
 
     def finish(self) -> None:
-        """Wait for all buckets, those that got no gradient included; the first error is raised here."""
+        """Wait for all buckets, those that got no gradient included; the first error is raised
+        here.
+        """
         self._running = False
         while len(self._futures) < len(self._sizes):
             self._submit()

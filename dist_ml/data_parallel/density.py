@@ -12,7 +12,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layout:
-    """Which ranges of the flat gradient are summed densely, and which sparsely at which density (None: the schedule's)."""
+    """Which ranges of the flat gradient are summed densely, and which sparsely at which density
+    (None: the schedule's).
+    """
 
     dense: tuple[Range, ...]
     sparse: tuple[tuple[float | None, tuple[Range, ...]], ...]
@@ -22,18 +24,28 @@ class Layout:
         return sum(part.size for part in self.dense)
 
     def within(self, shard: Range) -> "Layout":
-        """The part of it inside `shard`, counted from the shard's start. Dense ranges are dropped: they are not sharded."""
+        """The part of it inside `shard`, counted from the shard's start. Dense ranges are dropped:
+        they are not sharded.
+        """
         groups = []
         for density, ranges in self.sparse:
             inside = [part.intersect(shard) for part in ranges]
-            moved = tuple(Range(part.start - shard.start, part.stop - shard.start) for part in inside if part.size)
+            moved = tuple(
+                Range(part.start - shard.start, part.stop - shard.start)
+                for part in inside
+                if part.size
+            )
             if moved:
                 groups.append((density, moved))
         return Layout((), tuple(groups))
 
 
-def layout(names: Sequence[str], ranges: Sequence[Range], densities: Mapping[str, float], dense_below: int) -> Layout:
-    """Tensors below `dense_below` elements are dense; the others join the group of the longest name prefix that fits."""
+def layout(
+    names: Sequence[str], ranges: Sequence[Range], densities: Mapping[str, float], dense_below: int
+) -> Layout:
+    """Tensors below `dense_below` elements are dense; the others join the group of the longest name
+    prefix that fits.
+    """
     dense: list[Range] = []
     groups: dict[str | None, list[Range]] = {}
     for name, part in zip(names, ranges, strict=True):
@@ -42,12 +54,17 @@ def layout(names: Sequence[str], ranges: Sequence[Range], densities: Mapping[str
             continue
         fitting = [prefix for prefix in densities if name.startswith(prefix)]
         groups.setdefault(max(fitting, key=len, default=None), []).append(part)
-    sparse = tuple((densities[prefix] if prefix is not None else None, _joined(parts)) for prefix, parts in groups.items())
+    sparse = tuple(
+        (densities[prefix] if prefix is not None else None, _joined(parts))
+        for prefix, parts in groups.items()
+    )
     return Layout(_joined(dense), sparse)
 
 
 class DensitySchedule:
-    """The warm-up densities, each for so many steps, then the final one; every change is logged, so that none is hidden."""
+    """The warm-up densities, each for so many steps, then the final one; every change is logged, so
+    that none is hidden.
+    """
 
     def __init__(self, config: SparseConfig) -> None:
         self._config = config
@@ -59,7 +76,9 @@ class DensitySchedule:
         warmup = self._config.warmup_densities
         density = warmup[phase] if phase < len(warmup) else self._config.density
         if density != self._last:
-            log.info("step %d: density %g%s", step, density, " (warm-up)" if phase < len(warmup) else "")
+            log.info(
+                "step %d: density %g%s", step, density, " (warm-up)" if phase < len(warmup) else ""
+            )
             self._last = density
         return density
 

@@ -1,19 +1,24 @@
-"""Local steps: ranks take optimizer steps of their own and agree on parameters now and then, instead of on every gradient.
+"""Local steps: ranks take optimizer steps of their own and agree on parameters now and then,
+instead of on every gradient.
 
-Periodic averaging (local SGD; Stich, ICLR 2019, algorithm 1): every `period` steps all parameters are averaged, and waited for.
+Periodic averaging (local SGD; Stich, ICLR 2019, algorithm 1): every `period` steps all parameters
+are averaged, and waited for.
 
-DASO (Coquelin et al., "Accelerating neural network training with distributed asynchronous and selective optimization", J. Big
-Data 9, 2022, section 3): inside a node gradients are summed every step, so its ranks stay equal. Between nodes, every S steps
-the parameters are sent without waiting, and S steps later the old ones that arrived are merged with those trained meanwhile:
+DASO (Coquelin et al., "Accelerating neural network training with distributed asynchronous and
+selective optimization", J. Big Data 9, 2022, section 3): inside a node gradients are summed every
+step, so its ranks stay equal. Between nodes, every S steps the parameters are sent without waiting,
+and S steps later the old ones that arrived are merged with those trained meanwhile:
 
     step     0 ............. S ............. 2S
     send     x(0) ---------> merge, send x(S) ------> ...     x = (2 S x_local + sum of the P nodes' x_old) / (2 S + P)
 
-The first and last steps average in blocking fashion, every step. S is halved when the mean loss no longer falls. Where the paper
-lets one rank of each node take its turn to talk, here all of them carry their share of the wire (`allreduce.hierarchical`).
+The first and last steps average in blocking fashion, every step. S is halved when the mean loss no
+longer falls. Where the paper lets one rank of each node take its turn to talk, here all of them
+carry their share of the wire (`allreduce.hierarchical`).
 
-Optimizer state stays with the rank that made it, as in the paper, and is averaged once, when the cool-down begins, and with every
-blocking average of `Periodic`: nodes must not end a run with different momenta.
+Optimizer state stays with the rank that made it, as in the paper, and is averaged once, when the
+cool-down begins, and with every blocking average of `Periodic`: nodes must not end a run with
+different momenta.
 """
 
 import threading
@@ -34,9 +39,11 @@ _PLATEAU_FALL = 0.01  # relative fall of the mean loss below which it counts as 
 
 
 class Averaging:
-    """What both kinds share: gradients stay inside `near`; every step two words, loss and correct samples, cross all of `comm`.
+    """What both kinds share: gradients stay inside `near`; every step two words, loss and correct
+    samples, cross all of `comm`.
 
-    The trainer scales each rank's gradient for a sum over all ranks, so the sum over `near` alone is scaled up to match.
+    The trainer scales each rank's gradient for a sum over all ranks, so the sum over `near` alone
+    is scaled up to match.
     """
 
     def __init__(
@@ -96,7 +103,7 @@ class Averaging:
 
 
 class Periodic(Averaging):
-    """Local SGD: the naive twin of DASO."""
+    """Local SGD: the naive reference of DASO."""
 
     def __init__(self, *arguments: Any, config: DataParallelConfig) -> None:
         super().__init__(*arguments)
@@ -119,7 +126,9 @@ class Daso(Averaging):
         super().__init__(*arguments)
         self.period = config.period
         self._config = config
-        self._cooldown_from = num_steps - max(1, config.cooldown_steps)  # all ranks end with the same parameters
+        self._cooldown_from = num_steps - max(
+            1, config.cooldown_steps
+        )  # all ranks end with the same parameters
         assert self._near is not None
         self._num_nodes = self._comm.size // self._near.comm.size
         self._sent = self._far.allocate(self._parameters.flat.numel(), self._parameters.flat.dtype)
@@ -163,20 +172,28 @@ class Daso(Averaging):
         self._sent.copy_(self._parameters.flat)
         self._waited = 0
         self._hurry.clear()
-        self._flight = self._thread.submit(lambda: finish_behind(deque([self._far.start(self._sent, "mean")]), self._hurry))
+        self._flight = self._thread.submit(
+            lambda: finish_behind(deque([self._far.start(self._sent, "mean")]), self._hurry)
+        )
 
     def _merge(self) -> None:
-        """Blend the parameters that were sent S steps ago with those of today. The mean over all ranks is that over the nodes."""
+        """Blend the parameters that were sent S steps ago with those of today. The mean over all
+        ranks is that over the nodes.
+        """
         assert self._flight is not None
         self._hurry.set()
         self._flight.result()
         self._flight = None
         local, nodes = 2.0 * self._waited, float(self._num_nodes)
-        self._parameters.flat.mul_(local / (local + nodes)).add_(self._sent, alpha=nodes / (local + nodes))
+        self._parameters.flat.mul_(local / (local + nodes)).add_(
+            self._sent, alpha=nodes / (local + nodes)
+        )
 
 
 class Plateau:
-    """Tells, every `window` steps, whether the mean loss has fallen by less than a hundredth since the window before."""
+    """Tells, every `window` steps, whether the mean loss has fallen by less than a hundredth since
+    the window before.
+    """
 
     def __init__(self, window: int) -> None:
         self._window = window

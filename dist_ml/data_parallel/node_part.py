@@ -1,4 +1,6 @@
-"""The hierarchical scheme: dense sums inside a node, where words are cheap, sparse ones between nodes."""
+"""The hierarchical scheme: dense sums inside a node, where words are cheap, sparse ones between
+nodes.
+"""
 
 from collections.abc import Sequence
 
@@ -14,7 +16,8 @@ from dist_ml.partition import block
 
 
 class NodePart(SparsePart):
-    """A `SparsePart` whose ranks are nodes: each rank of a node sums one shard of `whole` with its peers on the other nodes.
+    """A `SparsePart` whose ranks are nodes: each rank of a node sums one shard of `whole` with its
+    peers on the other nodes.
 
         node A:  rank 0  [shard 0 | shard 1]        1. reduce-scatter inside the node           n (L-1)/L words, L ranks a node
                  rank 1  [shard 0 | shard 1]        2. rank i of every node: sparse sum of shard i between nodes
@@ -24,7 +27,13 @@ class NodePart(SparsePart):
     """
 
     def __init__(
-        self, whole: Array, layout: Layout, node: Communicator, across: Communicator, config: SparseConfig, seed: int = 0
+        self,
+        whole: Array,
+        layout: Layout,
+        node: Communicator,
+        across: Communicator,
+        config: SparseConfig,
+        seed: int = 0,
     ) -> None:
         shard = block(whole.size, node.size, node.rank)
         groups = layout.within(shard).sparse
@@ -45,12 +54,15 @@ class NodePart(SparsePart):
 
 
 def split_nodes(comm: Communicator) -> tuple[Communicator, Communicator]:
-    """The ranks of this rank's node, and its peers on the other nodes. Collective. `ConfigError` when nodes differ in size."""
+    """The ranks of this rank's node, and its peers on the other nodes. Collective. `ConfigError`
+    when nodes differ in size.
+    """
     node = comm.split_by_node(axis=f"{comm.axis} in node")
     sizes: Sequence[int] = comm.allgather_objects(node.size)
     if len(set(sizes)) > 1:
         raise ConfigError(
-            f"sparse.hierarchical needs as many ranks on each node, but ranks see nodes of {sorted(set(sizes))} ranks; "
+            "sparse.hierarchical needs as many ranks on each node, but ranks see nodes of "
+            f"{sorted(set(sizes))} ranks; "
             "start the same number on each, or set sparse.hierarchical=false"
         )
     across = comm.split(node.rank, axis=f"{comm.axis} between nodes")

@@ -8,14 +8,22 @@ from dist_ml.partition import Range
 
 
 class Polling:
-    """Calls `start(i)` for the i-th of `buckets`, in this order, as soon as its gradients and all earlier buckets' are final."""
+    """Calls `start(i)` for the i-th of `buckets`, in this order, as soon as its gradients and all
+    earlier buckets' are final.
+    """
 
-    def __init__(self, gradients: FlatGradients, buckets: Sequence[Range], start: Callable[[int], Request]) -> None:
+    def __init__(
+        self, gradients: FlatGradients, buckets: Sequence[Range], start: Callable[[int], Request]
+    ) -> None:
         self._start = start
         self._running = False
         self._requests: list[Request] = []
         self._owners = [
-            next(number for number, bucket in enumerate(buckets) if bucket.start <= part.start < bucket.stop)
+            next(
+                number
+                for number, bucket in enumerate(buckets)
+                if bucket.start <= part.start < bucket.stop
+            )
             for part in gradients.ranges
         ]
         self._sizes = [self._owners.count(number) for number in range(len(buckets))]

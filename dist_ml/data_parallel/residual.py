@@ -1,7 +1,8 @@
 """What was not sent yet: error feedback, plain or with momentum correction.
 
-The invariant, on every rank and at every moment: what was sent + residual = the sum of all gradients so far (with momentum
-correction: of all velocities), to the last bit for the part that is sent in a step.
+The invariant, on every rank and at every moment: what was sent + residual = the sum of all
+gradients so far (with momentum correction: of all velocities), to the last bit for the part that is
+sent in a step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,16 +11,17 @@ import numpy as np
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.sparse.entries import Entries
-from dist_ml.data_parallel.passes import Taken, emit, passes
+from dist_ml.data_parallel.selection_kernels import Taken, emit, passes
 from dist_ml.errors import NonFiniteError
 from dist_ml.partition import Range
 
 
 class Residual:
-    """Error feedback over some ranges of a flat vector (float32 or float64) of which each rank has its own.
+    """Error feedback over some ranges of a flat vector (float32 or float64) of which each rank has
+    its own.
 
-    `values` is the residual of the whole vector, which others may share; `ranges` must ascend and be disjoint (default:
-    everything). Indices are those of the whole vector.
+    `values` is the residual of the whole vector, which others may share; `ranges` must ascend and
+    be disjoint (default: everything). Indices are those of the whole vector.
     """
 
     def __init__(self, values: Array, ranges: Sequence[Range] | None = None) -> None:
@@ -27,10 +29,14 @@ class Residual:
         self.ranges = list(ranges) if ranges is not None else [Range(0, values.size)]
         self.length = sum(part.size for part in self.ranges)
 
-    def accumulate(self, gradient: Array, threshold: float, capacity: int, scale: float = 1.0) -> Taken:
-        """Add `scale * gradient`, and take what reaches `threshold` in magnitude, at most `capacity` entries: one fused pass.
+    def accumulate(
+        self, gradient: Array, threshold: float, capacity: int, scale: float = 1.0
+    ) -> Taken:
+        """Add `scale * gradient`, and take what reaches `threshold` in magnitude, at most
+        `capacity` entries: one fused pass.
 
-        If an element is not finite the step is undone (`undo`) and `NonFiniteError` raised, on this rank only.
+        If an element is not finite the step is undone (`undo`) and `NonFiniteError` raised, on this
+        rank only.
         """
         taken = self._accumulate(gradient, threshold, capacity, scale)
         if taken.bad:
@@ -45,16 +51,22 @@ class Residual:
             self.ranges,
             self.values.dtype,
             capacity,
-            lambda part, indices, values: passes().sweep(self.values[part.slice], limit, indices, values, part.start),
+            lambda part, indices, values: passes().sweep(
+                self.values[part.slice], limit, indices, values, part.start
+            ),
         )
 
     def give_back(self, entries: Entries) -> None:
-        """Add entries again: dropped by a selection, lost by a wire, or returned by an exchange. Indices may repeat."""
+        """Add entries again: dropped by a selection, lost by a wire, or returned by an exchange.
+        Indices may repeat.
+        """
         if entries.size:
             passes().add_at(self.values, entries.indices, entries.values)
 
     def sent(self, indices: Array) -> None:
-        """Factor masking, for a residual with momentum: the elements at `indices` are in the result of this step."""
+        """Factor masking, for a residual with momentum: the elements at `indices` are in the result
+        of this step.
+        """
 
     def undo(self, gradient: Array, taken: Sequence[Entries], scale: float = 1.0) -> None:
         """As before `accumulate`, up to its rounding."""
@@ -64,10 +76,14 @@ class Residual:
             _subtract(self.values[part.slice], gradient[part.slice], scale)
 
     def peek(self, at: Array, gradient: Array | None = None, scale: float = 1.0) -> Array:
-        """Magnitudes at positions `at` of the concatenated ranges: as they are, or as `accumulate` would find them."""
+        """Magnitudes at positions `at` of the concatenated ranges: as they are, or as `accumulate`
+        would find them.
+        """
         where = self._positions(at)
         with np.errstate(invalid="ignore", over="ignore"):
-            magnitudes: Array = np.abs(self.values[where] if gradient is None else self._next(gradient, where, scale))
+            magnitudes: Array = np.abs(
+                self.values[where] if gradient is None else self._next(gradient, where, scale)
+            )
         return magnitudes
 
     def norm(self) -> float:
@@ -82,7 +98,13 @@ class Residual:
             self.values.dtype,
             capacity,
             lambda part, indices, values: passes().accumulate(
-                gradient[part.slice], kind(scale), self.values[part.slice], kind(threshold), indices, values, part.start
+                gradient[part.slice],
+                kind(scale),
+                self.values[part.slice],
+                kind(threshold),
+                indices,
+                values,
+                part.start,
             ),
         )
 
@@ -100,12 +122,15 @@ class Residual:
 class MomentumResidual(Residual):
     """Momentum correction (DGC, Lin et al., ICLR 2018, section 3.1).
 
-    velocity = momentum * velocity + gradient; residual += velocity. At density 1 that is the optimizer's own momentum, which must
-    then be 0. `sent` is DGC's factor masking (section 3.2): where the residual was sent the velocity becomes zero too, so that
-    stale momentum does not carry a delayed element on. An element that is sent often then has hardly any: at density 1, none.
+    velocity = momentum * velocity + gradient; residual += velocity. At density 1 that is the
+    optimizer's own momentum, which must then be 0. `sent` is DGC's factor masking (section 3.2):
+    where the residual was sent the velocity becomes zero too, so that stale momentum does not carry
+    a delayed element on. An element that is sent often then has hardly any: at density 1, none.
     """
 
-    def __init__(self, values: Array, momentum: float, velocity: Array, ranges: Sequence[Range] | None = None) -> None:
+    def __init__(
+        self, values: Array, momentum: float, velocity: Array, ranges: Sequence[Range] | None = None
+    ) -> None:
         super().__init__(values, ranges)
         self.momentum = momentum
         self.velocity = velocity
@@ -143,15 +168,18 @@ class MomentumResidual(Residual):
 
     def _next(self, gradient: Array, where: Array, scale: float) -> Array:
         kind = self.values.dtype.type
-        total: Array = self.values[where] + (kind(self.momentum) * self.velocity[where] + kind(scale) * gradient[where])
+        total: Array = self.values[where] + (
+            kind(self.momentum) * self.velocity[where] + kind(scale) * gradient[where]
+        )
         return total
 
 
 def reshard(states: Sequence[Mapping[str, Array]], ranks: int) -> list[dict[str, Array]]:
-    """The residual arrays of all ranks of a run, dealt to another number of ranks, the sum of each array over ranks preserved.
+    """The residual arrays of all ranks of a run, dealt to another number of ranks, the sum of each
+    array over ranks preserved.
 
-    Rank i of the new run takes the sum of the old ranks i, i + ranks, …; new ranks beyond the old ones begin at zero. Sums are
-    in float64 and rounded once.
+    Rank i of the new run takes the sum of the old ranks i, i + ranks, …; new ranks beyond the old
+    ones begin at zero. Sums are in float64 and rounded once.
     """
     assert states
     assert ranks >= 1, ranks
@@ -160,7 +188,12 @@ def reshard(states: Sequence[Mapping[str, Array]], ranks: int) -> list[dict[str,
     dealt = []
     for rank in range(ranks):
         inherited = states[rank::ranks]
-        dealt.append({name: _sum([state[name] for state in inherited], like=states[0][name]) for name in states[0]})
+        dealt.append(
+            {
+                name: _sum([state[name] for state in inherited], like=states[0][name])
+                for name in states[0]
+            }
+        )
     return dealt
 
 
@@ -172,7 +205,9 @@ def _sum(arrays: Sequence[Array], like: Array) -> Array:
 
 
 def _subtract(total: Array, addend: Array, scale: float) -> Array:
-    """total -= scale * addend where a pass added it, that is, where their sum is finite; and where that was."""
+    """total -= scale * addend where a pass added it, that is, where their sum is finite; and where
+    that was.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
         scaled = total.dtype.type(scale) * addend
         added: Array = np.isfinite(total + scaled)

@@ -1,9 +1,10 @@
 """Deals samples to ranks by global id: any rank can say what any rank sees in any step.
 
-The order of an epoch is a keyed permutation that is computed, not stored: two numbers (left, right) of the bases a and b, with
-a b >= n, go through rounds that add a random function of one to the other, modulo its base; each round can be undone, so the
-whole is a bijection of 0 … ab-1. An id >= n is sent through again until it falls below n ("cycle walking"), which makes it one
-of 0 … n-1 (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, sections 3 and 4).
+The order of an epoch is a keyed permutation that is computed, not stored: two numbers (left, right)
+of the bases a and b, with a b >= n, go through rounds that add a random function of one to the
+other, modulo its base; each round can be undone, so the whole is a bijection of 0 … ab-1. An id >=
+n is sent through again until it falls below n ("cycle walking"), which makes it one of 0 … n-1
+(Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, sections 3 and 4).
 """
 
 import math
@@ -22,9 +23,11 @@ _IDS_AHEAD = 4096
 
 
 class GlobalSampler:
-    """Cuts each epoch's permutation of 0 … num_samples-1 into global batches and those into the ranks' shares.
+    """Cuts each epoch's permutation of 0 … num_samples-1 into global batches and those into the
+    ranks' shares.
 
-    The global batch of a step depends on (seed, epoch, step) alone. The last batch of an epoch holds what is left.
+    The global batch of a step depends on (seed, epoch, step) alone. The last batch of an epoch
+    holds what is left.
     """
 
     def __init__(self, num_samples: int, batch_size: int, seed: int, shuffle: bool = True) -> None:
@@ -40,7 +43,9 @@ class GlobalSampler:
         return -(-self.num_samples // self.batch_size)
 
     def batch_size_at(self, step: int) -> int:
-        """Samples over all ranks in step 0 … steps_per_epoch-1 of an epoch: what the gradient's sum is divided by."""
+        """Samples over all ranks in step 0 … steps_per_epoch-1 of an epoch: what the gradient's sum
+        is divided by.
+        """
         return self._positions(step).size
 
     def batch(self, epoch: int, step: int) -> Ids:
@@ -48,10 +53,20 @@ class GlobalSampler:
         positions = self._positions(step)
         return self._permuted(epoch, np.arange(positions.start, positions.stop, dtype=np.int64))
 
-    def share(self, epoch: int, step: int, rank: int, size: int, microbatch: int = 0, num_microbatches: int = 1) -> Ids:
-        """The ids of one microbatch of `rank`: a block of the rank's block of the global batch; empty where there are too few.
+    def share(
+        self,
+        epoch: int,
+        step: int,
+        rank: int,
+        size: int,
+        microbatch: int = 0,
+        num_microbatches: int = 1,
+    ) -> Ids:
+        """The ids of one microbatch of `rank`: a block of the rank's block of the global batch;
+        empty where there are too few.
 
-        Shares of some steps are computed together and kept, because a small permutation costs as much as a larger one.
+        Shares of some steps are computed together and kept, because a small permutation costs as
+        much as a larger one.
         """
         per_share = -(-self.batch_size // (size * num_microbatches))
         steps_ahead = max(1, _IDS_AHEAD // per_share)
@@ -59,13 +74,20 @@ class GlobalSampler:
         key = (epoch, first, rank, size, microbatch, num_microbatches)
         if self._ahead[0] != key:
             steps = range(first, min(first + steps_ahead, self.steps_per_epoch))
-            parts = [self._share_positions(step, rank, size, microbatch, num_microbatches) for step in steps]
-            places = np.concatenate([np.arange(part.start, part.stop, dtype=np.int64) for part in parts])
+            parts = [
+                self._share_positions(step, rank, size, microbatch, num_microbatches)
+                for step in steps
+            ]
+            places = np.concatenate(
+                [np.arange(part.start, part.stop, dtype=np.int64) for part in parts]
+            )
             bounds = np.cumsum([part.size for part in parts])[:-1]
             self._ahead = key, np.split(self._permuted(epoch, places), bounds)
         return self._ahead[1][step - first]
 
-    def _share_positions(self, step: int, rank: int, size: int, microbatch: int, num_microbatches: int) -> Range:
+    def _share_positions(
+        self, step: int, rank: int, size: int, microbatch: int, num_microbatches: int
+    ) -> Range:
         batch = self._positions(step)
         mine = block(batch.size, size, rank)
         part = block(mine.size, num_microbatches, microbatch)
@@ -82,7 +104,9 @@ class GlobalSampler:
 
 
 def permute(places: Ids, n: int, seed: int, epoch: int) -> Ids:
-    """Where the permutation of 0 … n-1 keyed by (seed, epoch) sends each of `places`: new int64 array, memory O(len(places))."""
+    """Where the permutation of 0 … n-1 keyed by (seed, epoch) sends each of `places`: new int64
+    array, memory O(len(places)).
+    """
     left_base, right_base = _bases(n)
     keys = _round_keys(seed, epoch)
     ids = _encipher(places.astype(np.uint64), left_base, right_base, keys)
@@ -105,7 +129,9 @@ def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(stream("sampler", seed, epoch, number) for number in range(_NUM_ROUNDS))
 
 
-def _encipher(ids: NDArray[np.uint64], left_base: int, right_base: int, keys: tuple[int, ...]) -> NDArray[np.uint64]:
+def _encipher(
+    ids: NDArray[np.uint64], left_base: int, right_base: int, keys: tuple[int, ...]
+) -> NDArray[np.uint64]:
     bases = np.uint64(left_base), np.uint64(right_base)
     right, left = np.divmod(ids, bases[0])
     halves = [left, right]

@@ -1,14 +1,17 @@
-"""Sharded optimizer (ZeRO): each rank keeps the optimizer state, and in stage 2 the reduced gradient, of 1/P of the parameters.
+"""Sharded optimizer (ZeRO): each rank keeps the optimizer state, and in stage 2 the reduced
+gradient, of 1/P of the parameters.
 
     reduce-scatter     gradients of all parameters -> the sum of this rank's shard          n(P-1)/P words
     update             this rank's shard of the parameters                                  state and time 1/P
     allgather          the shards -> all parameters on all ranks                            n(P-1)/P words
 
-together the words of one allreduce. Shards cut the flat vector of all parameters evenly, wherever a parameter begins. Stage 1
-keeps the whole local gradient in one buffer; stage 2 only ever has the gradients of one bucket beside the shard: hooks reduce
-each bucket during the backward pass and drop it.
+together the words of one allreduce. Shards cut the flat vector of all parameters evenly, wherever a
+parameter begins. Stage 1 keeps the whole local gradient in one buffer; stage 2 only ever has the
+gradients of one bucket beside the shard: hooks reduce each bucket during the backward pass and drop
+it.
 
-Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", SC'20, sections 5.1 and 5.2.
+Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", SC'20,
+sections 5.1 and 5.2.
 """
 
 import math
@@ -24,7 +27,9 @@ from dist_ml.partition import Range, block, blocks
 
 
 class FlatParameters:
-    """All parameters in one buffer, each parameter's data a view into it; `shard` is this rank's part as one parameter."""
+    """All parameters in one buffer, each parameter's data a view into it; `shard` is this rank's
+    part as one parameter.
+    """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], comm: Communicator) -> None:
         self._comm = comm
@@ -38,7 +43,9 @@ class FlatParameters:
         self.shard = torch.nn.Parameter(self.flat[self.range.slice])
 
     def gather(self, *_: Any) -> None:
-        """Every rank's updated shard to all ranks, in place. Takes what an optimizer's hook is given."""
+        """Every rank's updated shard to all ranks, in place. Takes what an optimizer's hook is
+        given.
+        """
         self._comm.allgather(None, self.flat)
 
 
@@ -48,7 +55,9 @@ class ShardedGradients(FlatGradients):
     def __init__(self, parameters: Iterable[torch.nn.Parameter], comm: Communicator) -> None:
         super().__init__(parameters)
         self._comm = comm
-        self.shard = torch.zeros(block(self.num_words, comm.size, comm.rank).size, dtype=self.buffer.dtype)
+        self.shard = torch.zeros(
+            block(self.num_words, comm.size, comm.rank).size, dtype=self.buffer.dtype
+        )
 
     def norm(self) -> float:
         """The norm of the whole reduced gradient. One allreduce of one word."""
@@ -63,17 +72,26 @@ class ShardedGradients(FlatGradients):
 
 
 class TransientGradients:
-    """Stage 2: no gradient outlives its bucket, but for this rank's `shard` of the sum. Stands in for `FlatGradients`.
+    """Stage 2: no gradient outlives its bucket, but for this rank's `shard` of the sum. Stands in
+    for `FlatGradients`.
 
     With several microbatches, gradients stay whole until the last one's backward pass.
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], comm: Communicator, bucket_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        comm: Communicator,
+        bucket_bytes: int | None = None,
+    ) -> None:
         self._comm = comm
         self.parameters = list(parameters)
         dtype = self.parameters[0].dtype
         ends = torch.tensor([parameter.numel() for parameter in self.parameters]).cumsum(0).tolist()
-        self.ranges = [Range(end - parameter.numel(), end) for end, parameter in zip(ends, self.parameters, strict=True)]
+        self.ranges = [
+            Range(end - parameter.numel(), end)
+            for end, parameter in zip(ends, self.parameters, strict=True)
+        ]
         self.num_words = self.ranges[-1].stop
         self.tail = torch.zeros(len(TAIL), dtype=dtype)
         self.shard = torch.zeros(block(self.num_words, comm.size, comm.rank).size, dtype=dtype)
@@ -81,7 +99,11 @@ class TransientGradients:
         self.buckets = cut(self.ranges, self.num_words, max(1, words))
         self.largest_bucket_bytes = max(bucket.size for bucket in self.buckets) * dtype.itemsize
         self._members = [
-            [index for index, part in enumerate(self.ranges) if bucket.start <= part.start < bucket.stop]
+            [
+                index
+                for index, part in enumerate(self.ranges)
+                if bucket.start <= part.start < bucket.stop
+            ]
             for bucket in self.buckets
         ]
         self._running = False
@@ -97,7 +119,9 @@ class TransientGradients:
             parameter.grad = None
 
     def settle(self) -> None:
-        """Nothing to do: what no backward pass has reached counts as zeros when its bucket is reduced."""
+        """Nothing to do: what no backward pass has reached counts as zeros when its bucket is
+        reduced.
+        """
 
     def norm(self) -> float:
         """The norm of the whole reduced gradient. One allreduce of one word."""
@@ -119,7 +143,9 @@ class TransientGradients:
         self._comm.allreduce(self.tail)
 
     def _final(self, index: int) -> None:
-        """Buckets are reduced in their order on all ranks, whatever order gradients become final in."""
+        """Buckets are reduced in their order on all ranks, whatever order gradients become final
+        in.
+        """
         if not self._running:
             return
         self._ready.add(index)
@@ -132,18 +158,24 @@ class TransientGradients:
         for index in self._members[self._next]:
             parameter, part = self.parameters[index], self.ranges[index]
             if parameter.grad is not None:
-                gathered[part.start - bucket.start : part.stop - bucket.start] = parameter.grad.reshape(-1)
+                gathered[part.start - bucket.start : part.stop - bucket.start] = (
+                    parameter.grad.reshape(-1)
+                )
                 parameter.grad = None
         shares = [bucket.intersect(owned) for owned in blocks(self.num_words, self._comm.size)]
         mine = shares[self._comm.rank]
         offset = block(self.num_words, self._comm.size, self._comm.rank).start
-        target = self.shard[mine.start - offset : mine.stop - offset] if mine.size else self.shard[:0]
+        target = (
+            self.shard[mine.start - offset : mine.stop - offset] if mine.size else self.shard[:0]
+        )
         self._comm.reduce_scatter(gathered, target, counts=[share.size for share in shares])
         self._next += 1
 
 
 class ShardReducer:
-    """The reducer of a sharded optimizer: has its gradients reduce themselves. Words: n(P-1)/P and two for the tail."""
+    """The reducer of a sharded optimizer: has its gradients reduce themselves. Words: n(P-1)/P and
+    two for the tail.
+    """
 
     def __init__(self, gradients: ShardedGradients | TransientGradients) -> None:
         self._gradients = gradients
@@ -167,7 +199,12 @@ class ShardReducer:
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     """The bytes of an optimizer's state on this rank, scalars like step counters left out."""
-    tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    tensors = [
+        value
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor.ndim > 0)
 
 

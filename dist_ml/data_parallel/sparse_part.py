@@ -1,4 +1,6 @@
-"""Error feedback around one sparse allreduce: select, exchange, remember, for one vector or one bucket of it."""
+"""Error feedback around one sparse allreduce: select, exchange, remember, for one vector or one
+bucket of it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,10 +31,12 @@ class Group:
 
 
 class SparsePart:
-    """The sum over `comm` of what ranks select from `vector`, a flat array that each rank owns a copy of.
+    """The sum over `comm` of what ranks select from `vector`, a flat array that each rank owns a
+    copy of.
 
-    `select`, then `exchange`, once a step. `groups` are the ranges that take part, with densities of their own or None for the
-    schedule's; the residual is this rank's, one array of the vector's length (two with momentum correction).
+    `select`, then `exchange`, once a step. `groups` are the ranges that take part, with densities
+    of their own or None for the schedule's; the residual is this rank's, one array of the vector's
+    length (two with momentum correction).
     """
 
     def __init__(
@@ -51,11 +55,18 @@ class SparsePart:
         self._arrays = {"values": np.zeros_like(vector)}
         if config.momentum:
             self._arrays["velocity"] = np.zeros_like(vector)
-        self.groups = [self._group(density, ranges, number) for number, (density, ranges) in enumerate(groups)]
+        self.groups = [
+            self._group(density, ranges, number) for number, (density, ranges) in enumerate(groups)
+        ]
         self._own = Entries.none(vector.dtype)
         self._taken: list[tuple[Group, Entries]] = []
         settings = Settings(
-            vector.dtype.name, config.values, config.qsgd_bits, config.repartition_steps, config.threshold_steps, seed
+            vector.dtype.name,
+            config.values,
+            config.qsgd_bits,
+            config.repartition_steps,
+            config.threshold_steps,
+            seed,
         )
         self._exchange: SparseAllreduce = make(config.allreduce, comm, vector.size, settings)
         self.last: dict[str, float] = {}
@@ -66,13 +77,17 @@ class SparsePart:
         return sum(group.residual.length for group in self.groups)
 
     def select(self, density: float, scale: float = 1.0) -> None:
-        """Add `scale * vector` to the residual and take this step's entries out. `NonFiniteError`, on this rank, undoes it."""
+        """Add `scale * vector` to the residual and take this step's entries out. `NonFiniteError`,
+        on this rank, undoes it.
+        """
         with self.phases("select"):
             taken: list[tuple[Group, Entries]] = []
             try:
                 for group in self.groups:
                     k = count_of(group.density or density, group.residual.length)
-                    taken.append((group, group.selection.select(group.residual, self.vector, k, scale)))
+                    taken.append(
+                        (group, group.selection.select(group.residual, self.vector, k, scale))
+                    )
             except NonFiniteError:
                 self._taken = []
                 for group, entries in taken:
@@ -80,19 +95,23 @@ class SparsePart:
                 self._own = Entries.none(self.vector.dtype)
                 raise
             self._taken = taken
-            self._own = merge_all([Entries.none(self.vector.dtype), *(entries for _, entries in taken)])
+            self._own = merge_all(
+                [Entries.none(self.vector.dtype), *(entries for _, entries in taken)]
+            )
 
     def undo(self) -> None:
         """Put what was selected back: some other rank's gradient is not finite.
 
-        The accumulated gradient stays in the residual, finite as it is: the gradient that would have to be subtracted may be gone
-        by now, and delaying it is what a residual does.
+        The accumulated gradient stays in the residual, finite as it is: the gradient that would
+        have to be subtracted may be gone by now, and delaying it is what a residual does.
         """
         for _, entries in self._taken:
             self.groups[0].residual.give_back(entries)
 
     def exchange(self, density: float) -> SparseSum:
-        """Sum what was selected over the ranks, and overwrite the ranges of `vector` with the sum. Collective."""
+        """Sum what was selected over the ranks, and overwrite the ranges of `vector` with the sum.
+        Collective.
+        """
         if not self.groups:
             return SparseSum(self._own)
         k = sum(count_of(group.density or density, group.residual.length) for group in self.groups)
@@ -102,7 +121,10 @@ class SparsePart:
             self._remember(total)
             self._write(total)
         length = max(1, self.num_elements)
-        self.last = {"density_sent": self._own.size / length, "density_result": total.nonzeros() / length}
+        self.last = {
+            "density_sent": self._own.size / length,
+            "density_result": total.nonzeros() / length,
+        }
         return total
 
     def finish_apply(self) -> None:
@@ -132,7 +154,9 @@ class SparsePart:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Thresholds and the exchange's memory may be missing, as after resharding: they are found anew."""
+        """Thresholds and the exchange's memory may be missing, as after resharding: they are found
+        anew.
+        """
         for name, array in self._arrays.items():
             array[...] = state["arrays"][name]
         for group, saved in zip(self.groups, state.get("selections") or [], strict=False):
@@ -141,9 +165,13 @@ class SparsePart:
             self._exchange.load_state_dict(state["exchange"])
 
     def _group(self, density: float | None, ranges: Sequence[Range], number: int) -> Group:
-        selection = SELECTIONS[self._config.selection](self._config.threshold_steps, self._seed + number)
+        selection = SELECTIONS[self._config.selection](
+            self._config.threshold_steps, self._seed + number
+        )
         if self._config.momentum:
-            residual: Residual = MomentumResidual(self._arrays["values"], self._config.momentum, self._arrays["velocity"], ranges)
+            residual: Residual = MomentumResidual(
+                self._arrays["values"], self._config.momentum, self._arrays["velocity"], ranges
+            )
         else:
             residual = Residual(self._arrays["values"], ranges)
         return Group(density, residual, selection)

@@ -1,4 +1,6 @@
-"""The gradient reducer that sends about 1 % of the gradient: error feedback around a sparse allreduce, bucket by bucket."""
+"""The gradient reducer that sends about 1 % of the gradient: error feedback around a sparse
+allreduce, bucket by bucket.
+"""
 
 import dataclasses
 import logging
@@ -29,19 +31,28 @@ log = logging.getLogger(__name__)
 
 
 class SparseReducer:
-    """Sums the selected part of the ranks' gradients into the flat buffer; what was not selected waits in the residual.
+    """Sums the selected part of the ranks' gradients into the flat buffer; what was not selected
+    waits in the residual.
 
-        1. each bucket, when its gradients are final:  small tensors aside | select | agree that all are finite | sparse sum
-        2. after the last one:  small tensors and the tail in one dense allreduce; the small sums' momentum
+        1. each bucket, when its gradients are final:  small tensors aside | select | agree that all
+           are finite | sparse sum
+        2. after the last one:  small tensors and the tail in one dense allreduce; the small sums'
+           momentum
 
-    When a gradient is not finite on any rank, all ranks put back what they selected, and the loss in the tail becomes NaN: the
-    trainer stops or skips. A bad gradient never enters its rank's residual; the good ones of other ranks stay in theirs.
-    `names` are the parameters'. With `config.overlap`, buckets are exchanged on a thread while the backward pass goes on, over a
+    When a gradient is not finite on any rank, all ranks put back what they selected, and the loss
+    in the tail becomes NaN: the trainer stops or skips. A bad gradient never enters its rank's
+    residual; the good ones of other ranks stay in theirs. `names` are the parameters'. With
+    `config.overlap`, buckets are exchanged on a thread while the backward pass goes on, over a
     communicator of its own.
     """
 
     def __init__(
-        self, gradients: FlatGradients, names: Sequence[str], comm: Communicator, config: SparseConfig, seed: int = 0
+        self,
+        gradients: FlatGradients,
+        names: Sequence[str],
+        comm: Communicator,
+        config: SparseConfig,
+        seed: int = 0,
     ) -> None:
         self._gradients = gradients
         self._comm = comm
@@ -53,19 +64,30 @@ class SparseReducer:
         self._density = config.density
         self._layout = layout(names, gradients.ranges, config.densities, config.dense_below)
         self._small = np.zeros(self._layout.num_dense + gradients.tail.numel(), self._flat.dtype)
-        self._velocity = np.zeros(self._layout.num_dense, self._flat.dtype)  # momentum of the small tensors
+        self._velocity = np.zeros(
+            self._layout.num_dense, self._flat.dtype
+        )  # momentum of the small tensors
         self._nodes = split_nodes(comm) if config.hierarchical else None
         self._buckets = bucket_ranges(gradients.ranges, max(1, config.overlap))
         over = comm.split(0) if config.overlap else comm
         assert over is not None
         self._over = over
-        self._parts = [self._part(bucket, seed + 1000 * number) for number, bucket in enumerate(self._buckets)]
+        self._parts = [
+            self._part(bucket, seed + 1000 * number) for number, bucket in enumerate(self._buckets)
+        ]
         self._failed: list[bool] = []
         self._sums: list[SparseSum] = []
         self._xi = Xi(comm, config.diagnose_every)
-        self._background = Background(gradients, self._buckets, self._reduce_bucket) if config.overlap else None
+        self._background = (
+            Background(gradients, self._buckets, self._reduce_bucket) if config.overlap else None
+        )
         num_sparse = sum(part.size for _, ranges in self._layout.sparse for part in ranges)
-        log.info("sparse gradients by %s: %d elements sparse, %d dense", config.allreduce, num_sparse, self._layout.num_dense)
+        log.info(
+            "sparse gradients by %s: %d elements sparse, %d dense",
+            config.allreduce,
+            num_sparse,
+            self._layout.num_dense,
+        )
 
     def start(self) -> None:
         self._density = self._schedule.at(self._steps)
@@ -84,7 +106,9 @@ class SparseReducer:
         self._steps += 1
 
     def diagnostics(self) -> dict[str, float]:
-        """Of the last step, on this rank: densities sent and received, residual over gradient norm, xi, seconds by phase."""
+        """Of the last step, on this rank: densities sent and received, residual over gradient norm,
+        xi, seconds by phase.
+        """
         size = max(1, sum(part.num_elements for part in self._parts))
         values = {
             name: sum(part.last.get(name, 0.0) * part.num_elements for part in self._parts) / size
@@ -99,7 +123,9 @@ class SparseReducer:
         return {**values, **self._xi.last}
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's residuals and thresholds, the small tensors' momentum, and the step that the warm-up has reached."""
+        """This rank's residuals and thresholds, the small tensors' momentum, and the step that the
+        warm-up has reached.
+        """
         parts = [part.state_dict() for part in self._parts]
         return {"steps": self._steps, "velocity": self._velocity.copy(), "parts": parts}
 
@@ -117,7 +143,9 @@ class SparseReducer:
         return SparsePart(self._flat[bucket.slice], inside.sparse, self._over, self._config, seed)
 
     def _reduce_bucket(self, number: int) -> None:
-        """Select, agree, exchange. Runs on the background thread when there is one; collective, in the order of buckets."""
+        """Select, agree, exchange. Runs on the background thread when there is one; collective, in
+        the order of buckets.
+        """
         part = self._parts[number]
         self._set_small_aside(self._buckets[number])
         failed = False
@@ -168,7 +196,9 @@ class SparseReducer:
         return places
 
     def _clip_scale(self) -> float:
-        """Local clipping (DGC, section 3.3): each rank clips its own gradient at clip_norm / sqrt(P), before accumulating it."""
+        """Local clipping (DGC, section 3.3): each rank clips its own gradient at clip_norm /
+        sqrt(P), before accumulating it.
+        """
         if self._config.clip_norm is None:
             return 1.0
         norm = float(torch.linalg.vector_norm(self._gradients.flat))
@@ -177,17 +207,25 @@ class SparseReducer:
 
 
 def resolve(config: SparseConfig, length: int, comm: Communicator) -> SparseConfig:
-    """`config` with `auto` replaced by what the cost model, measured now, finds fastest; "none" where that is dense."""
+    """`config` with `auto` replaced by what the cost model, measured now, finds fastest; "none"
+    where that is dense.
+    """
     if config.allreduce != "auto":
         return config
     settings = Settings(values=config.values, qsgd_bits=config.qsgd_bits)
-    name = fastest(length, count_of(config.density, length), comm.size, settings, probe(comm)) if comm.size > 1 else "dense"
+    name = (
+        fastest(length, count_of(config.density, length), comm.size, settings, probe(comm))
+        if comm.size > 1
+        else "dense"
+    )
     chosen = cast(SparseName, "none" if name == "dense" else name)
     return dataclasses.replace(config, allreduce=chosen)
 
 
 def bucket_ranges(ranges: Sequence[Range], num_buckets: int) -> list[Range]:
-    """Consecutive parameters in at most `num_buckets` buckets of about equal size, the last parameters' first."""
+    """Consecutive parameters in at most `num_buckets` buckets of about equal size, the last
+    parameters' first.
+    """
     total = ranges[-1].stop
     buckets: list[Range] = []
     stop = total
@@ -207,11 +245,16 @@ def agreed(comm: Communicator, failed: bool) -> bool:
 
 
 def reshard_states(states: Sequence[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
-    """The `SparseReducer` states of all ranks of a run as those of another number of ranks: residuals keep their sum.
+    """The `SparseReducer` states of all ranks of a run as those of another number of ranks:
+    residuals keep their sum.
 
-    Thresholds and regions are left out: they depend on the number of ranks, and are found anew in the first step.
+    Thresholds and regions are left out: they depend on the number of ranks, and are found anew in
+    the first step.
     """
     parts = range(len(states[0]["parts"]))
     dealt = [reshard([state["parts"][part]["arrays"] for state in states], ranks) for part in parts]
     same = {"steps": states[0]["steps"], "velocity": states[0]["velocity"]}
-    return [{**same, "parts": [{"arrays": dealt[part][rank]} for part in parts]} for rank in range(ranks)]
+    return [
+        {**same, "parts": [{"arrays": dealt[part][rank]} for part in parts]}
+        for rank in range(ranks)
+    ]

@@ -10,10 +10,12 @@ from dist_ml.data_parallel.sparse_part import SparsePart
 
 
 class Xi:
-    """The xi of the convergence analysis of top-k (Alistarh et al., arXiv 1809.10505, assumption 1): small is good.
+    """The xi of the convergence analysis of top-k (Alistarh et al., arXiv 1809.10505, assumption
+    1): small is good.
 
-    xi = |Topk(mean of accumulated) - result / P| / |mean of accumulated|, over the elements of one bucket, with k the entries of
-    the result. It needs the dense sum, so it is taken every `period` steps (0: never) at the price of a dense allreduce.
+    xi = |Topk(mean of accumulated) - result / P| / |mean of accumulated|, over the elements of one
+    bucket, with k the entries of the result. It needs the dense sum, so it is taken every `period`
+    steps (0: never) at the price of a dense allreduce.
     """
 
     def __init__(self, comm: Communicator, period: int) -> None:

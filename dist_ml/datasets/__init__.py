@@ -22,5 +22,7 @@ __all__ = ["DATASETS", "Dataset", "Ids", "Split", "open_dataset"]
 
 
 def open_dataset(config: DataConfig, dtype: torch.dtype = torch.float32) -> Dataset:
-    """The dataset that `config` names, with x (and y to regress on) in `dtype`: float32 or float64."""
+    """The dataset that `config` names, with x (and y to regress on) in `dtype`: float32 or
+    float64.
+    """
     return DATASETS[config.name](config, dtype)

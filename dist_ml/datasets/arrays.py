@@ -1,7 +1,9 @@
-"""The user's own samples: `.npy` files in one folder, mapped into memory, so that a rank touches only the rows it needs.
+"""The user's own samples: `.npy` files in one folder, mapped into memory, so that a rank touches
+only the rows it needs.
 
-`train_x.npy` [samples, features …] of any real dtype, `train_y.npy` [samples] whole numbers = classes, or [samples] or
-[samples, outputs] floating = values to regress on; `test_x.npy`, `test_y.npy` likewise, or instead of them `data.test_every`.
+`train_x.npy` [samples, features …] of any real dtype, `train_y.npy` [samples] whole numbers =
+classes, or [samples] or [samples, outputs] floating = values to regress on; `test_x.npy`,
+`test_y.npy` likewise, or instead of them `data.test_every`.
 """
 
 from pathlib import Path
@@ -16,20 +18,28 @@ from dist_ml.errors import ConfigError, DataError
 
 
 def arrays(config: DataConfig, dtype: torch.dtype) -> Dataset:
-    """Values are used as they are, unscaled; finiteness and labels are checked in every batch, for the rows it touches.
+    """Values are used as they are, unscaled; finiteness and labels are checked in every batch, for
+    the rows it touches.
 
     With `num_outputs` null the training labels are read once, for the highest.
     """
     assert config.path is not None
     folder = Path(config.path)
     if not folder.is_dir():
-        raise DataError(f"data.path={config.path} is not a folder; give the folder that holds train_x.npy and train_y.npy")
+        raise DataError(
+            f"data.path={config.path} is not a folder; give the folder that holds train_x.npy and "
+            "train_y.npy"
+        )
     train = open_pair(folder, "train")
     num_outputs = _num_outputs(train, config.num_outputs)
 
-    def split(pair: Pair, locate: Locate, available: int, wanted: int | None, key: str) -> StoredSplit:
+    def split(
+        pair: Pair, locate: Locate, available: int, wanted: int | None, key: str
+    ) -> StoredSplit:
         num = limited(available, wanted, key, str(folder))
-        return StoredSplit(pair.x, pair.y, pair.x_file, pair.y_file, locate, num, num_outputs, dtype)
+        return StoredSplit(
+            pair.x, pair.y, pair.x_file, pair.y_file, locate, num, num_outputs, dtype
+        )
 
     every = config.test_every
     if every is None:
@@ -43,13 +53,21 @@ def arrays(config: DataConfig, dtype: torch.dtype) -> Dataset:
     num_test = _num_held_out(folder, len(train.x), every)
     return Dataset(
         "arrays",
-        split(train, lambda ids: kept_rows(ids, every), len(train.x) - num_test, config.num_train, "num_train"),
+        split(
+            train,
+            lambda ids: kept_rows(ids, every),
+            len(train.x) - num_test,
+            config.num_train,
+            "num_train",
+        ),
         split(train, lambda ids: held_out_rows(ids, every), num_test, config.num_test, "num_test"),
     )
 
 
 def kept_rows(ids: Ids, every: int) -> Ids:
-    """The rows of training samples when each `every`-th row is held out: 0 … every-2, every … 2 every - 2, and so on."""
+    """The rows of training samples when each `every`-th row is held out: 0 … every-2, every … 2
+    every - 2, and so on.
+    """
     return ids + ids // (every - 1)
 
 
@@ -60,9 +78,15 @@ def held_out_rows(ids: Ids, every: int) -> Ids:
 
 def _num_held_out(folder: Path, num_rows: int, every: int) -> int:
     if (folder / "test_x.npy").exists():
-        raise ConfigError(f"data.test_every={every} but {folder} holds test_x.npy; leave data.test_every out or move the file")
+        raise ConfigError(
+            f"data.test_every={every} but {folder} holds test_x.npy; leave data.test_every out or "
+            "move the file"
+        )
     if num_rows < every:
-        raise ConfigError(f"data.test_every={every} holds nothing out of {num_rows} rows; use a smaller one, or more samples")
+        raise ConfigError(
+            f"data.test_every={every} holds nothing out of {num_rows} rows; use a smaller one, or "
+            "more samples"
+        )
     return num_rows // every
 
 
@@ -72,17 +96,22 @@ def _num_outputs(train: Pair, wanted: int | None) -> int:
     found = 1 if train.y.ndim == 1 else int(train.y.shape[1])
     if wanted not in (None, found):
         raise ConfigError(
-            f"data.num_outputs={wanted} but {train.y_file} holds {found} values a sample; leave data.num_outputs out"
+            f"data.num_outputs={wanted} but {train.y_file} holds {found} values a sample; leave "
+            "data.num_outputs out"
         )
     return found
 
 
 def _check_alike(train: Pair, test: Pair) -> None:
     if train.x.shape[1] != test.x.shape[1]:
-        raise DataError(f"{test.x_file} has {test.x.shape[1]} features, {train.x_file} {train.x.shape[1]}; they must agree")
+        raise DataError(
+            f"{test.x_file} has {test.x.shape[1]} features, {train.x_file} {train.x.shape[1]}; "
+            "they must agree"
+        )
     kinds = train.y.dtype.kind == "f", test.y.dtype.kind == "f"
     if kinds[0] != kinds[1] or train.y.shape[1:] != test.y.shape[1:]:
         raise DataError(
-            f"{test.y_file} is {test.y.dtype} {list(test.y.shape)} but {train.y_file} is {train.y.dtype} {list(train.y.shape)}; "
+            f"{test.y_file} is {test.y.dtype} {list(test.y.shape)} but {train.y_file} is "
+            f"{train.y.dtype} {list(train.y.shape)}; "
             f"both must be classes, or both values of one shape"
         )

@@ -11,11 +11,16 @@ from dist_ml.config.data import Task
 
 Ids = NDArray[np.int64]
 
-NUMPY_DTYPES: dict[torch.dtype, type[np.floating[Any]]] = {torch.float32: np.float32, torch.float64: np.float64}
+NUMPY_DTYPES: dict[torch.dtype, type[np.floating[Any]]] = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+}
 
 
 class Split(Protocol):
-    """Samples 0 … num_samples-1 of one task. Any rank may ask for any sample; nothing is dealt out here."""
+    """Samples 0 … num_samples-1 of one task. Any rank may ask for any sample; nothing is dealt out
+    here.
+    """
 
     @property
     def num_samples(self) -> int: ...
@@ -32,17 +37,21 @@ class Split(Protocol):
     def task(self) -> Task: ...
 
     def batch(self, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
-        """The samples `ids` (int64 [b], each in 0 … num_samples-1, any order), in tensors that the caller owns.
+        """The samples `ids` (int64 [b], each in 0 … num_samples-1, any order), in tensors that the
+        caller owns.
 
-        Returns x [b, num_features] in the split's floating dtype, and y: int64 [b] classes, or [b, num_outputs] in that dtype.
-        A sample is the same in whatever company it is asked for. Raises `DataError` where a file holds unusable values.
+        Returns x [b, num_features] in the split's floating dtype, and y: int64 [b] classes, or [b,
+        num_outputs] in that dtype. A sample is the same in whatever company it is asked for. Raises
+        `DataError` where a file holds unusable values.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The samples to train on and, apart from them, the samples to test on; both of one task and shape."""
+    """The samples to train on and, apart from them, the samples to test on; both of one task and
+    shape.
+    """
 
     name: str
     train: Split

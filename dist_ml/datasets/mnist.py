@@ -1,7 +1,8 @@
-"""MNIST and its relatives in IDX files: `{train,t10k}-{images-idx3,labels-idx1}-ubyte`, gzipped or not, in one folder.
+"""MNIST and its relatives in IDX files: `{train,t10k}-{images-idx3,labels-idx1}-ubyte`, gzipped or
+not, in one folder.
 
-IDX: two zero bytes, a dtype code, the number of dims, each dim as a big-endian 32-bit number, then the values (LeCun, Cortes,
-Burges, "The MNIST database of handwritten digits", file formats).
+IDX: two zero bytes, a dtype code, the number of dims, each dim as a big-endian 32-bit number, then
+the values (LeCun, Cortes, Burges, "The MNIST database of handwritten digits", file formats).
 """
 
 import gzip
@@ -30,16 +31,20 @@ def mnist(config: DataConfig, dtype: torch.dtype) -> Dataset:
     folder = Path(config.path)
     if not folder.is_dir():
         raise DataError(
-            f"data.path={config.path} is not a folder; give the one that holds train-images-idx3-ubyte[.gz] and the rest"
+            f"data.path={config.path} is not a folder; give the one that holds "
+            "train-images-idx3-ubyte[.gz] and the rest"
         )
     train, test = _pair(folder, "train"), _pair(folder, "t10k")
     if train[0].shape[1] != test[0].shape[1]:
         raise DataError(
-            f"{folder}: images of {train[0].shape[1]} pixels to train on and {test[0].shape[1]} to test on; must be equal"
+            f"{folder}: images of {train[0].shape[1]} pixels to train on and {test[0].shape[1]} "
+            "to test on; must be equal"
         )
     num_classes = int(train[1].max()) + 1
 
-    def split(pair: tuple[NDArray[np.uint8], NDArray[np.uint8]], prefix: str, wanted: int | None, key: str) -> StoredSplit:
+    def split(
+        pair: tuple[NDArray[np.uint8], NDArray[np.uint8]], prefix: str, wanted: int | None, key: str
+    ) -> StoredSplit:
         x, y = pair
         names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
         num = limited(len(x), wanted, key, str(folder))
@@ -53,26 +58,44 @@ def mnist(config: DataConfig, dtype: torch.dtype) -> Dataset:
 
 
 def read_idx(file: Path, num_dims: int) -> NDArray[np.uint8]:
-    """The bytes of one IDX file, uint8 of `num_dims` dims; an uncompressed file is mapped, not read."""
+    """The bytes of one IDX file, uint8 of `num_dims` dims; an uncompressed file is mapped, not
+    read.
+    """
     compressed = file.suffix == ".gz"
-    content = _unzip(file) if compressed else np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
+    content = (
+        _unzip(file)
+        if compressed
+        else np.memmap(file, np.uint8, "r")
+        if file.stat().st_size
+        else np.empty(0, np.uint8)
+    )
     dims = _dims(file, content[: 4 + 4 * num_dims].tobytes(), num_dims)
     expected, found = 4 + 4 * num_dims + math.prod(dims), len(content)
     if found != expected:
         what = "is cut short" if found < expected else "is too long"
-        raise DataError(f"{file} {what}: {_spell(dims)} values make {expected} bytes, but it has {found}; get the file again")
+        raise DataError(
+            f"{file} {what}: {_spell(dims)} values make {expected} bytes, but it has {found}; get "
+            "the file again"
+        )
     return np.asarray(content)[4 + 4 * num_dims :].reshape(dims)
 
 
 def _dims(file: Path, header: bytes, num_dims: int) -> tuple[int, ...]:
     if len(header) < 4 + 4 * num_dims:
-        raise DataError(f"{file} is cut short: the header alone has {4 + 4 * num_dims} bytes, it has {len(header)}; get it again")
+        raise DataError(
+            f"{file} is cut short: the header alone has {4 + 4 * num_dims} bytes, it has "
+            f"{len(header)}; get it again"
+        )
     zeros, code, found_dims = struct.unpack_from(">HBB", header)
     if zeros != 0 or code not in _DTYPES:
-        raise DataError(f"{file} is no IDX file: it begins with {header[:4].hex(' ')} in place of 00 00 08 {num_dims:02x}")
+        raise DataError(
+            f"{file} is no IDX file: it begins with {header[:4].hex(' ')} in place of 00 00 08 "
+            f"{num_dims:02x}"
+        )
     if code != _UNSIGNED_BYTE or found_dims != num_dims:
         raise DataError(
-            f"{file} holds {_DTYPES[code]} values in {found_dims} dims, but must hold uint8 in {num_dims}; "
+            f"{file} holds {_DTYPES[code]} values in {found_dims} dims, but must hold uint8 in "
+            f"{num_dims}; "
             f"check that images and labels weren't swapped"
         )
     return struct.unpack_from(f">{num_dims}I", header, 4)
@@ -80,11 +103,15 @@ def _dims(file: Path, header: bytes, num_dims: int) -> tuple[int, ...]:
 
 def _pair(folder: Path, prefix: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Images as [samples, pixels] and labels of one split."""
-    image_file, label_file = _find(folder, f"{prefix}-images", 3), _find(folder, f"{prefix}-labels", 1)
+    image_file, label_file = (
+        _find(folder, f"{prefix}-images", 3),
+        _find(folder, f"{prefix}-labels", 1),
+    )
     images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
     if len(images) != len(labels) or images.size == 0:
         raise DataError(
-            f"{image_file} holds {_spell(images.shape)} values and {label_file} {len(labels)} labels; "
+            f"{image_file} holds {_spell(images.shape)} values and {label_file} {len(labels)} "
+            "labels; "
             f"there must be one label an image, and at least one image"
         )
     return images.reshape(len(images), -1), labels
@@ -95,14 +122,20 @@ def _find(folder: Path, stem: str, num_dims: int) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise DataError(f"{folder} holds no {names[0]} and no {names[1]}; put it there, or set data.path to the folder that has it")
+    raise DataError(
+        f"{folder} holds no {names[0]} and no {names[1]}; put it there, or set data.path to the "
+        "folder that has it"
+    )
 
 
 def _unzip(file: Path) -> NDArray[np.uint8]:
     try:
         return np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{file} can't be unzipped ({error}); get the file again, or rename it if it isn't gzipped") from None
+        raise DataError(
+            f"{file} can't be unzipped ({error}); get the file again, or rename it if it isn't "
+            "gzipped"
+        ) from None
 
 
 def _spell(dims: tuple[int, ...]) -> str:

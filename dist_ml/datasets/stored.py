@@ -19,7 +19,9 @@ Locate = Callable[[Ids], Ids]
 
 @dataclass(frozen=True)
 class StoredSplit:
-    """Rows of `x` [rows, features] and `y` ([rows], or [rows, outputs] to regress on); only rows asked for are touched."""
+    """Rows of `x` [rows, features] and `y` ([rows], or [rows, outputs] to regress on); only rows
+    asked for are touched.
+    """
 
     x: Array  # numbers of any real dtype
     y: Array  # whole numbers = classes; floating = values to regress on
@@ -67,7 +69,10 @@ def in_order(ids: Ids) -> Ids:
 def limited(available: int, wanted: int | None, key: str, where: str) -> int:
     """How many of the `available` samples to use; `ConfigError` where `wanted` are more."""
     if wanted is not None and wanted > available:
-        raise ConfigError(f"data.{key}={wanted} but {where} holds {available} samples for it; set data.{key} to at most that")
+        raise ConfigError(
+            f"data.{key}={wanted} but {where} holds {available} samples for it; set data.{key} to "
+            "at most that"
+        )
     return available if wanted is None else wanted
 
 
@@ -81,7 +86,8 @@ def _check_finite(values: Array, rows: Ids, file: str, dtype: torch.dtype) -> No
         row, column = np.argwhere(bad)[0]
         name = str(dtype).removeprefix("torch.")
         raise DataError(
-            f"{file}: row {rows[row]}, column {column} holds {values[row, column]} (as {name}), but every value must be finite; "
+            f"{file}: row {rows[row]}, column {column} holds {values[row, column]} (as {name}), "
+            "but every value must be finite; "
             f"remove or mend the sample"
         )
 
@@ -90,6 +96,7 @@ def _check_labels(labels: NDArray[np.int64], rows: Ids, file: str, num_classes: 
     if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
         bad = int(np.flatnonzero((labels < 0) | (labels >= num_classes))[0])
         raise DataError(
-            f"{file}: row {rows[bad]} has label {labels[bad]}, but labels must be 0 … {num_classes - 1}; mend the label, "
+            f"{file}: row {rows[bad]} has label {labels[bad]}, but labels must be 0 … "
+            f"{num_classes - 1}; mend the label, "
             f"or set data.num_outputs to the number of classes"
         )

@@ -1,8 +1,9 @@
 """Endless samples with a known rule behind them: a fixed random network labels random features.
 
-Sample i is a pure function of (seed, i), to the last bit: on any number of ranks, in any grouping, on any machine. Sums in
-floating point depend on their order, and with it on the size of a batch; so features and teacher weights are small odd whole
-numbers, whose products and sums the floating-point format holds exactly, in whatever order they are added.
+Sample i is a pure function of (seed, i), to the last bit: on any number of ranks, in any grouping,
+on any machine. Sums in floating point depend on their order, and with it on the size of a batch; so
+features and teacher weights are small odd whole numbers, whose products and sums the floating-point
+format holds exactly, in whatever order they are added.
 
     features   odd, -255 … 255, uniform        8 random bits each
     first      odd, -15 … 15                   hidden = relu(first . features)            in float32, 4,386 features at a time
@@ -23,17 +24,22 @@ from dist_ml.datasets.dataset import NUMPY_DTYPES, Dataset, Ids
 from dist_ml.partition import pieces
 
 _FEATURE_LIMIT, _WEIGHT_LIMIT = 255, 15
-_EXACT_FEATURES = 2**24 // (_FEATURE_LIMIT * _WEIGHT_LIMIT)  # float32 holds every whole number up to 2^24
+_EXACT_FEATURES = 2**24 // (
+    _FEATURE_LIMIT * _WEIGHT_LIMIT
+)  # float32 holds every whole number up to 2^24
 _FEATURE_VARIANCE = (256**2 - 1) / 3  # of the odd numbers -255 … 255, all equally likely
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The network behind the labels, in whole numbers held in floating point; see the module's table."""
+    """The network behind the labels, in whole numbers held in floating point; see the module's
+    table.
+    """
 
     first: NDArray[np.float32]  # [features, width]
     second: NDArray[np.float64]  # [width, outputs]
-    mean: NDArray[np.float64]  # [outputs], whole: about what `second . hidden` is on average, so that no class is preferred
+    # [outputs], whole: about what `second . hidden` is on average, so that no class is preferred
+    mean: NDArray[np.float64]
     scale: float  # brings the scores to a variance of about 1
 
     def scores(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -48,7 +54,9 @@ class Teacher:
 
 @dataclass(frozen=True)
 class SyntheticSplit:
-    """Samples `first_id` … `first_id + num_samples - 1` of the endless sequence; nothing is stored."""
+    """Samples `first_id` … `first_id + num_samples - 1` of the endless sequence; nothing is
+    stored.
+    """
 
     teacher: Teacher
     seed: int
@@ -67,7 +75,11 @@ class SyntheticSplit:
         features *= 2
         features -= _FEATURE_LIMIT
         scores = self.teacher.scores(features)
-        y = self._classes(scores, ids) if self.task == "classification" else self._values(scores, ids)
+        y = (
+            self._classes(scores, ids)
+            if self.task == "classification"
+            else self._values(scores, ids)
+        )
         x = features.astype(NUMPY_DTYPES[self.dtype], copy=False)
         x *= 1 / math.sqrt(_FEATURE_VARIANCE)
         return torch.from_numpy(x), torch.from_numpy(y)
@@ -89,8 +101,17 @@ class SyntheticSplit:
 
 
 def synthetic(config: DataConfig, dtype: torch.dtype) -> Dataset:
-    """Test samples are those that follow the training samples. A batch of b costs 2 b num_features teacher_width operations."""
-    sizes = config.num_train, config.num_test, config.num_features, config.num_outputs, config.teacher_width, config.seed
+    """Test samples are those that follow the training samples. A batch of b costs 2 b num_features
+    teacher_width operations.
+    """
+    sizes = (
+        config.num_train,
+        config.num_test,
+        config.num_features,
+        config.num_outputs,
+        config.teacher_width,
+        config.seed,
+    )
     num_train, num_test, num_features, num_outputs, width, seed = (_set(size) for size in sizes)
     assert config.task is not None
     assert config.noise is not None
@@ -104,14 +125,24 @@ def synthetic(config: DataConfig, dtype: torch.dtype) -> Dataset:
 
 
 def make_teacher(seed: int, num_features: int, width: int, num_outputs: int) -> Teacher:
-    """Hidden unit j is nearly normal with variance v_j; relu makes its mean sqrt(v_j / 2 pi) and variance v_j (1/2 - 1/2 pi)."""
+    """Hidden unit j is nearly normal with variance v_j; relu makes its mean sqrt(v_j / 2 pi) and
+    variance v_j (1/2 - 1/2 pi).
+    """
     assert _FEATURE_LIMIT * _WEIGHT_LIMIT**2 * num_features * width < 2**53, (num_features, width)
     first = _weights(bits(stream("synthetic first", seed), np.arange(width)), num_features)
     second = _weights(bits(stream("synthetic second", seed), np.arange(num_outputs)), width)
-    variances = [_FEATURE_VARIANCE * int(total) for total in (first.astype(np.int32) ** 2).sum(axis=1, dtype=np.int64)]
+    variances = [
+        _FEATURE_VARIANCE * int(total)
+        for total in (first.astype(np.int32) ** 2).sum(axis=1, dtype=np.int64)
+    ]
     averages = [math.sqrt(v / (2 * math.pi)) for v in variances]
-    means = [round(math.fsum(int(w) * average for w, average in zip(row, averages, strict=True))) for row in second]
-    spread = math.fsum(int(w) ** 2 * v for row in second for w, v in zip(row, variances, strict=True)) * (0.5 - 0.5 / math.pi)
+    means = [
+        round(math.fsum(int(w) * average for w, average in zip(row, averages, strict=True)))
+        for row in second
+    ]
+    spread = math.fsum(
+        int(w) ** 2 * v for row in second for w, v in zip(row, variances, strict=True)
+    ) * (0.5 - 0.5 / math.pi)
     return Teacher(
         np.ascontiguousarray(first.T, np.float32),
         np.ascontiguousarray(second.T, np.float64),

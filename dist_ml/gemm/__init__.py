@@ -1,4 +1,6 @@
-"""Sharded matrix multiplication at the communication lower bound: layouts, plans, local kernels and the algorithms `GEMMS`.
+"""Sharded matrix multiplication at the communication lower bound: layouts, plans, local kernels and
+the algorithms `GEMMS`.
 
-`layout`, `redistribution`, `bounds`, `grid`, `plan` and `planners` are pure values and functions that need neither torch nor MPI.
+`layout`, `redistribution`, `bounds`, `grid`, `plan` and `planners` are pure values and functions
+that need neither torch nor MPI.
 """

@@ -1,9 +1,11 @@
-"""Sharded products inside torch's autograd: gradients of A B flow to the storages of A and B, each in its own layout.
+"""Sharded products inside torch's autograd: gradients of A B flow to the storages of A and B, each
+in its own layout.
 
     C = A B        dA = dC B^T  (in A's layout)        dB = A^T dC  (in B's layout)
 
-Every rank calls forward and backward for the same products in the same order, as for any collective. A redistribution is its own
-adjoint's inverse only where no element is replicated, so replicated layouts are refused.
+Every rank calls forward and backward for the same products in the same order, as for any
+collective. A redistribution is its own adjoint's inverse only where no element is replicated, so
+replicated layouts are refused.
 """
 
 from typing import Any
@@ -18,9 +20,11 @@ from dist_ml.gemm.matrix import ShardedMatrix
 
 
 def matmul(a: ShardedMatrix, b: ShardedMatrix, algorithm: str = "auto") -> ShardedMatrix:
-    """A B in the layout of `algorithm`'s plan; differentiable by the storages of `a` and `b`. Collective, and so is its backward.
+    """A B in the layout of `algorithm`'s plan; differentiable by the storages of `a` and `b`.
+    Collective, and so is its backward.
 
-    Words: the plan's forward, and those of the two products of the same sizes backward, plus redistributions between layouts.
+    Words: the plan's forward, and those of the two products of the same sizes backward, plus
+    redistributions between layouts.
     """
     plan = multiply.plan_for(a, b, algorithm)
     _refuse_replicas(a, b)
@@ -29,7 +33,9 @@ def matmul(a: ShardedMatrix, b: ShardedMatrix, algorithm: str = "auto") -> Shard
 
 
 def relayout(x: ShardedMatrix, layout: Layout) -> ShardedMatrix:
-    """`x.to(layout)`, differentiable. Collective, and so is its backward. Words: the elements whose owner changes, each way."""
+    """`x.to(layout)`, differentiable. Collective, and so is its backward. Words: the elements whose
+    owner changes, each way.
+    """
     _refuse_replicas(x)
     storage: torch.Tensor = _Relayout.apply(x.storage, x, layout)  # type: ignore[no-untyped-call]
     return ShardedMatrix(layout, x.comm, storage)
@@ -39,7 +45,8 @@ def _refuse_replicas(*operands: ShardedMatrix) -> None:
     for operand in operands:
         if operand.layout.replicas > 1:
             raise ConfigError(
-                f"{operand.layout.describe()} holds {operand.layout.replicas} replicas of each element, whose gradients "
+                f"{operand.layout.describe()} holds {operand.layout.replicas} replicas of each "
+                "element, whose gradients "
                 "would differ; use a layout without replicas"
             )
 
@@ -47,7 +54,12 @@ def _refuse_replicas(*operands: ShardedMatrix) -> None:
 class _Matmul(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, a_storage: torch.Tensor, b_storage: torch.Tensor, a: ShardedMatrix, b: ShardedMatrix, algorithm: str
+        ctx: Any,
+        a_storage: torch.Tensor,
+        b_storage: torch.Tensor,
+        a: ShardedMatrix,
+        b: ShardedMatrix,
+        algorithm: str,
     ) -> torch.Tensor:
         ctx.save_for_backward(a_storage, b_storage)
         ctx.layouts, ctx.comm, ctx.algorithm = (a.layout, b.layout), a.comm, algorithm
@@ -60,10 +72,21 @@ class _Matmul(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         a_storage, b_storage = ctx.saved_tensors
         layout_a, layout_b = ctx.layouts
-        a, b = ShardedMatrix(layout_a, ctx.comm, a_storage), ShardedMatrix(layout_b, ctx.comm, b_storage)
+        a, b = (
+            ShardedMatrix(layout_a, ctx.comm, a_storage),
+            ShardedMatrix(layout_b, ctx.comm, b_storage),
+        )
         dc = ShardedMatrix(ctx.product_layout, ctx.comm, gradient.contiguous())
-        da = multiply.matmul(dc, b.T, ctx.algorithm).to(layout_a).storage if ctx.needs_input_grad[0] else None
-        db = multiply.matmul(a.T, dc, ctx.algorithm).to(layout_b).storage if ctx.needs_input_grad[1] else None
+        da = (
+            multiply.matmul(dc, b.T, ctx.algorithm).to(layout_a).storage
+            if ctx.needs_input_grad[0]
+            else None
+        )
+        db = (
+            multiply.matmul(a.T, dc, ctx.algorithm).to(layout_b).storage
+            if ctx.needs_input_grad[1]
+            else None
+        )
         return da, db, None, None, None
 
 

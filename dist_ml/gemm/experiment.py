@@ -11,18 +11,19 @@ from dist_ml.config.gemm import GemmConfig
 from dist_ml.errors import NonFiniteError
 from dist_ml.gemm import matrix
 from dist_ml.gemm.from_config import plan_of
-from dist_ml.gemm.kernel import kernels
-from dist_ml.gemm.kernel.product import Product, local_product
-from dist_ml.gemm.kernel.tuner import Shape, Tuner
 from dist_ml.gemm.layout import Layout
 from dist_ml.gemm.matrix import ShardedMatrix
 from dist_ml.gemm.multiply import Gemm
 from dist_ml.gemm.oracle import error_over_bound
 from dist_ml.gemm.plan import Moved, Plan
+from dist_ml.kernels import kernels
+from dist_ml.kernels.product import Product, local_product
+from dist_ml.kernels.tuner import Shape, Tuner
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
-# Each rank checks a corner of what it owns, this many rows and columns, against float64: their operands are made anew.
+# Each rank checks a corner of what it owns, this many rows and columns, against float64: their
+# operands are made anew.
 _CHECKED = 32
 
 
@@ -47,10 +48,15 @@ class Outcome:
 
 
 def run(config: GemmConfig, comm: Communicator) -> Outcome:
-    """Multiply `config.repeats` times. `NonFiniteError` where the result is not what rounding allows. Collective."""
+    """Multiply `config.repeats` times. `NonFiniteError` where the result is not what rounding
+    allows. Collective.
+    """
     plan = plan_of(config, comm.size)
     dtype = DTYPES[config.dtype]
-    a, b = _operand(plan.layout_a, comm, config.seed, dtype), _operand(plan.layout_b, comm, config.seed + 1, dtype)
+    a, b = (
+        _operand(plan.layout_a, comm, config.seed, dtype),
+        _operand(plan.layout_b, comm, config.seed + 1, dtype),
+    )
     c = matrix.random(plan.layout_c, comm, config.seed + 2, dtype)
     gemm = Gemm(plan, comm, tuned_product(config.kernel, panel_shapes(plan), comm))
     seconds, moved = [], Moved(0, 0, 0)
@@ -62,17 +68,29 @@ def run(config: GemmConfig, comm: Communicator) -> Outcome:
         gemm(a, b, c, config.alpha, config.beta)
         seconds.append(_slowest(time.perf_counter() - start, comm))
         if repeat == 0:
-            tallies = [t for (_, name), t in comm.traffic.since(before).items() if name != "allreduce"]
-            moved = Moved(*(sum(getattr(t, key) for t in tallies) for key in ("words_sent", "words_received", "messages")))
+            tallies = [
+                t for (_, name), t in comm.traffic.since(before).items() if name != "allreduce"
+            ]
+            moved = Moved(
+                *(
+                    sum(getattr(t, key) for t in tallies)
+                    for key in ("words_sent", "words_received", "messages")
+                )
+            )
     gemm.free()
     error = _slowest(_corner_error(config, plan, c), comm)
     if not error <= 1:
-        raise NonFiniteError(f"the product is wrong: its error is {error:.3g} times what rounding can make; this is a bug")
+        raise NonFiniteError(
+            f"the product is wrong: its error is {error:.3g} times what rounding can make; this "
+            "is a bug"
+        )
     return Outcome(plan, seconds, comm.allgather_objects(moved), error)
 
 
 def tuned_product(kernel: str, shapes: Iterable[Shape], comm: Communicator) -> Product:
-    """The local product; with auto, `shapes` are measured first where this machine's cache lacks them. Collective."""
+    """The local product; with auto, `shapes` are measured first where this machine's cache lacks
+    them. Collective.
+    """
     if kernel != kernels.AUTO:
         return local_product(kernel)
     tuner = Tuner()
@@ -88,7 +106,9 @@ def tuned_product(kernel: str, shapes: Iterable[Shape], comm: Communicator) -> P
 def panel_shapes(plan: Plan) -> list[Shape]:
     """The products that rank 0 computes, in their order."""
     rows, cols, _ = plan.block(0)
-    stored = ("T" if plan.layout_a.column_major else "N") + ("T" if plan.layout_b.column_major else "N")
+    stored = ("T" if plan.layout_a.column_major else "N") + (
+        "T" if plan.layout_b.column_major else "N"
+    )
     dtype = "float64" if plan.problem.word_bytes == 8 else "float32"
     return [Shape(rows.size, cols.size, panel.size, stored, dtype) for panel in plan.panels(0)]
 

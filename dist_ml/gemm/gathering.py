@@ -1,12 +1,14 @@
-"""Multiply by gathering: every rank assembles its blocks of A and B, panel by panel, and sums its part of C (COSMA's shape).
+"""Multiply by gathering: every rank assembles its blocks of A and B, panel by panel, and sums its
+part of C (COSMA's shape).
 
     for each tile (r, t) of this rank's block of C; one, unless memory is short:
         step 0      gather panel 0 of A's rows r and of B's columns t
         step s      gather panel s+1 in the background | C[r, t] += A[r, s] B[s, t]        (1) (2)
         at the end  reduce-scatter C[r, t] over the ranks that share it                     (3)
 
-Each panel is dealt evenly over the ranks that need it, in the order in which it is stored, so that an allgather's result is the
-panel: nothing is unpacked, and every rank sends and receives in every step.
+Each panel is dealt evenly over the ranks that need it, in the order in which it is stored, so that
+an allgather's result is the panel: nothing is unpacked, and every rank sends and receives in every
+step.
 """
 
 from collections.abc import Callable
@@ -45,7 +47,9 @@ def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, su
             del total
 
 
-def _gather_and_add(plan: Plan, fetch_a: FetchStep, fetch_b: FetchStep, total: Sum, progress: Progress) -> None:
+def _gather_and_add(
+    plan: Plan, fetch_a: FetchStep, fetch_b: FetchStep, total: Sum, progress: Progress
+) -> None:
     ahead = plan.buffers - 1
     fetched = {0: (fetch_a(0), fetch_b(0))}
     for step in range(plan.steps):
@@ -53,19 +57,29 @@ def _gather_and_add(plan: Plan, fetch_a: FetchStep, fetch_b: FetchStep, total: S
         progress.wait(requests_a + requests_b)
         if ahead and step + 1 < plan.steps:  # (1)
             fetched[step + 1] = fetch_a(step + 1), fetch_b(step + 1)
-            progress.hand_over([request for _, requests in fetched[step + 1] for request in requests])
+            progress.hand_over(
+                [request for _, requests in fetched[step + 1] for request in requests]
+            )
         total.add(left, right)  # (2)
         if not ahead and step + 1 < plan.steps:
             fetched[step + 1] = fetch_a(step + 1), fetch_b(step + 1)
 
 
 def _fetcher(matrix: ShardedMatrix, plan: Plan, comm: Communicator) -> Fetch:
-    """A function that starts gathering one segment, in the buffer of one step, and gives (it as a matrix, what to wait for)."""
+    """A function that starts gathering one segment, in the buffer of one step, and gives (it as a
+    matrix, what to wait for).
+    """
     layout, rank = matrix.layout, matrix.comm.rank
     counts, shapes = layout.segment_counts(rank), layout.segment_shapes(rank)
     own = own_segments(matrix.storage, counts, comm.rank)
     largest = max(sum(shares) for shares in counts)
-    buffers = [] if comm.size == 1 else [torch.empty(largest, dtype=matrix.dtype) for _ in range(min(plan.buffers, plan.steps))]
+    buffers = (
+        []
+        if comm.size == 1
+        else [
+            torch.empty(largest, dtype=matrix.dtype) for _ in range(min(plan.buffers, plan.steps))
+        ]
+    )
 
     def fetch(segment: int, step: int) -> Fetched:
         if comm.size == 1:

@@ -1,13 +1,15 @@
 """The grid of ranks for C = A B: what a pm x pn x pk grid costs in words and in memory.
 
-A grid cuts the M x N x K cuboid of products into pm x pn x pk blocks, one a rank. Rank (i, j, l) gathers its block of A from the
-pn ranks that share it, its block of B from pm ranks, and reduce-scatters its part of C over pk ranks:
+A grid cuts the M x N x K cuboid of products into pm x pn x pk blocks, one a rank. Rank (i, j, l)
+gathers its block of A from the pn ranks that share it, its block of B from pm ranks, and
+reduce-scatters its part of C over pk ranks:
 
     words received = (MK / pm pk)(1 - 1/pn) + (KN / pk pn)(1 - 1/pm) + (MN / pm pn)(1 - 1/pk)        [mean over the grid's ranks]
 
-C stays where it is while A and B pass by in panels, so the memory needed besides the shards is the panels, and a partial C where
-pk > 1. Where even that is too much, a rank's block of C is computed in tm x tn tiles, one after the other: its part of A then
-passes by tn times and its part of B tm times. All functions of (pm, pn, pk) and (tm, tn) take numbers or numpy arrays.
+C stays where it is while A and B pass by in panels, so the memory needed besides the shards is the
+panels, and a partial C where pk > 1. Where even that is too much, a rank's block of C is computed
+in tm x tn tiles, one after the other: its part of A then passes by tn times and its part of B tm
+times. All functions of (pm, pn, pk) and (tm, tn) take numbers or numpy arrays.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ import numpy as np
 
 from dist_ml.errors import ConfigError
 
-# Under a memory limit C is reduced in this many parts, so that what a reduction needs is small beside the partial C itself.
+# Under a memory limit C is reduced in this many parts, so that what a reduction needs is small
+# beside the partial C itself.
 REDUCE_PARTS = 32
 
 
@@ -45,10 +48,11 @@ ONE_TILE = Tiles()
 
 @dataclass(frozen=True)
 class Problem:
-    """One product to plan: sizes of op(A) (m x k) and op(B) (k x n), ranks, bytes a word, and the memory limit.
+    """One product to plan: sizes of op(A) (m x k) and op(B) (k x n), ranks, bytes a word, and the
+    memory limit.
 
-    `memory` is the bytes that a rank may hold besides its shards of A, B and C (None: no limit). `sum_bytes` is the word size
-    that products are summed in: 4 for bfloat16.
+    `memory` is the bytes that a rank may hold besides its shards of A, B and C (None: no limit).
+    `sum_bytes` is the word size that products are summed in: 4 for bfloat16.
     """
 
     m: int
@@ -80,7 +84,9 @@ class Problem:
 
 
 def most_words(problem: Problem, pm: Any, pn: Any, pk: Any, tm: Any = 1, tn: Any = 1) -> Any:
-    """Words received by the most loaded rank, remainders included (to the word where the grid divides the sizes)."""
+    """Words received by the most loaded rank, remainders included (to the word where the grid
+    divides the sizes).
+    """
     m, n, k = -(-problem.m // pm), -(-problem.n // pn), -(-problem.k // pk)
     return (m * k - m * k // pn) * tn + (k * n - k * n // pm) * tm + -(-(m * n) // pk) * (pk - 1)
 
@@ -88,7 +94,11 @@ def most_words(problem: Problem, pm: Any, pn: Any, pk: Any, tm: Any = 1, tn: Any
 def mean_words(problem: Problem, pm: Any, pn: Any, pk: Any) -> Any:
     """Words received by a rank of the grid on average: the formula of the module's text."""
     m, n, k = problem.m, problem.n, problem.k
-    return m * k / (pm * pk) * (1 - 1 / pn) + k * n / (pk * pn) * (1 - 1 / pm) + m * n / (pm * pn) * (1 - 1 / pk)
+    return (
+        m * k / (pm * pk) * (1 - 1 / pn)
+        + k * n / (pk * pn) * (1 - 1 / pm)
+        + m * n / (pm * pn) * (1 - 1 / pk)
+    )
 
 
 def tile_sizes(problem: Problem, pm: Any, pn: Any, tm: Any = 1, tn: Any = 1) -> tuple[Any, Any]:
@@ -97,26 +107,49 @@ def tile_sizes(problem: Problem, pm: Any, pn: Any, tm: Any = 1, tn: Any = 1) -> 
     return -(-rows // tm), -(-cols // tn)
 
 
-def panel_bytes(problem: Problem, pm: Any, pn: Any, width: Any, buffers: Any, tm: Any = 1, tn: Any = 1) -> Any:
-    """Bytes of `buffers` panels of A and B of `width` along K: those that are received, and float32 copies of bfloat16 ones."""
+def panel_bytes(
+    problem: Problem, pm: Any, pn: Any, width: Any, buffers: Any, tm: Any = 1, tn: Any = 1
+) -> Any:
+    """Bytes of `buffers` panels of A and B of `width` along K: those that are received, and float32
+    copies of bfloat16 ones.
+    """
     m, n = tile_sizes(problem, pm, pn, tm, tn)
     received = buffers * width * problem.word_bytes * (m * (pn > 1) + n * (pm > 1))
     return received + problem.half * width * (m + n) * problem.sum_bytes
 
 
 def partial_bytes(problem: Problem, pm: Any, pn: Any, pk: Any, tm: Any = 1, tn: Any = 1) -> Any:
-    """Bytes of the partial C that a rank sums in where C itself can't serve: where pk > 1, or C is in half precision."""
+    """Bytes of the partial C that a rank sums in where C itself can't serve: where pk > 1, or C is
+    in half precision.
+    """
     m, n = tile_sizes(problem, pm, pn, tm, tn)
     return m * n * problem.sum_bytes * ((pk > 1) | problem.half)
 
 
-def reduce_bytes(problem: Problem, pm: Any, pn: Any, pk: Any, parts: int = REDUCE_PARTS, tm: Any = 1, tn: Any = 1) -> Any:
-    """Bytes needed to reduce C in `parts` row parts, a rank receiving its share of one at a time, and MPI holding as much."""
+def reduce_bytes(
+    problem: Problem, pm: Any, pn: Any, pk: Any, parts: int = REDUCE_PARTS, tm: Any = 1, tn: Any = 1
+) -> Any:
+    """Bytes needed to reduce C in `parts` row parts, a rank receiving its share of one at a time,
+    and MPI holding as much.
+    """
     rows, cols = tile_sizes(problem, pm, pn, tm, tn)
     return 2 * -(-(-(-rows // parts) * cols) // pk) * problem.sum_bytes * (pk > 1)
 
 
-def least_bytes(problem: Problem, pm: Any, pn: Any, pk: Any, width: int = 1, buffers: int = 1, tm: Any = 1, tn: Any = 1) -> Any:
+def least_bytes(
+    problem: Problem,
+    pm: Any,
+    pn: Any,
+    pk: Any,
+    width: int = 1,
+    buffers: int = 1,
+    tm: Any = 1,
+    tn: Any = 1,
+) -> Any:
     """The memory a grid needs with `buffers` panels of at most `width`."""
     panels = panel_bytes(problem, pm, pn, np.minimum(width, -(-problem.k // pk)), buffers, tm, tn)
-    return panels + partial_bytes(problem, pm, pn, pk, tm, tn) + reduce_bytes(problem, pm, pn, pk, REDUCE_PARTS, tm, tn)
+    return (
+        panels
+        + partial_bytes(problem, pm, pn, pk, tm, tn)
+        + reduce_bytes(problem, pm, pn, pk, REDUCE_PARTS, tm, tn)
+    )

@@ -6,14 +6,16 @@ import torch
 
 from dist_ml import partition
 from dist_ml.comm.communicator import Communicator
-from dist_ml.gemm.kernel.product import Product, sum_dtype
 from dist_ml.gemm.layout import starts
 from dist_ml.gemm.plan import Plan
+from dist_ml.kernels.product import Product, sum_dtype
 
 
 @dataclass(frozen=True)
 class GridComm:
-    """Whom rank (i, j, l) talks to: `along_n` shares its block of A, `along_m` its block of B, `along_k` its block of C."""
+    """Whom rank (i, j, l) talks to: `along_n` shares its block of A, `along_m` its block of B,
+    `along_k` its block of C.
+    """
 
     along_m: Communicator
     along_n: Communicator
@@ -44,7 +46,9 @@ def split(plan: Plan, comm: Communicator) -> GridComm | None:
 
 @dataclass(frozen=True)
 class Sums:
-    """C = alpha A B + beta C on this rank, to be summed tile by tile: `storage` is what the rank owns of C."""
+    """C = alpha A B + beta C on this rank, to be summed tile by tile: `storage` is what the rank
+    owns of C.
+    """
 
     plan: Plan
     rank: int
@@ -54,26 +58,41 @@ class Sums:
     product: Product
 
     def tile(self, row: int = 0, col: int = 0) -> "Sum":
-        """The sum of one tile of the rank's block of C, `row`-th along M and `col`-th along N. One at a time holds memory."""
+        """The sum of one tile of the rank's block of C, `row`-th along M and `col`-th along N. One
+        at a time holds memory.
+        """
         layout, parts = self.plan.layout_c, self.plan.reduce_parts
         counts, (_, _, depth) = layout.segment_counts(self.rank), self.plan.coordinates(self.rank)
         stored = starts(tuple(shares[depth] for shares in counts))
         rows, cols, _ = self.plan.block(self.rank)
-        shape = partition.block(rows.size, self.plan.tiles.tm, row).size, partition.block(cols.size, self.plan.tiles.tn, col).size
+        shape = (
+            partition.block(rows.size, self.plan.tiles.tm, row).size,
+            partition.block(cols.size, self.plan.tiles.tn, col).size,
+        )
         segments = [layout.segment(row * parts + part, col) for part in range(parts)]
-        shares = [self.storage[stored[segment] : stored[segment] + counts[segment][depth]] for segment in segments]
+        shares = [
+            self.storage[stored[segment] : stored[segment] + counts[segment][depth]]
+            for segment in segments
+        ]
         return Sum(shape, shares, [counts[segment] for segment in segments], self)
 
 
 class Sum:
-    """One tile of C = alpha (sum of products) + beta C: in C itself where that can be, else in a partial, reduced at the end.
+    """One tile of C = alpha (sum of products) + beta C: in C itself where that can be, else in a
+    partial, reduced at the end.
 
-    A tile is summed in place where pk = 1 and its dtype is the one products are summed in. Otherwise the partial (rows x cols, in
-    the sum's dtype) is reduce-scattered over `along_k`, in the plan's row parts, so that a memory limit holds: part i leaves this
-    rank `shares[i]` of C.
+    A tile is summed in place where pk = 1 and its dtype is the one products are summed in.
+    Otherwise the partial (rows x cols, in the sum's dtype) is reduce-scattered over `along_k`, in
+    the plan's row parts, so that a memory limit holds: part i leaves this rank `shares[i]` of C.
     """
 
-    def __init__(self, shape: tuple[int, int], shares: list[torch.Tensor], counts: list[tuple[int, ...]], whole: Sums) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        shares: list[torch.Tensor],
+        counts: list[tuple[int, ...]],
+        whole: Sums,
+    ) -> None:
         dtype = sum_dtype(whole.storage.dtype)
         self._shares, self._counts = shares, counts
         self._alpha, self._beta, self._product = whole.alpha, whole.beta, whole.product
@@ -96,7 +115,9 @@ class Sum:
         for rows, share, counts in zip(parts, self._shares, self._counts, strict=True):
             self._store(share, self._reduce(along_k, self._target[rows.slice].view(-1), counts))
 
-    def _reduce(self, along_k: Communicator, part: torch.Tensor, counts: tuple[int, ...]) -> torch.Tensor:
+    def _reduce(
+        self, along_k: Communicator, part: torch.Tensor, counts: tuple[int, ...]
+    ) -> torch.Tensor:
         if along_k.size == 1:
             return part
         mine = torch.empty(counts[along_k.rank], dtype=part.dtype)
@@ -109,7 +130,9 @@ class Sum:
         share.copy_(product)
 
 
-def own_segments(storage: torch.Tensor, counts: tuple[tuple[int, ...], ...], owner: int) -> list[torch.Tensor]:
+def own_segments(
+    storage: torch.Tensor, counts: tuple[tuple[int, ...], ...], owner: int
+) -> list[torch.Tensor]:
     """The storage of a dealt-out block, cut into this owner's share of each segment."""
     sizes = tuple(shares[owner] for shares in counts)
     return [storage[start : start + size] for start, size in zip(starts(sizes), sizes, strict=True)]

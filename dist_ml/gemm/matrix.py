@@ -11,15 +11,18 @@ from dist_ml.errors import ConfigError
 from dist_ml.gemm.layout import Layout, Piece, on_one_rank
 from dist_ml.gemm.redistribution import Overlap, overlaps
 
-# Random numbers are made for this many elements at a time, so that their 64-bit counters stay small beside the matrix.
+# Random numbers are made for this many elements at a time, so that their 64-bit counters stay small
+# beside the matrix.
 _FILL_WORDS = 1 << 20
 
 
 @dataclass(frozen=True)
 class ShardedMatrix:
-    """A layout and what this rank owns of it: `storage`, one-dimensional, `layout.num_words(rank)` elements.
+    """A layout and what this rank owns of it: `storage`, one-dimensional, `layout.num_words(rank)`
+    elements.
 
-    All ranks of `comm` hold the same layout; ranks beyond its grid hold an empty storage. A transpose shares its storage.
+    All ranks of `comm` hold the same layout; ranks beyond its grid hold an empty storage. A
+    transpose shares its storage.
     """
 
     layout: Layout
@@ -29,13 +32,15 @@ class ShardedMatrix:
     def __post_init__(self) -> None:
         if self.layout.num_ranks > self.comm.size:
             raise ConfigError(
-                f"grid {self.layout.grid} has {self.layout.num_ranks} ranks, but {self.comm.size} were started; start as many or "
+                f"grid {self.layout.grid} has {self.layout.num_ranks} ranks, but {self.comm.size} "
+                "were started; start as many or "
                 "choose a smaller grid"
             )
         expected = self.layout.num_words(self.comm.rank)
         if self.storage.dim() != 1 or self.storage.numel() != expected:
             raise ConfigError(
-                f"rank {self.comm.rank} owns {expected} elements of {self.layout.describe()}, but its storage has shape "
+                f"rank {self.comm.rank} owns {expected} elements of {self.layout.describe()}, but "
+                "its storage has shape "
                 f"{tuple(self.storage.shape)}; pass a flat tensor of that many"
             )
 
@@ -54,10 +59,18 @@ class ShardedMatrix:
 
     @property
     def local(self) -> torch.Tensor:
-        """This rank's block as a 2-D view; for layouts that deal out one element at a time there is none."""
+        """This rank's block as a 2-D view; for layouts that deal out one element at a time there is
+        none.
+        """
         rows, cols = self.layout.block_shape(self.comm.rank)
-        assert rows * cols == self.storage.numel(), f"{self.layout.describe()} does not store whole blocks"
-        return self.storage.view(cols, rows).T if self.layout.column_major else self.storage.view(rows, cols)
+        assert rows * cols == self.storage.numel(), (
+            f"{self.layout.describe()} does not store whole blocks"
+        )
+        return (
+            self.storage.view(cols, rows).T
+            if self.layout.column_major
+            else self.storage.view(rows, cols)
+        )
 
     def blocks(self) -> Iterator[tuple[Piece, torch.Tensor]]:
         """Each piece that this rank owns with its view of the storage."""
@@ -65,9 +78,13 @@ class ShardedMatrix:
             yield piece, _view(self.storage, piece)
 
     def to(self, layout: Layout) -> "ShardedMatrix":
-        """The same matrix under another layout. Collective. Words: exactly the elements whose owner changes, each once."""
+        """The same matrix under another layout. Collective. Words: exactly the elements whose owner
+        changes, each once.
+        """
         if layout.shape != self.shape:
-            raise ConfigError(f"a {self.shape} matrix can't be laid out as {layout.shape}; the sizes must agree")
+            raise ConfigError(
+                f"a {self.shape} matrix can't be laid out as {layout.shape}; the sizes must agree"
+            )
         if layout == self.layout:
             return self
         target = empty(layout, self.comm, self.dtype)
@@ -82,7 +99,9 @@ class ShardedMatrix:
     def gather_everywhere(self) -> torch.Tensor:
         """The whole matrix on every rank. Collective."""
         gathered = self.gather()
-        whole = torch.empty(self.shape, dtype=self.dtype) if gathered is None else gathered.contiguous()
+        whole = (
+            torch.empty(self.shape, dtype=self.dtype) if gathered is None else gathered.contiguous()
+        )
         self.comm.broadcast(whole)
         return whole
 
@@ -96,27 +115,44 @@ def zeros(layout: Layout, comm: Communicator, dtype: torch.dtype = torch.float32
     return ShardedMatrix(layout, comm, torch.zeros(layout.num_words(comm.rank), dtype=dtype))
 
 
-def random(layout: Layout, comm: Communicator, seed: int, dtype: torch.dtype = torch.float32) -> ShardedMatrix:
-    """Uniform in [-1, 1) by (seed, global row, global column): the same matrix in any layout, on any number of ranks."""
-    return from_function(lambda rows, cols: random_elements(seed, layout.cols, rows, cols), layout, comm, dtype)
+def random(
+    layout: Layout, comm: Communicator, seed: int, dtype: torch.dtype = torch.float32
+) -> ShardedMatrix:
+    """Uniform in [-1, 1) by (seed, global row, global column): the same matrix in any layout, on
+    any number of ranks.
+    """
+    return from_function(
+        lambda rows, cols: random_elements(seed, layout.cols, rows, cols), layout, comm, dtype
+    )
 
 
 def random_elements(seed: int, width: int, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
-    """The elements (global `rows` x global `cols`, float64) of the random matrix of `width` columns."""
+    """The elements (global `rows` x global `cols`, float64) of the random matrix of `width`
+    columns.
+    """
     counters = rows.numpy()[:, None] * width + cols.numpy()[None, :]
-    return torch.from_numpy(2.0 * counter_random.uniform(counter_random.stream("gemm", seed), counters) - 1.0)
+    return torch.from_numpy(
+        2.0 * counter_random.uniform(counter_random.stream("gemm", seed), counters) - 1.0
+    )
 
 
 def from_function(
-    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], layout: Layout, comm: Communicator, dtype: torch.dtype
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    layout: Layout,
+    comm: Communicator,
+    dtype: torch.dtype,
 ) -> ShardedMatrix:
-    """Each rank fills what it owns: `function(rows, cols)` gives the block of these global indices (1-D int64 tensors)."""
+    """Each rank fills what it owns: `function(rows, cols)` gives the block of these global indices
+    (1-D int64 tensors).
+    """
     matrix = empty(layout, comm, dtype)
     for piece, view in matrix.blocks():
         height = max(1, _FILL_WORDS // max(1, piece.cols.size))
         cols = torch.arange(*piece.cols)
         for start in range(0, piece.rows.size, height):
-            rows = torch.arange(piece.rows.start + start, min(piece.rows.stop, piece.rows.start + start + height))
+            rows = torch.arange(
+                piece.rows.start + start, min(piece.rows.stop, piece.rows.start + start + height)
+            )
             view[start : start + rows.numel()].copy_(function(rows, cols))
     return matrix
 
@@ -129,17 +165,25 @@ def shard(whole: torch.Tensor, layout: Layout, comm: Communicator) -> ShardedMat
     return matrix
 
 
-def scatter(whole: torch.Tensor | None, layout: Layout, comm: Communicator, dtype: torch.dtype) -> ShardedMatrix:
+def scatter(
+    whole: torch.Tensor | None, layout: Layout, comm: Communicator, dtype: torch.dtype
+) -> ShardedMatrix:
     """Deal out a matrix that rank 0 has (None elsewhere). Collective."""
     source = on_one_rank(*layout.shape)
-    storage = torch.empty(0, dtype=dtype) if whole is None else whole.to(dtype).contiguous().view(-1)
+    storage = (
+        torch.empty(0, dtype=dtype) if whole is None else whole.to(dtype).contiguous().view(-1)
+    )
     return ShardedMatrix(source, comm, storage).to(layout)
 
 
 def _exchange(source: ShardedMatrix, target: ShardedMatrix) -> None:
-    """Pack what goes to each rank, exchange, unpack; what stays is copied once, straight to its place."""
+    """Pack what goes to each rank, exchange, unpack; what stays is copied once, straight to its
+    place.
+    """
     comm, rank = source.comm, source.comm.rank
-    outgoing = [overlaps(source.layout, target.layout, rank, receiver) for receiver in range(comm.size)]
+    outgoing = [
+        overlaps(source.layout, target.layout, rank, receiver) for receiver in range(comm.size)
+    ]
     incoming = [overlaps(source.layout, target.layout, sender, rank) for sender in range(comm.size)]
     for overlap in outgoing[rank]:
         _view(target.storage, overlap.target).copy_(_view(source.storage, overlap.source))
@@ -158,7 +202,9 @@ def _counts(by_rank: list[list[Overlap]]) -> list[int]:
     return [sum(overlap.size for overlap in found) for found in by_rank]
 
 
-def _packed(by_rank: list[list[Overlap]], buffer: torch.Tensor) -> Iterator[tuple[Overlap, torch.Tensor]]:
+def _packed(
+    by_rank: list[list[Overlap]], buffer: torch.Tensor
+) -> Iterator[tuple[Overlap, torch.Tensor]]:
     """Each overlap with its place in the packed buffer, in the order that both sides share."""
     start = 0
     for overlap in (overlap for found in by_rank for overlap in found):
@@ -169,4 +215,6 @@ def _packed(by_rank: list[list[Overlap]], buffer: torch.Tensor) -> Iterator[tupl
 
 def _view(storage: torch.Tensor, piece: Piece) -> torch.Tensor:
     shape = piece.rows.size, piece.cols.size
-    return storage.as_strided(shape, (piece.row_stride, piece.col_stride), storage.storage_offset() + piece.offset)
+    return storage.as_strided(
+        shape, (piece.row_stride, piece.col_stride), storage.storage_offset() + piece.offset
+    )

@@ -1,4 +1,6 @@
-"""C = alpha op(A) op(B) + beta C on sharded matrices: plan once, execute many times. `GEMMS` names the algorithms."""
+"""C = alpha op(A) op(B) + beta C on sharded matrices: plan once, execute many times. `GEMMS` names
+the algorithms.
+"""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -10,10 +12,10 @@ from dist_ml.errors import ConfigError
 from dist_ml.gemm import cannon, gathering, grid_comm, planners, summa
 from dist_ml.gemm.grid import Problem
 from dist_ml.gemm.grid_comm import GridComm, Sums
-from dist_ml.gemm.kernel.product import Product, local_product, sum_dtype
 from dist_ml.gemm.matrix import ShardedMatrix, empty
 from dist_ml.gemm.plan import Plan
 from dist_ml.gemm.planners import Choice, Orders
+from dist_ml.kernels.product import Product, local_product, sum_dtype
 
 Execute: TypeAlias = Callable[[Plan, GridComm, ShardedMatrix, ShardedMatrix, Sums], None]
 
@@ -30,26 +32,38 @@ GEMMS: dict[str, Execute] = {
 
 
 class Gemm:
-    """One plan on the ranks of `comm`, ready to run as often as wanted. Making and freeing it are collective.
+    """One plan on the ranks of `comm`, ready to run as often as wanted. Making and freeing it are
+    collective.
 
-    `product` multiplies this rank's blocks; by default on the kernel that the tuner's measurements favour.
+    `product` multiplies this rank's blocks; by default on the kernel that the tuner's measurements
+    favour.
     """
 
     def __init__(self, plan: Plan, comm: Communicator, product: Product | None = None) -> None:
         if plan.problem.ranks != comm.size:
-            raise ConfigError(f"the plan is for {plan.problem.ranks} ranks, but {comm.size} were started; plan for {comm.size}")
+            raise ConfigError(
+                f"the plan is for {plan.problem.ranks} ranks, but {comm.size} were started; plan "
+                f"for {comm.size}"
+            )
         self.plan = plan
         self.comm = comm
         self._product = product or local_product()
         self._grid = grid_comm.split(plan, comm)
 
     def __call__(
-        self, a: ShardedMatrix, b: ShardedMatrix, c: ShardedMatrix | None = None, alpha: float = 1.0, beta: float = 0.0
+        self,
+        a: ShardedMatrix,
+        b: ShardedMatrix,
+        c: ShardedMatrix | None = None,
+        alpha: float = 1.0,
+        beta: float = 0.0,
     ) -> ShardedMatrix:
-        """C = alpha A B + beta C, in place where `c` is given; a new matrix in the plan's layout otherwise. Collective.
+        """C = alpha A B + beta C, in place where `c` is given; a new matrix in the plan's layout
+        otherwise. Collective.
 
-        Operands in another layout than the plan's are redistributed first (words: `redistribution.moved_words`); transpose
-        views in the planned order are used as they lie. Words otherwise: `plan.moved(rank)`.
+        Operands in another layout than the plan's are redistributed first (words:
+        `redistribution.moved_words`); transpose views in the planned order are used as they lie.
+        Words otherwise: `plan.moved(rank)`.
         """
         self._check(a, b, c)
         a, b = a.to(self.plan.layout_a), b.to(self.plan.layout_b)
@@ -74,30 +88,54 @@ class Gemm:
 
     def _check(self, a: ShardedMatrix, b: ShardedMatrix, c: ShardedMatrix | None) -> None:
         p = self.plan.problem
-        expected = {"A": (a, (p.m, p.k)), "B": (b, (p.k, p.n)), **({"C": (c, (p.m, p.n))} if c is not None else {})}
+        expected = {
+            "A": (a, (p.m, p.k)),
+            "B": (b, (p.k, p.n)),
+            **({"C": (c, (p.m, p.n))} if c is not None else {}),
+        }
         for name, (matrix, shape) in expected.items():
             if matrix.shape != shape:
-                raise ConfigError(f"{name} is {matrix.shape[0]} x {matrix.shape[1]}, but the plan is for {shape[0]} x {shape[1]}")
+                raise ConfigError(
+                    f"{name} is {matrix.shape[0]} x {matrix.shape[1]}, but the plan is for "
+                    f"{shape[0]} x {shape[1]}"
+                )
             if matrix.dtype != a.dtype:
-                raise ConfigError(f"{name} holds {matrix.dtype} and A {a.dtype}; convert one of them")
+                raise ConfigError(
+                    f"{name} holds {matrix.dtype} and A {a.dtype}; convert one of them"
+                )
 
 
 def plan_for(
-    a: ShardedMatrix, b: ShardedMatrix, algorithm: str = "auto", memory: int | None = None, choice: Choice | None = None
+    a: ShardedMatrix,
+    b: ShardedMatrix,
+    algorithm: str = "auto",
+    memory: int | None = None,
+    choice: Choice | None = None,
 ) -> Plan:
-    """The plan for A B as these matrices are: their sizes, dtype, and whether they are transpose views."""
+    """The plan for A B as these matrices are: their sizes, dtype, and whether they are transpose
+    views.
+    """
     if a.shape[1] != b.shape[0]:
         raise ConfigError(
-            f"A is {a.shape[0]} x {a.shape[1]} and B {b.shape[0]} x {b.shape[1]}: A's columns must be B's rows; transpose "
+            f"A is {a.shape[0]} x {a.shape[1]} and B {b.shape[0]} x {b.shape[1]}: A's columns "
+            "must be B's rows; transpose "
             "one (.T)?"
         )
     word_bytes, sum_bytes = a.storage.element_size(), sum_dtype(a.dtype).itemsize
-    problem = Problem(a.shape[0], b.shape[1], a.shape[1], a.comm.size, word_bytes, sum_bytes, memory)
-    return planners.plan(algorithm, problem, choice, Orders(a.layout.column_major, b.layout.column_major))
+    problem = Problem(
+        a.shape[0], b.shape[1], a.shape[1], a.comm.size, word_bytes, sum_bytes, memory
+    )
+    return planners.plan(
+        algorithm, problem, choice, Orders(a.layout.column_major, b.layout.column_major)
+    )
 
 
 def matmul(
-    a: ShardedMatrix, b: ShardedMatrix, algorithm: str = "auto", memory: int | None = None, product: Product | None = None
+    a: ShardedMatrix,
+    b: ShardedMatrix,
+    algorithm: str = "auto",
+    memory: int | None = None,
+    product: Product | None = None,
 ) -> ShardedMatrix:
     """A B, planned and executed once. Collective. For many products of one shape, make a `Gemm`."""
     gemm = Gemm(plan_for(a, b, algorithm, memory), a.comm, product)

@@ -1,8 +1,11 @@
-"""The check that a product is right: against float64, within the rounding errors that the algorithm may make and no more."""
+"""The check that a product is right: against float64, within the rounding errors that the algorithm
+may make and no more.
+"""
 
 import torch
 
-# Relative rounding of one operation in the dtype that products are summed in, and of storing the result.
+# Relative rounding of one operation in the dtype that products are summed in, and of storing the
+# result.
 _UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.bfloat16: 2.0**-24}
 _STORED = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.bfloat16: 2.0**-8}
 
@@ -15,11 +18,13 @@ def error_over_bound(
     alpha: float = 1.0,
     beta: float = 0.0,
 ) -> float:
-    """The largest ratio, over all elements, of |result - exact| to what rounding can make of it; at most 1 where it is right.
+    """The largest ratio, over all elements, of |result - exact| to what rounding can make of it; at
+    most 1 where it is right.
 
-    The bound holds for any order of summation: (k + 3) u (|alpha| |A| |B| + |beta| |C|) + stored |exact|, from Higham, "Accuracy
-    and Stability of Numerical Algorithms" (2nd ed.), section 3.5. Whole matrices on one rank; float64 inputs are checked against
-    the sum that float64 itself gives, with twice the bound.
+    The bound holds for any order of summation: (k + 3) u (|alpha| |A| |B| + |beta| |C|) + stored
+    |exact|, from Higham, "Accuracy and Stability of Numerical Algorithms" (2nd ed.), section 3.5.
+    Whole matrices on one rank; float64 inputs are checked against the sum that float64 itself
+    gives, with twice the bound.
     """
     unit, stored = _UNIT[result.dtype], _STORED[result.dtype]
     wide_a, wide_b = a.double(), b.double()

@@ -22,13 +22,14 @@ from dist_ml.gemm.grid import (
 from dist_ml.gemm.layout import Layout, Split
 from dist_ml.gemm.plan import BroadcastPlan, Plan, ShiftPlan
 
-# Without a memory limit, K is gathered in this many panels at most, none narrower than PANEL: wide enough for the local product
-# to run at full speed, and enough of them that gathering hides behind multiplying.
+# Without a memory limit, K is gathered in this many panels at most, none narrower than PANEL: wide
+# enough for the local product to run at full speed, and enough of them that gathering hides behind
+# multiplying.
 MOST_PANELS = 8
 PANEL = 512
 
-# Without a memory limit, SUMMA has two panels on their way while it multiplies a third: one that a rank sends, one that it
-# receives.
+# Without a memory limit, SUMMA has two panels on their way while it multiplies a third: one that a
+# rank sends, one that it receives.
 BROADCASTS_HELD = 3
 
 # Without a memory limit, C is reduced in parts of about this many bytes.
@@ -36,7 +37,9 @@ REDUCE_BYTES = 1 << 19
 
 
 class Orders(NamedTuple):
-    """Is each matrix stored column-major (it is a transpose view)? The plan's layouts then are, too, and nothing is copied."""
+    """Is each matrix stored column-major (it is a transpose view)? The plan's layouts then are,
+    too, and nothing is copied.
+    """
 
     a: bool = False
     b: bool = False
@@ -57,52 +60,70 @@ def auto(problem: Problem, choice: Choice, orders: Orders) -> Plan:
 
 
 def cosma(problem: Problem, choice: Choice, orders: Orders) -> Plan:
-    """The grid by the bound, in as few sequential steps along K, M and N as memory allows. Source: COSMA (SC 2019)."""
+    """The grid by the bound, in as few sequential steps along K, M and N as memory allows. Source:
+    COSMA (SC 2019).
+    """
     return _best("cosma", problem, choice, orders)
 
 
 def carma(problem: Problem, choice: Choice, orders: Orders) -> Plan:
     """Recursive splitting of the largest dimension by the prime factors of P.
 
-    Source: Demmel, Eliahu, Fox, Kamil, Lipshitz, Schwartz, Spillinger, "Communication-Optimal Parallel Recursive Rectangular
-    Matrix Multiplication" (IPDPS 2013), whose breadth-first steps these are, for any P.
+    Source: Demmel, Eliahu, Fox, Kamil, Lipshitz, Schwartz, Spillinger, "Communication-Optimal
+    Parallel Recursive Rectangular Matrix Multiplication" (IPDPS 2013), whose breadth-first steps
+    these are, for any P.
     """
     return _gathering("carma", problem, choice.grid or _recursive_grid(problem), choice, orders)
 
 
 def gather(problem: Problem, choice: Choice, orders: Orders) -> Plan:
-    """The naive twin: every rank keeps its rows of A, gathers all of B, and multiplies once."""
+    """The naive reference: every rank keeps its rows of A, gathers all of B, and multiplies
+    once.
+    """
     grid = choice.grid or Grid(min(problem.ranks, problem.sides[0]), 1, 1)
     if grid.pn * grid.pk != 1:
-        raise ConfigError(f"grid={list(grid)}: gather splits rows only; use [{problem.ranks}, 1, 1]")
+        raise ConfigError(
+            f"grid={list(grid)}: gather splits rows only; use [{problem.ranks}, 1, 1]"
+        )
     return _gathering("gather", problem, grid, choice._replace(panel=problem.sides[2]), orders)
 
 
 def summa(problem: Problem, choice: Choice, orders: Orders) -> Plan:
-    """Panels broadcast along rows and columns of a 2-D grid. Source: van de Geijn, Watts, "SUMMA" (Concurrency 1997)."""
+    """Panels broadcast along rows and columns of a 2-D grid. Source: van de Geijn, Watts, "SUMMA"
+    (Concurrency 1997).
+    """
     if choice.grid is not None and choice.grid.pk != 1:
-        raise ConfigError(f"grid={list(choice.grid)}: summa has no layers; use pk = 1, or summa_25d")
-    return _broadcasting("summa", problem, choice.grid or _flat_grid(problem, problem.ranks, 1), choice, orders)
+        raise ConfigError(
+            f"grid={list(choice.grid)}: summa has no layers; use pk = 1, or summa_25d"
+        )
+    return _broadcasting(
+        "summa", problem, choice.grid or _flat_grid(problem, problem.ranks, 1), choice, orders
+    )
 
 
 def summa_25d(problem: Problem, choice: Choice, orders: Orders) -> Plan:
     """SUMMA on each of c layers for a c-th of K, then a reduce-scatter over the layers.
 
-    Source: Solomonik, Demmel, "Communication-optimal parallel 2.5D matrix multiplication" (Euro-Par 2011); A and B start spread
-    over the layers, so that none of them is broadcast first.
+    Source: Solomonik, Demmel, "Communication-optimal parallel 2.5D matrix multiplication" (Euro-Par
+    2011); A and B start spread over the layers, so that none of them is broadcast first.
     """
     if choice.grid is not None:
         return _broadcasting("summa_25d", problem, choice.grid, choice, orders)
     layers = choice.replication or _best_layers(problem)
     if problem.ranks % layers or layers > problem.sides[2]:
         raise ConfigError(
-            f"replication={layers} must divide the {problem.ranks} ranks and be at most k={problem.k}; use a divisor such as 1"
+            f"replication={layers} must divide the {problem.ranks} ranks and be at most "
+            f"k={problem.k}; use a divisor such as 1"
         )
-    return _broadcasting("summa_25d", problem, _flat_grid(problem, problem.ranks // layers, layers), choice, orders)
+    return _broadcasting(
+        "summa_25d", problem, _flat_grid(problem, problem.ranks // layers, layers), choice, orders
+    )
 
 
 def cannon(problem: Problem, choice: Choice, orders: Orders) -> Plan:
-    """Blocks shifted around a square grid; ranks beyond the largest square stay idle. Source: Cannon's thesis (1969)."""
+    """Blocks shifted around a square grid; ranks beyond the largest square stay idle. Source:
+    Cannon's thesis (1969).
+    """
     side = min(isqrt(problem.ranks), *problem.sides)
     grid = choice.grid or Grid(side, side, 1)
     if grid.pm != grid.pn or grid.pk != 1:
@@ -125,8 +146,12 @@ PLANNERS: dict[str, Callable[[Problem, Choice, Orders], Plan]] = {
 }
 
 
-def plan(algorithm: str, problem: Problem, choice: Choice | None = None, orders: Orders | None = None) -> Plan:
-    """The plan of `algorithm`; `ConfigError` for an unknown one, a grid that doesn't fit, or too little memory."""
+def plan(
+    algorithm: str, problem: Problem, choice: Choice | None = None, orders: Orders | None = None
+) -> Plan:
+    """The plan of `algorithm`; `ConfigError` for an unknown one, a grid that doesn't fit, or too
+    little memory.
+    """
     if algorithm not in PLANNERS:
         raise ConfigError(f"algorithm={algorithm} is not one of {', '.join(PLANNERS)}")
     return PLANNERS[algorithm](problem, choice or Choice(), orders or Orders())
@@ -149,8 +174,28 @@ def _gathering(name: str, problem: Problem, grid: Grid, choice: Choice, orders: 
     parts = _reduce_parts(problem, grid, tiles)
     m, n, k = problem.m, problem.n, problem.k
     tm, tn = ((count,) for count in tiles)
-    a = Layout(m, k, grid, (Split(0),), (Split(2),), 1, row_segments=tm, col_segments=(steps,), column_major=orders.a)
-    b = Layout(k, n, grid, (Split(2),), (Split(1),), 0, row_segments=(steps,), col_segments=tn, column_major=orders.b)
+    a = Layout(
+        m,
+        k,
+        grid,
+        (Split(0),),
+        (Split(2),),
+        1,
+        row_segments=tm,
+        col_segments=(steps,),
+        column_major=orders.a,
+    )
+    b = Layout(
+        k,
+        n,
+        grid,
+        (Split(2),),
+        (Split(1),),
+        0,
+        row_segments=(steps,),
+        col_segments=tn,
+        column_major=orders.b,
+    )
     c = Layout(m, n, grid, (Split(0),), (Split(1),), 2, row_segments=(*tm, parts), col_segments=tn)
     return Plan(name, problem, grid, a, b, c, steps, parts, buffers, tiles)
 
@@ -163,19 +208,29 @@ def _broadcasting(name: str, problem: Problem, grid: Grid, choice: Choice, order
     depth = -(-problem.sides[2] // grid.pk)
     parts = _reduce_parts(problem, grid)
     a, b, c = _block_layouts(problem, grid, orders, parts)
-    return BroadcastPlan(name, problem, grid, a, b, c, steps, parts, buffers, width=-(-depth // steps))
+    return BroadcastPlan(
+        name, problem, grid, a, b, c, steps, parts, buffers, width=-(-depth // steps)
+    )
 
 
-def _block_layouts(problem: Problem, grid: Grid, orders: Orders, parts: int) -> tuple[Layout, Layout, Layout]:
-    """One block a rank: K is cut over the layers first, then over the rows of the grid (B) or its columns (A)."""
+def _block_layouts(
+    problem: Problem, grid: Grid, orders: Orders, parts: int
+) -> tuple[Layout, Layout, Layout]:
+    """One block a rank: K is cut over the layers first, then over the rows of the grid (B) or its
+    columns (A).
+    """
     a = Layout(problem.m, problem.k, grid, (Split(0),), (Split(2), Split(1)), column_major=orders.a)
     b = Layout(problem.k, problem.n, grid, (Split(2), Split(0)), (Split(1),), column_major=orders.b)
-    c = Layout(problem.m, problem.n, grid, (Split(0),), (Split(1),), flat_axis=2, row_segments=(1, parts))
+    c = Layout(
+        problem.m, problem.n, grid, (Split(0),), (Split(1),), flat_axis=2, row_segments=(1, parts)
+    )
     return a, b, c
 
 
 def _steps(problem: Problem, grid: Grid, choice: Choice) -> tuple[int, int]:
-    """(panels, panels held at a time): as wide as memory lets them be, but enough of them to overlap."""
+    """(panels, panels held at a time): as wide as memory lets them be, but enough of them to
+    overlap.
+    """
     depth = -(-problem.k // grid.pk)
     gathers = grid.pm > 1 or grid.pn > 1
     wanted = max(1, min(MOST_PANELS, depth // PANEL)) if gathers or problem.half else 1
@@ -186,7 +241,9 @@ def _steps(problem: Problem, grid: Grid, choice: Choice) -> tuple[int, int]:
     if problem.memory is None:
         return wanted, 2 if wanted > 1 and gathers else 1
     tiles = choice.tiles or ONE_TILE
-    fixed = int(partial_bytes(problem, *grid, *tiles) + reduce_bytes(problem, *grid, REDUCE_PARTS, *tiles))
+    fixed = int(
+        partial_bytes(problem, *grid, *tiles) + reduce_bytes(problem, *grid, REDUCE_PARTS, *tiles)
+    )
     _check_memory(problem, int(least_bytes(problem, *grid, 1, 1, *tiles)))
     for buffers in (2, 1):
         one = int(panel_bytes(problem, grid.pm, grid.pn, 1, buffers, *tiles))
@@ -198,11 +255,17 @@ def _steps(problem: Problem, grid: Grid, choice: Choice) -> tuple[int, int]:
 
 
 def _reduce_parts(problem: Problem, grid: Grid, tiles: Tiles = ONE_TILE) -> int:
-    """MPI's reduce-scatter needs buffers of its own, of the size of what it is given: a large C goes to it in parts."""
+    """MPI's reduce-scatter needs buffers of its own, of the size of what it is given: a large C
+    goes to it in parts.
+    """
     if grid.pk == 1:
         return 1
     rows, _ = tile_sizes(problem, grid.pm, grid.pn, *tiles)
-    wanted = REDUCE_PARTS if problem.memory is not None else int(partial_bytes(problem, *grid, *tiles)) // REDUCE_BYTES
+    wanted = (
+        REDUCE_PARTS
+        if problem.memory is not None
+        else int(partial_bytes(problem, *grid, *tiles)) // REDUCE_BYTES
+    )
     return max(1, min(REDUCE_PARTS, int(rows), wanted))
 
 
@@ -210,13 +273,15 @@ def _check_grid(problem: Problem, grid: Grid) -> None:
     """Every rank of the grid needs work, and the grid can't have more ranks than there are."""
     if min(grid) < 1 or grid.size > problem.ranks:
         raise ConfigError(
-            f"grid={list(grid)} = {grid.size} ranks, but there are {problem.ranks}; choose sides of at least 1 that multiply to "
+            f"grid={list(grid)} = {grid.size} ranks, but there are {problem.ranks}; choose sides "
+            "of at least 1 that multiply to "
             f"at most {problem.ranks}, or leave grid=null to the planner"
         )
     for side, size, name in zip(grid, problem.sides, ("m", "n", "k"), strict=True):
         if side > size:
             raise ConfigError(
-                f"grid={list(grid)} splits {name}={size} over {side} ranks; a side can be at most the size it splits"
+                f"grid={list(grid)} splits {name}={size} over {side} ranks; a side can be at most "
+                "the size it splits"
             )
 
 
@@ -226,17 +291,31 @@ def _check_memory(problem: Problem, least: int) -> None:
 
 
 def _flat_grid(problem: Problem, ranks: int, layers: int) -> Grid:
-    """The 2-D grid of `ranks` on each of `layers` with the fewest words; fewer ranks where the sizes are too small."""
+    """The 2-D grid of `ranks` on each of `layers` with the fewest words; fewer ranks where the
+    sizes are too small.
+    """
     m, n, _ = problem.sides
-    ranks = next(p for p in range(ranks, 0, -1) if any(p % pm == 0 and pm <= m and p // pm <= n for pm in _divisors(p)))
-    grids = [Grid(pm, ranks // pm, layers) for pm in _divisors(ranks) if pm <= m and ranks // pm <= n]
+    ranks = next(
+        p
+        for p in range(ranks, 0, -1)
+        if any(p % pm == 0 and pm <= m and p // pm <= n for pm in _divisors(p))
+    )
+    grids = [
+        Grid(pm, ranks // pm, layers) for pm in _divisors(ranks) if pm <= m and ranks // pm <= n
+    ]
     return min(grids, key=lambda grid: (mean_words(problem, *grid), abs(grid.pm - grid.pn)))
 
 
 def _best_layers(problem: Problem) -> int:
     """The number of layers with the fewest words, among those that divide the ranks."""
     usable = [layers for layers in _divisors(problem.ranks) if layers <= problem.sides[2]]
-    return min(usable, key=lambda layers: (mean_words(problem, *_flat_grid(problem, problem.ranks // layers, layers)), layers))
+    return min(
+        usable,
+        key=lambda layers: (
+            mean_words(problem, *_flat_grid(problem, problem.ranks // layers, layers)),
+            layers,
+        ),
+    )
 
 
 def _recursive_grid(problem: Problem) -> Grid:

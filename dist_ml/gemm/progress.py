@@ -1,5 +1,5 @@
-"""Lets communication go on while this rank multiplies: MPI makes no progress by itself, so a helper thread tests what is
-pending.
+"""Lets communication go on while this rank multiplies: MPI makes no progress by itself, so a helper
+thread tests what is pending.
 """
 
 import threading
@@ -9,15 +9,18 @@ from typing import Self
 
 from dist_ml.comm.request import Request
 
-# Tests cost processor time that products could have, so they are as rare as they may be: half as often whenever a wait found all
-# arrived, twice as often whenever it did not. The longest keeps a 1 Gbit/s link busy from its socket buffers.
+# Tests cost processor time that products could have, so they are as rare as they may be: half as
+# often whenever a wait found all arrived, twice as often whenever it did not. The longest keeps a 1
+# Gbit/s link busy from its socket buffers.
 _SHORTEST_SECONDS, _FIRST_SECONDS, _LONGEST_SECONDS = 0.0005, 0.001, 0.004
 
 
 class Progress:
-    """A context in which `hand_over`-ed requests progress in the background. The thread exists only while it is needed.
+    """A context in which `hand_over`-ed requests progress in the background. The thread exists only
+    while it is needed.
 
-    Needs MPI's THREAD_MULTIPLE (mpi4py asks for it, and both wheels grant it). A request is touched by one thread at a time.
+    Needs MPI's THREAD_MULTIPLE (mpi4py asks for it, and both wheels grant it). A request is touched
+    by one thread at a time.
     """
 
     def __init__(self) -> None:
@@ -31,7 +34,12 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._ended = True
         self._work.set()
         if self._thread is not None:
@@ -55,14 +63,19 @@ class Progress:
         if not requests:
             return
         arrived = all(request.test() for request in requests)
-        self._period = min(_LONGEST_SECONDS, 2 * self._period) if arrived else max(_SHORTEST_SECONDS, self._period / 2)
+        self._period = (
+            min(_LONGEST_SECONDS, 2 * self._period)
+            if arrived
+            else max(_SHORTEST_SECONDS, self._period / 2)
+        )
         for request in requests:
             request.wait()
 
     def _run(self) -> None:
         while not self._ended:
             with self._lock:
-                # A test moves all that is under way, not only what it asks about: the oldest tells when to ask about the next.
+                # A test moves all that is under way, not only what it asks about: the oldest tells
+                # when to ask about the next.
                 while self._pending and self._pending[0].test():
                     self._pending.pop(0)
                 idle = not self._pending

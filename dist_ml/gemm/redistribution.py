@@ -1,7 +1,9 @@
-"""Planned redistribution between any two layouts: who sends what to whom, as a value; words are stated before anything moves.
+"""Planned redistribution between any two layouts: who sends what to whom, as a value; words are
+stated before anything moves.
 
-Every element goes once, from one owner to each rank that needs it and does not hold it. Where the source holds replicas, a rank
-takes from the replica on its own side of the grid, so an element that it holds already never moves.
+Every element goes once, from one owner to each rank that needs it and does not hold it. Where the
+source holds replicas, a rank takes from the replica on its own side of the grid, so an element that
+it holds already never moves.
 """
 
 from collections import defaultdict
@@ -25,14 +27,20 @@ class Overlap(NamedTuple):
 
 def overlaps(source: Layout, target: Layout, sender: int, receiver: int) -> list[Overlap]:
     """What `sender` gives `receiver` (which may be itself), in the order in which both pack it."""
-    if sender >= source.num_ranks or receiver >= target.num_ranks or not _supplies(source, sender, receiver):
+    if (
+        sender >= source.num_ranks
+        or receiver >= target.num_ranks
+        or not _supplies(source, sender, receiver)
+    ):
         return []
     return _intersect(source.pieces(sender), target.pieces(receiver))
 
 
 def send_words(source: Layout, target: Layout, rank: int, ranks: int) -> list[int]:
     """Words that `rank` sends to each of `ranks` ranks (to itself: what it copies)."""
-    return [sum(o.size for o in overlaps(source, target, rank, receiver)) for receiver in range(ranks)]
+    return [
+        sum(o.size for o in overlaps(source, target, rank, receiver)) for receiver in range(ranks)
+    ]
 
 
 def receive_words(source: Layout, target: Layout, rank: int, ranks: int) -> list[int]:
@@ -41,26 +49,36 @@ def receive_words(source: Layout, target: Layout, rank: int, ranks: int) -> list
 
 
 def moved_words(source: Layout, target: Layout) -> int:
-    """Words over all ranks: the number of (element, new owner) pairs where the new owner did not hold the element."""
+    """Words over all ranks: the number of (element, new owner) pairs where the new owner did not
+    hold the element.
+    """
     ranks = max(source.num_ranks, target.num_ranks)
     if source == target:
         return 0
-    return sum(sum(words) - words[rank] for rank in range(ranks) for words in [receive_words(source, target, rank, ranks)])
+    return sum(
+        sum(words) - words[rank]
+        for rank in range(ranks)
+        for words in [receive_words(source, target, rank, ranks)]
+    )
 
 
 def _supplies(source: Layout, sender: int, receiver: int) -> bool:
-    """Is `sender` in the set of replicas that `receiver` takes from: its own coordinates along the replica axes, or the first?"""
+    """Is `sender` in the set of replicas that `receiver` takes from: its own coordinates along the
+    replica axes, or the first?
+    """
     axes = source.replica_axes
     if not axes:
         return True
     mine = source.coordinates(sender)
-    theirs = source.coordinates(receiver) if receiver < source.num_ranks else (0,) * len(source.grid)
+    theirs = (
+        source.coordinates(receiver) if receiver < source.num_ranks else (0,) * len(source.grid)
+    )
     return all(mine[axis] == theirs[axis] for axis in axes)
 
 
 def _intersect(source: Sequence[Piece], target: Sequence[Piece]) -> list[Overlap]:
-    """All common rectangles. Pieces are grouped by their rows, so that products of many blocks cost rows + columns, not
-    products.
+    """All common rectangles. Pieces are grouped by their rows, so that products of many blocks cost
+    rows + columns, not products.
     """
     source_rows, target_rows = _by_rows(source), _by_rows(target)
     found = []
@@ -87,6 +105,8 @@ def _by_rows(pieces: Sequence[Piece]) -> dict[Range, list[Piece]]:
 
 def _part(piece: Piece, rows: Range, cols: Range) -> Piece:
     offset = (
-        piece.offset + (rows.start - piece.rows.start) * piece.row_stride + (cols.start - piece.cols.start) * piece.col_stride
+        piece.offset
+        + (rows.start - piece.rows.start) * piece.row_stride
+        + (cols.start - piece.cols.start) * piece.col_stride
     )
     return Piece(rows, cols, offset, piece.row_stride, piece.col_stride)

@@ -1,4 +1,5 @@
-"""SUMMA: panels of A and B are broadcast along the rows and columns of a 2-D grid; with layers, each for its part of K (2.5D).
+"""SUMMA: panels of A and B are broadcast along the rows and columns of a 2-D grid; with layers,
+each for its part of K (2.5D).
 
          B[s, :] from row i'            step s on rank (i, j):
              | | |                       (1) start broadcasting panel s+1
@@ -22,13 +23,21 @@ from dist_ml.partition import Range
 
 
 class Panels:
-    """The panels of one operand: cut from this rank's block where it is the owner, received where it is not.
+    """The panels of one operand: cut from this rank's block where it is the owner, received where
+    it is not.
 
-    `block` has K along its columns for A, and is passed transposed for B, so that K is along the columns of both.
+    `block` has K along its columns for A, and is passed transposed for B, so that K is along the
+    columns of both.
     """
 
     def __init__(
-        self, block: torch.Tensor, column_major: bool, owned: Range, comm: Communicator, width: int, buffers: int
+        self,
+        block: torch.Tensor,
+        column_major: bool,
+        owned: Range,
+        comm: Communicator,
+        width: int,
+        buffers: int,
     ) -> None:
         self._block, self._column_major, self._owned, self._comm = block, column_major, owned, comm
         size = 0 if comm.size == 1 else block.shape[0] * width
@@ -48,8 +57,11 @@ class Panels:
         rows = self._block.shape[0]
         buffer = self._buffers[self._turn % len(self._buffers)][: rows * panel.size]
         self._turn += 1
-        # A panel travels in the order in which its owner stores it; all owners of one matrix store it the same way.
-        stored = buffer.view(panel.size, rows).T if self._column_major else buffer.view(rows, panel.size)
+        # A panel travels in the order in which its owner stores it; all owners of one matrix store
+        # it the same way.
+        stored = (
+            buffer.view(panel.size, rows).T if self._column_major else buffer.view(rows, panel.size)
+        )
         if mine is not None:
             stored.copy_(mine)
         return stored, [self._comm.ibroadcast(buffer, owner)]
@@ -61,7 +73,9 @@ def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, su
     rank = a.comm.rank
     owned_a, owned_b = _owned(a.layout.col_ranges(rank)), _owned(b.layout.row_ranges(rank))
     left = Panels(a.local, a.layout.column_major, owned_a, comms.along_n, plan.width, plan.buffers)
-    right = Panels(b.local.T, not b.layout.column_major, owned_b, comms.along_m, plan.width, plan.buffers)
+    right = Panels(
+        b.local.T, not b.layout.column_major, owned_b, comms.along_m, plan.width, plan.buffers
+    )
     panels, owners = plan.panels(rank), plan.panel_owners(rank)
 
     def fetch(step: int) -> tuple[torch.Tensor, torch.Tensor, list[Request]]:

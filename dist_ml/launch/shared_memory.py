@@ -1,7 +1,8 @@
 """Files that killed ranks leave in /dev/shm.
 
-Both MPIs map shared segments by name and remove them in MPI_Finalize, so ranks that were killed leave theirs: some megabytes of
-memory each, and under MPICH a requeued Slurm job that finds its own old segment fails to start.
+Both MPIs map shared segments by name and remove them in MPI_Finalize, so ranks that were killed
+leave theirs: some megabytes of memory each, and under MPICH a requeued Slurm job that finds its own
+old segment fails to start.
 """
 
 import contextlib
@@ -16,9 +17,11 @@ _SECONDS_TO_MAP = 2.0  # a younger file may be one that its rank is about to map
 
 
 def remove_orphans(folder: Path = FOLDER, wait: bool = False) -> list[Path]:
-    """Remove MPI's segments in `folder` that are this user's and that no process maps; gives what was removed.
+    """Remove MPI's segments in `folder` that are this user's and that no process maps; gives what
+    was removed.
 
-    Those of the last two seconds stay, because their ranks may be about to map them; `wait` until they are old enough to tell.
+    Those of the last two seconds stay, because their ranks may be about to map them; `wait` until
+    they are old enough to tell.
     """
     deadline = time.monotonic() + (_SECONDS_TO_MAP + 2 * _LOOK_SECONDS if wait else 0.0)
     orphans = _unmapped(folder)

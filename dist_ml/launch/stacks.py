@@ -1,7 +1,7 @@
 """Where every rank stands when the time is up.
 
-A hang is only understood from the stacks of all ranks, so each rank arms a timer of its own when it starts. The timer is a thread
-of the interpreter's C code: it fires inside a blocking MPI call too.
+A hang is only understood from the stacks of all ranks, so each rank arms a timer of its own when it
+starts. The timer is a thread of the interpreter's C code: it fires inside a blocking MPI call too.
 """
 
 import faulthandler
@@ -11,14 +11,22 @@ from pathlib import Path
 
 TIME_LIMIT = "DIST_ML_TIME_LIMIT_SECONDS"
 FOLDER = "DIST_ML_STACKS_FOLDER"
-_RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID", "RANK")  # RANK: torch.distributed's
+_RANK_VARIABLES = (
+    "PMI_RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "PMIX_RANK",
+    "SLURM_PROCID",
+    "RANK",
+)  # RANK: torch.distributed's
 
 
 def arm() -> None:
-    """Write this rank's stacks when `DIST_ML_TIME_LIMIT_SECONDS` have passed; without that variable, do nothing.
+    """Write this rank's stacks when `DIST_ML_TIME_LIMIT_SECONDS` have passed; without that
+    variable, do nothing.
 
-    With `DIST_ML_STACKS_FOLDER` they go to `rank-<k>.stack` there and the process goes on: whoever set the folder collects
-    the files of all ranks and ends the job. Without it they go to stderr and the process exits with status 1.
+    With `DIST_ML_STACKS_FOLDER` they go to `rank-<k>.stack` there and the process goes on: whoever
+    set the folder collects the files of all ranks and ends the job. Without it they go to stderr
+    and the process exits with status 1.
     """
     limit = os.environ.get(TIME_LIMIT)
     if not limit:
@@ -27,8 +35,11 @@ def arm() -> None:
     if folder is None:
         faulthandler.dump_traceback_later(float(limit), exit=True, file=2)  # stderr's descriptor
         return
-    # An open descriptor instead of a file object: it must outlive every frame, and nobody closes it before the process ends.
-    descriptor = os.open(Path(folder, f"rank-{rank(os.environ)}.stack"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    # An open descriptor instead of a file object: it must outlive every frame, and nobody closes it
+    # before the process ends.
+    descriptor = os.open(
+        Path(folder, f"rank-{rank(os.environ)}.stack"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644
+    )
     faulthandler.dump_traceback_later(float(limit), exit=False, file=descriptor)
 
 
@@ -43,7 +54,9 @@ def rank(environment: Mapping[str, str]) -> int:
 def collect(folder: Path) -> str:
     """All ranks' stacks that were written to `folder`, each under a line that names the rank."""
     parts = []
-    for file in sorted(folder.glob("rank-*.stack"), key=lambda file: int(file.stem.removeprefix("rank-"))):
+    for file in sorted(
+        folder.glob("rank-*.stack"), key=lambda file: int(file.stem.removeprefix("rank-"))
+    ):
         text = file.read_text(errors="replace").strip() or "(no stack: it had ended)"
         parts.append(f"--- rank {file.stem.removeprefix('rank-')} stood here\n{text}\n")
     return "".join(parts)

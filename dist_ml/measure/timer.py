@@ -22,8 +22,15 @@ class Phases:
     def __enter__(self) -> None:
         self._start = time.perf_counter()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.perf_counter() - self._start
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.seconds[self._name] = (
+            self.seconds.get(self._name, 0.0) + time.perf_counter() - self._start
+        )
 
     def take(self) -> dict[str, float]:
         """The seconds since the last `take`, by phase."""

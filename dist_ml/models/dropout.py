@@ -12,9 +12,11 @@ _LEVELS = 1 << 16
 
 
 class Dropout:
-    """Zeroes each activation with `probability` (rounded to 2^-16) and divides the others by the share that stays.
+    """Zeroes each activation with `probability` (rounded to 2^-16) and divides the others by the
+    share that stays.
 
-    Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout", JMLR 15 (2014), section 10, scaled in training.
+    Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout", JMLR 15 (2014),
+    section 10, scaled in training.
     """
 
     def __init__(self, probability: float, seed: int) -> None:
@@ -28,12 +30,16 @@ class Dropout:
         return bits(stream("dropout", self._seed, step), sample_ids)
 
     def __call__(self, x: torch.Tensor, keys: Keys, layer: int) -> torch.Tensor:
-        """x [b, features] times the factors of hidden `layer`, in the dtype of x; differentiable."""
+        """x [b, features] times the factors of hidden `layer`, in the dtype of x;
+        differentiable.
+        """
         exact = np.float64 if x.dtype == torch.float64 else np.float32
         factors = np.multiply(self.kept(keys, layer, x.shape[1]), exact(self._scale))
         return x * torch.from_numpy(factors).to(device=x.device, dtype=x.dtype)
 
     def kept(self, keys: Keys, layer: int, num_features: int) -> NDArray[np.bool_]:
-        """Bool [b, features], true where the activation stays; a function of (key, layer, feature), 16 random bits each."""
+        """Bool [b, features], true where the activation stays; a function of (key, layer, feature),
+        16 random bits each.
+        """
         levels = lanes(bits(stream("dropout layer", layer), keys), num_features, np.uint16)
         return np.asarray(levels >= self._first_kept)

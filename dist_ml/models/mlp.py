@@ -1,4 +1,6 @@
-"""A multi-layer perceptron whose weights and dropout masks don't depend on how the work is spread over ranks."""
+"""A multi-layer perceptron whose weights and dropout masks don't depend on how the work is spread
+over ranks.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +17,8 @@ from dist_ml.partition import pieces
 
 MakeLinear = Callable[[int, int], nn.Linear]
 
-# Those whose derivative is a function of their result overwrite their input, which a linear layer has no more use for.
+# Those whose derivative is a function of their result overwrite their input, which a linear layer
+# has no more use for.
 ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu_,
     "gelu": nn.functional.gelu,
@@ -23,7 +26,13 @@ ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "sigmoid": torch.sigmoid_,
     "silu": nn.functional.silu,
 }
-_GAINS: dict[Activation, float] = {"relu": 2**0.5, "gelu": 2**0.5, "tanh": 5 / 3, "sigmoid": 1.0, "silu": 2**0.5}
+_GAINS: dict[Activation, float] = {
+    "relu": 2**0.5,
+    "gelu": 2**0.5,
+    "tanh": 5 / 3,
+    "sigmoid": 1.0,
+    "silu": 2**0.5,
+}
 
 _WEIGHTS_AT_ONCE = 1 << 16
 
@@ -31,7 +40,8 @@ _WEIGHTS_AT_ONCE = 1 << 16
 class MLP(nn.Module):
     """Linear layers of the given `widths` with an activation, and dropout, between them.
 
-    The state dict holds plain `layers.<i>.weight` [widths[i+1], widths[i]] and `layers.<i>.bias`, whatever `linear` brings.
+    The state dict holds plain `layers.<i>.weight` [widths[i+1], widths[i]] and `layers.<i>.bias`,
+    whatever `linear` brings.
     """
 
     def __init__(
@@ -46,7 +56,9 @@ class MLP(nn.Module):
         super().__init__()
         assert len(widths) >= 2, widths
         self.widths = tuple(widths)
-        self.layers = nn.ModuleList(linear(widths[i], widths[i + 1]) for i in range(len(widths) - 1)).to(dtype)
+        self.layers = nn.ModuleList(
+            linear(widths[i], widths[i + 1]) for i in range(len(widths) - 1)
+        ).to(dtype)
         self._activation = ACTIVATIONS[activation]
         self._dropout = Dropout(dropout, seed) if dropout > 0 else None
         for index, layer in enumerate(self.layers):
@@ -56,7 +68,8 @@ class MLP(nn.Module):
     def forward(self, x: torch.Tensor, keys: Keys | None = None) -> torch.Tensor:
         """Outputs [b, widths[-1]] (no softmax) of samples x [b, widths[0]].
 
-        `keys` are what `dropout_keys` gave for the same samples in the same order; None drops nothing, as in evaluation.
+        `keys` are what `dropout_keys` gave for the same samples in the same order; None drops
+        nothing, as in evaluation.
         """
         for index, layer in enumerate(self.layers):
             if index > 0:
@@ -67,17 +80,21 @@ class MLP(nn.Module):
         return x
 
     def dropout_keys(self, step: int, sample_ids: NDArray[np.int64]) -> Keys | None:
-        """What `forward` needs to drop activations in optimizer step `step` of the run; None where nothing is dropped.
+        """What `forward` needs to drop activations in optimizer step `step` of the run; None where
+        nothing is dropped.
 
-        The masks depend on (seed, step, sample id, layer, feature) alone: not on ranks, microbatches or the order of samples.
+        The masks depend on (seed, step, sample id, layer, feature) alone: not on ranks,
+        microbatches or the order of samples.
         """
         return None if self._dropout is None else self._dropout.keys(step, sample_ids)
 
 
 def initialise(layer: nn.Module, gain: float, key: int) -> None:
-    """Zero bias, and weights uniform in ± gain sqrt(3 / inputs): element j (row by row) is a function of (key, j).
+    """Zero bias, and weights uniform in ± gain sqrt(3 / inputs): element j (row by row) is a
+    function of (key, j).
 
-    Source: He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, section 2.2, with the gain of each activation.
+    Source: He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, section 2.2, with the
+    gain of each activation.
     """
     assert isinstance(layer, nn.Linear)
     bound = gain * math.sqrt(3 / layer.in_features)

@@ -1,1 +1,3 @@
-"""Training: the trainer, what it leaves behind, and `build`, the only place that turns a configuration into objects."""
+"""Training: the trainer, what it leaves behind, and `build`, the only place that turns a
+configuration into objects.
+"""

@@ -1,4 +1,6 @@
-"""From a configuration to what the ranks of the data axis exchange: gradients, where they live, reducer and optimizer."""
+"""From a configuration to what the ranks of the data axis exchange: gradients, where they live,
+reducer and optimizer.
+"""
 
 from typing import NamedTuple
 
@@ -12,7 +14,12 @@ from dist_ml.data_parallel.dense_reducer import DenseReducer, Overlap
 from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.data_parallel.local_steps import Daso, Periodic
 from dist_ml.data_parallel.reducer import GradientReducer
-from dist_ml.data_parallel.sharded import FlatParameters, ShardedGradients, ShardReducer, TransientGradients
+from dist_ml.data_parallel.sharded import (
+    FlatParameters,
+    ShardedGradients,
+    ShardReducer,
+    TransientGradients,
+)
 from dist_ml.data_parallel.sparse_reducer import SparseReducer, resolve
 from dist_ml.errors import ConfigError
 from dist_ml.train.optimizer import build_optimizer
@@ -26,7 +33,9 @@ class Exchange(NamedTuple):
     optimizer: torch.optim.Optimizer
 
 
-def build_exchange(config: TrainConfig, model: torch.nn.Module, comm: Communicator, num_steps: int) -> Exchange:
+def build_exchange(
+    config: TrainConfig, model: torch.nn.Module, comm: Communicator, num_steps: int
+) -> Exchange:
     """By `data_parallel.name`, `sparse` and `allreduce`. Collective."""
     if config.data_parallel.name in ("zero1", "zero2"):
         return _sharded(config, model, comm)
@@ -41,12 +50,16 @@ def build_exchange(config: TrainConfig, model: torch.nn.Module, comm: Communicat
     else:
         allreduce = family.make(config.allreduce.name, comm, config.allreduce.wire)
         gradients = FlatGradients(model.parameters(), allreduce.allocate)
-        reducer = DenseReducer(gradients, allreduce, choose_overlap(config, comm), config.allreduce.bucket_bytes)
+        reducer = DenseReducer(
+            gradients, allreduce, choose_overlap(config, comm), config.allreduce.bucket_bytes
+        )
     return Exchange(gradients, reducer, build_optimizer(config.optimizer, model.parameters()))
 
 
 def choose_overlap(config: TrainConfig, comm: Communicator) -> Overlap:
-    """`auto` sends behind the backward pass where ranks are on several nodes; inside one there is no wire to wait for."""
+    """`auto` sends behind the backward pass where ranks are on several nodes; inside one there is
+    no wire to wait for.
+    """
     if comm.size == 1:
         return "none"
     if config.allreduce.overlap != "auto":
@@ -70,7 +83,9 @@ def _sharded(config: TrainConfig, model: torch.nn.Module, comm: Communicator) ->
     return Exchange(gradients, ShardReducer(gradients), optimizer)
 
 
-def _local_steps(config: TrainConfig, model: torch.nn.Module, comm: Communicator, num_steps: int) -> Exchange:
+def _local_steps(
+    config: TrainConfig, model: torch.nn.Module, comm: Communicator, num_steps: int
+) -> Exchange:
     parameters = FlatParameters(model.parameters(), comm)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     across = comm.split(0)
@@ -78,18 +93,34 @@ def _local_steps(config: TrainConfig, model: torch.nn.Module, comm: Communicator
     far = family.make(config.allreduce.name, across, config.allreduce.wire)
     if config.data_parallel.name == "periodic":
         gradients = FlatGradients(model.parameters())
-        reducer: GradientReducer = Periodic(gradients, parameters, optimizer, comm, None, far, config=config.data_parallel)
+        reducer: GradientReducer = Periodic(
+            gradients, parameters, optimizer, comm, None, far, config=config.data_parallel
+        )
         return Exchange(gradients, reducer, optimizer)
     near = _inside_the_node(comm)
     gradients = FlatGradients(model.parameters(), near.allocate)
-    reducer = Daso(gradients, parameters, optimizer, comm, near, far, config=config.data_parallel, num_steps=num_steps)
+    reducer = Daso(
+        gradients,
+        parameters,
+        optimizer,
+        comm,
+        near,
+        far,
+        config=config.data_parallel,
+        num_steps=num_steps,
+    )
     return Exchange(gradients, reducer, optimizer)
 
 
 def _inside_the_node(comm: Communicator) -> Allreduce:
-    """Over the ranks of this node; `ConfigError` unless all nodes have as many, since a node's sum is scaled to that of all."""
+    """Over the ranks of this node; `ConfigError` unless all nodes have as many, since a node's sum
+    is scaled to that of all.
+    """
     node = comm.split_by_node()
     sizes = sorted(set(comm.allgather_objects(node.size)))
     if len(sizes) > 1:
-        raise ConfigError(f"data_parallel.name=daso needs as many ranks on every node, but they have {sizes[0]} to {sizes[-1]}")
+        raise ConfigError(
+            f"data_parallel.name=daso needs as many ranks on every node, but they have {sizes[0]} "
+            f"to {sizes[-1]}"
+        )
     return family.make("shared_memory", node)

@@ -1,6 +1,8 @@
-"""Each rank's own log, `log/rank-0000.log …` in the run folder; nothing of it is repeated on the terminal.
+"""Each rank's own log, `log/rank-0000.log …` in the run folder; nothing of it is repeated on the
+terminal.
 
-The library logs to the logger `dist_ml`. Its file handler is the only state, and it is the standard library's.
+The library logs to the logger `dist_ml`. Its file handler is the only state, and it is the standard
+library's.
 """
 
 import contextlib
@@ -17,10 +19,11 @@ _FIRST_FAILURE = "first-failure"
 
 
 def start(folder: Path, rank: int) -> Path:
-    """Send this rank's log, and Python's warnings, to `folder/log/rank-<rank>.log`, which is returned.
+    """Send this rank's log, and Python's warnings, to `folder/log/rank-<rank>.log`, which is
+    returned.
 
-    The folder must exist. The log is locked until this process ends, by which `is_alive` knows. A log that an earlier run in this
-    process started is closed.
+    The folder must exist. The log is locked until this process ends, by which `is_alive` knows. A
+    log that an earlier run in this process started is closed.
     """
     stop()
     file = folder / "log" / f"rank-{rank:04}.log"
@@ -51,9 +54,11 @@ def stop() -> None:
 
 
 def record_failure(error: BaseException) -> bool | None:
-    """Write the error's traceback to this rank's log; True on the one rank of the run that does so first.
+    """Write the error's traceback to this rank's log; True on the one rank of the run that does so
+    first.
 
-    The first one's words are kept for `first_failure`. None when no log was started: then nobody can tell who was first.
+    The first one's words are kept for `first_failure`. None when no log was started: then nobody
+    can tell who was first.
     """
     handlers = _file_handlers()
     if not handlers:
@@ -61,7 +66,9 @@ def record_failure(error: BaseException) -> bool | None:
     LOGGER.critical("this rank failed", exc_info=error)
     log = Path(handlers[0].baseFilename)
     try:
-        descriptor = os.open(log.with_name(_FIRST_FAILURE), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = os.open(
+            log.with_name(_FIRST_FAILURE), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644
+        )
     except FileExistsError:
         return False
     except OSError:
@@ -76,12 +83,18 @@ def _words(error: BaseException, rank: int) -> str:
         return str(error)
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return "stopped by Ctrl-C" if isinstance(error, KeyboardInterrupt) else "stopped by SIGTERM"
-    kind = "" if isinstance(error, DistMLError) else f"{type(error).__name__}{': ' if str(error) else ''}"
+    kind = (
+        ""
+        if isinstance(error, DistMLError)
+        else f"{type(error).__name__}{': ' if str(error) else ''}"
+    )
     return f"rank {rank} on {socket.gethostname()}: {kind}{error}"
 
 
 def is_alive(folder: Path) -> bool:
-    """Does rank 0 of the run in `folder` still hold its log? False where the file system has no locks."""
+    """Does rank 0 of the run in `folder` still hold its log? False where the file system has no
+    locks.
+    """
     try:
         with (folder / "log" / "rank-0000.log").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -10,7 +10,9 @@ from dist_ml.train.run_folder import jsonable
 
 
 class JsonLines:
-    """The tracker that is always there. Each line reaches the file at once, so that `dist-ml report` sees a running run."""
+    """The tracker that is always there. Each line reaches the file at once, so that `dist-ml
+    report` sees a running run.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file: TextIO = file.open("a", buffering=1)
@@ -26,12 +28,14 @@ class JsonLines:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """All lines of a metrics.jsonl. A last line that is cut short (a run that is killed or still writing) is left out;
-    any other that can't be read is a `DataError`, as is a missing file."""
+    """All lines of a metrics.jsonl. A last line that is cut short (a run that is killed or still
+    writing) is left out; any other that can't be read is a `DataError`, as is a missing file."""
     try:
         lines = file.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(
+            f"{file} can't be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return list(_parse(file, lines))
 
 
@@ -46,7 +50,9 @@ def _parse(file: Path, lines: list[str]) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines):  # no newline after it
                 return
-            raise DataError(f"{file} line {number} is no JSON object ({error}); remove that line") from error
+            raise DataError(
+                f"{file} line {number} is no JSON object ({error}); remove that line"
+            ) from error
         yield entry
 
 

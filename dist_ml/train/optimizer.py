@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from dist_ml.config.train import OptimizerConfig, ScheduleConfig
+from dist_ml.config.train import LRScheduleConfig, OptimizerConfig
 
 
-def build_optimizer(config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
     """The fused kind, which makes one pass over the parameters and no temporary copies of them."""
     if config.name == "sgd":
         return torch.optim.SGD(
@@ -22,17 +24,26 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[torch.nn.Param
         )
     beta1, beta2 = config.betas
     return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=(beta1, beta2), eps=config.eps, weight_decay=config.weight_decay, fused=True
+        parameters,
+        lr=config.lr,
+        betas=(beta1, beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
 
 
-def build_schedule(config: ScheduleConfig, optimizer: torch.optim.Optimizer, num_steps: int) -> LambdaLR:
+def build_lr_schedule(
+    config: LRScheduleConfig, optimizer: torch.optim.Optimizer, num_steps: int
+) -> LambdaLR:
     """A schedule over `num_steps` optimizer steps; call its `step` after each."""
     return LambdaLR(optimizer, rate_factor(config, num_steps))
 
 
-def rate_factor(config: ScheduleConfig, num_steps: int) -> Callable[[int], float]:
-    """The factor on the learning rate at step 0 … num_steps: linear warm-up, then constant or half a cosine."""
+def rate_factor(config: LRScheduleConfig, num_steps: int) -> Callable[[int], float]:
+    """The factor on the learning rate at step 0 … num_steps: linear warm-up, then constant or half
+    a cosine.
+    """
     warmup_steps = int(config.warmup_fraction * num_steps)
 
     def factor(step: int) -> float:

@@ -1,6 +1,8 @@
-"""What the user sees of a run: on a terminal one line that moves, elsewhere plain lines; on rank 0 only.
+"""What the user sees of a run: on a terminal one line that moves, elsewhere plain lines; on rank 0
+only.
 
-mpiexec shows ranks a pipe, so `dist-ml launch` passes on what it sees itself: TTY_COMPATIBLE and COLUMNS.
+mpiexec shows ranks a pipe, so `dist-ml launch` passes on what it sees itself: TTY_COMPATIBLE and
+COLUMNS.
 """
 
 import os
@@ -14,19 +16,25 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-_PLAIN_SECONDS = 5.0  # plain lines come at most this often, and at the ends of epochs that are evaluated
+_PLAIN_SECONDS = (
+    5.0  # plain lines come at most this often, and at the ends of epochs that are evaluated
+)
 _WIDEST_BAR = 20
 _NARROW = 60
 
 
 class Reporter(Protocol):
-    """What the trainer tells while it trains. Values: epoch, loss, accuracy, samples_per_second, communication_share (0 … 1)."""
+    """What the trainer tells while it trains. Values: epoch, loss, accuracy, samples_per_second,
+    communication_share (0 … 1).
+    """
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """So many optimizer steps are done; `values` are the newest known and may be empty."""
 
     def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
-        """So many epochs are done; `values` hold the evaluation's test_accuracy and test_loss if there was one."""
+        """So many epochs are done; `values` hold the evaluation's test_accuracy and test_loss if
+        there was one.
+        """
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """The run is over; says what the summary holds of the result."""
@@ -68,7 +76,9 @@ class PlainReporter:
     def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
         self._values.update(values)
         if epoch == self._num_epochs or time.monotonic() - self._told >= _PLAIN_SECONDS:
-            self._tell(f"epoch {epoch}/{self._num_epochs}", self._num_steps * epoch / self._num_epochs)
+            self._tell(
+                f"epoch {epoch}/{self._num_epochs}", self._num_steps * epoch / self._num_epochs
+            )
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         for line in result_lines(summary):
@@ -80,7 +90,11 @@ class PlainReporter:
     def _tell(self, place: str, step: float) -> None:
         self._told = time.monotonic()
         left = (self._told - self._started) / max(step, 1) * (self._num_steps - step)
-        print("  ".join([place, *describe(self._values), f"{clock(left)} left"]), file=self._stream, flush=True)
+        print(
+            "  ".join([place, *describe(self._values), f"{clock(left)} left"]),
+            file=self._stream,
+            flush=True,
+        )
 
 
 class BarReporter:
@@ -91,10 +105,15 @@ class BarReporter:
         self._console = console
         self._values: dict[str, float] = {}
         one_line = Column(no_wrap=True, overflow="ellipsis")
-        columns: list[ProgressColumn] = [TextColumn("{task.description}", table_column=one_line.copy())]
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description}", table_column=one_line.copy())
+        ]
         if console.width >= _NARROW:
             columns.append(BarColumn(bar_width=max(4, min(_WIDEST_BAR, console.width - 72))))
-        columns += [TextColumn("{task.fields[words]}", table_column=one_line.copy()), TimeLeft(one_line.copy())]
+        columns += [
+            TextColumn("{task.fields[words]}", table_column=one_line.copy()),
+            TimeLeft(one_line.copy()),
+        ]
         self._progress = Progress(*columns, console=console, refresh_per_second=4, transient=True)
         self._task = self._progress.add_task(f"epoch 0/{num_epochs}", total=num_steps, words="")
         self._progress.start()
@@ -108,7 +127,9 @@ class BarReporter:
     def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
         self._values.update(values)
         words = "  ".join(describe(self._values))
-        self._progress.update(self._task, description=f"epoch {epoch}/{self._num_epochs}", words=words)
+        self._progress.update(
+            self._task, description=f"epoch {epoch}/{self._num_epochs}", words=words
+        )
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         self.close()
@@ -133,7 +154,9 @@ class TimeLeft(ProgressColumn):
 
 
 def make_reporter(rank: int, num_steps: int, num_epochs: int) -> Reporter:
-    """What fits this rank and where its output goes. `close` it in a `finally`, so that the terminal's cursor comes back."""
+    """What fits this rank and where its output goes. `close` it in a `finally`, so that the
+    terminal's cursor comes back.
+    """
     if rank > 0:
         return NullReporter()
     if not on_terminal(os.environ, sys.stdout):
@@ -145,12 +168,16 @@ def on_terminal(environment: Mapping[str, str], stream: TextIO) -> bool:
     """Does what is written to `stream` end on a terminal that can move its cursor?"""
     if environment.get("TERM", "dumb") in ("", "dumb", "unknown"):
         return False
-    told = environment.get("TTY_COMPATIBLE")  # by `launch.mpiexec`: ranks write to a pipe or a pty of their launcher's
+    told = environment.get(
+        "TTY_COMPATIBLE"
+    )  # by `launch.mpiexec`: ranks write to a pipe or a pty of their launcher's
     return told == "1" if told in ("0", "1") else stream.isatty()
 
 
 def terminal_console(stream: TextIO) -> Console:
-    """A console for a stream of which `on_terminal` is true; its width is the terminal's, or COLUMNS behind a pipe."""
+    """A console for a stream of which `on_terminal` is true; its width is the terminal's, or
+    COLUMNS behind a pipe.
+    """
     return Console(file=stream, force_terminal=True, force_interactive=True)
 
 
@@ -171,14 +198,18 @@ def describe(values: Mapping[str, float]) -> list[str]:
 
 
 def result_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The last lines of a run: what is in the summary of test accuracy or loss, speed, communication, and the folder."""
+    """The last lines of a run: what is in the summary of test accuracy or loss, speed,
+    communication, and the folder.
+    """
     lines = []
     if summary.get("test_accuracy") is not None:
         lines.append(f"test accuracy   {summary['test_accuracy']:.2%}")
     elif summary.get("test_loss") is not None:
         lines.append(f"test loss       {summary['test_loss']:.6g}")
     if summary.get("samples_per_second") is not None:
-        seconds = f" in {summary['seconds']:.1f} s on {ranks(summary)}" if "seconds" in summary else ""
+        seconds = (
+            f" in {summary['seconds']:.1f} s on {ranks(summary)}" if "seconds" in summary else ""
+        )
         lines.append(f"samples/s       {summary['samples_per_second']:,.0f}{seconds}")
     if summary.get("communication_share") is not None:
         lines.append(f"communication   {summary['communication_share']:.1%} of the time")

@@ -14,7 +14,9 @@ Status = Literal["finished", "failed", "running", "broken off", "unreadable"]
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `problem` says in words what went wrong, or what couldn't be read; empty when nothing did."""
+    """One run. `problem` says in words what went wrong, or what couldn't be read; empty when
+    nothing did.
+    """
 
     folder: Path
     status: Status
@@ -25,12 +27,16 @@ class Record:
 
 
 def find(path: Path) -> list[Path]:
-    """The run folders at or below `path`, in natural order (2 before 10); `DataError` where there are none."""
+    """The run folders at or below `path`, in natural order (2 before 10); `DataError` where there
+    are none.
+    """
     if not path.is_dir():
         raise DataError(f"{path} is no folder; give the folder of a run, or one that holds runs")
     found = [file.parent for file in path.rglob("config.yaml")]
     if not found:
-        raise DataError(f"{path} holds no run (no config.yaml in it or below); runs are made by dist-ml train")
+        raise DataError(
+            f"{path} holds no run (no config.yaml in it or below); runs are made by dist-ml train"
+        )
     return sorted(found, key=lambda folder: [_natural(part) for part in folder.parts])
 
 
@@ -50,7 +56,9 @@ def read(folder: Path) -> Record:
     except DataError as error:
         return Record(folder, "unreadable", "; ".join([*problems, str(error)]), config, {}, steps)
     status, reason = _status(folder, summary)
-    return Record(folder, status, "; ".join(filter(None, [*problems, reason])), config, summary, steps)
+    return Record(
+        folder, status, "; ".join(filter(None, [*problems, reason])), config, summary, steps
+    )
 
 
 def _read_summary(file: Path) -> dict[str, Any]:
@@ -59,9 +67,13 @@ def _read_summary(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} can't be read ({error}); remove it, and the run counts as broken off") from error
+        raise DataError(
+            f"{file} can't be read ({error}); remove it, and the run counts as broken off"
+        ) from error
     if not isinstance(summary, dict):
-        raise DataError(f"{file} must hold one JSON object; remove it, and the run counts as broken off")
+        raise DataError(
+            f"{file} must hold one JSON object; remove it, and the run counts as broken off"
+        )
     return summary
 
 
@@ -75,7 +87,11 @@ def _status(folder: Path, summary: dict[str, Any]) -> tuple[Status, str]:
         return "finished", ""
     if logs.is_alive(folder):
         return "running", ""
-    return "broken off", "it has no summary.json, no failure in its logs, and no process that holds them: killed, or cut off"
+    return (
+        "broken off",
+        "it has no summary.json, no failure in its logs, and no process that holds them: killed, "
+        "or cut off",
+    )
 
 
 def _natural(part: str) -> list[tuple[bool, int, str]]:
@@ -85,5 +101,7 @@ def _natural(part: str) -> list[tuple[bool, int, str]]:
         if character.isdigit() and pieces and not pieces[-1][0]:
             pieces[-1] = (False, pieces[-1][1] * 10 + int(character), "")
         else:
-            pieces.append((False, int(character), "") if character.isdigit() else (True, 0, character))
+            pieces.append(
+                (False, int(character), "") if character.isdigit() else (True, 0, character)
+            )
     return pieces

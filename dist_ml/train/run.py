@@ -8,7 +8,7 @@ from typing import Any
 
 import safetensors.torch
 
-from dist_ml.comm.agreement import collectively, from_root
+from dist_ml.comm.agreement import from_root, raise_on_all_ranks
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.traffic import Tally
 from dist_ml.config.convert import from_mapping, to_mapping
@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def train_run(config: TrainConfig, world: Communicator) -> dict[str, Any]:
-    """Train as configured on all ranks of `world`; the summary, the same on all of them. Collective."""
+    """Train as configured on all ranks of `world`; the summary, the same on all of them.
+    Collective.
+    """
     mesh = build_mesh(config, world)
     trainer = build_trainer(config, mesh)
     mapping = to_mapping(config)
@@ -44,32 +46,47 @@ def train_run(config: TrainConfig, world: Communicator) -> dict[str, Any]:
 
 
 def evaluate_run(path: str | Path, world: Communicator) -> dict[str, Any]:
-    """Mean loss and accuracy of a run's saved weights over its test samples, on any number of ranks. Collective."""
+    """Mean loss and accuracy of a run's saved weights over its test samples, on any number of
+    ranks. Collective.
+    """
     mapping = from_root(world, lambda: run_folder.load_config(path))
     # However many ranks trained, those of today evaluate, all as replicas.
     mapping = {**mapping, "ranks": None, "mesh": {"data": None, "pipeline": 1, "operator": 1}}
     config = from_mapping(TrainConfig, mapping)
     trainer = build_trainer(config, build_mesh(config, world))
-    with collectively(world):
+    with raise_on_all_ranks(world):
         load_weights(trainer, RunFolder(Path(path)).model)
     return _evaluation_values(trainer.evaluate(trainer.dataset.test))
 
 
 def load_weights(trainer: Trainer, file: Path) -> None:
-    """Fill the model with saved weights; `DataError` where the file is missing or holds another model's."""
+    """Fill the model with saved weights; `DataError` where the file is missing or holds another
+    model's.
+    """
     try:
         trainer.model.load_state_dict(safetensors.torch.load_file(file))
     except FileNotFoundError:
-        raise DataError(f"{file} does not exist: the run has not finished; train it to its end first") from None
+        raise DataError(
+            f"{file} does not exist: the run has not finished; train it to its end first"
+        ) from None
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{file} does not hold the weights of this run's model ({reason}); was it changed?") from error
+        raise DataError(
+            f"{file} does not hold the weights of this run's model ({reason}); was it changed?"
+        ) from error
 
 
 class Run:
     """The passes over the data, with what is measured, logged and saved along the way."""
 
-    def __init__(self, config: TrainConfig, trainer: Trainer, folder: RunFolder, trackers: Trackers, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        trainer: Trainer,
+        folder: RunFolder,
+        trackers: Trackers,
+        reporter: Reporter,
+    ) -> None:
         self._config = config
         self._trainer = trainer
         self._folder = folder
@@ -106,7 +123,11 @@ class Run:
             self._last_loss = step.loss
             if step.skipped:
                 self._num_skipped += 1
-                log.warning("step %d skipped: the loss is %s, or its gradient is not finite", step.number, step.loss)
+                log.warning(
+                    "step %d skipped: the loss is %s, or its gradient is not finite",
+                    step.number,
+                    step.loss,
+                )
             logged = step.number % self._config.log_every == 0
             self._reporter.step(step.number + 1, self._log(step) if logged else {})
         self._end_interval()
@@ -122,12 +143,17 @@ class Run:
         return values
 
     def _log(self, step: Step) -> dict[str, Any]:
-        """Write a line of metrics for the steps since the last one; what the progress bar shows of it."""
+        """Write a line of metrics for the steps since the last one; what the progress bar shows of
+        it.
+        """
         values = self._interval.values(step)
         self._end_interval()
         self._interval.begin()
         self._trackers.log(step.number, values)
-        return {key: values[key] for key in ("epoch", "loss", "samples_per_second", "communication_share")}
+        return {
+            key: values[key]
+            for key in ("epoch", "loss", "samples_per_second", "communication_share")
+        }
 
     def _end_interval(self) -> None:
         """Add the interval's seconds and samples to the run's."""
@@ -176,7 +202,10 @@ class Run:
                 safetensors.torch.save_file(self._trainer.model.state_dict(), unfinished)
                 unfinished.replace(self._folder.model)
             except (OSError, safetensors.SafetensorError) as error:
-                raise DataError(f"the weights can't be saved in {self._folder.checkpoints}: {error}; make room there") from error
+                raise DataError(
+                    f"the weights can't be saved in {self._folder.checkpoints}: {error}; make "
+                    "room there"
+                ) from error
 
         from_root(self._trainer.comm, write)
 
@@ -223,15 +252,24 @@ class Interval:
             "communication_share": phases.get("exchange", 0.0) / seconds,
             "seconds": phases,
             **self._trainer.diagnostics(),
-            "traffic": {f"{axis}.{collective}": _moved(tally) for (axis, collective), tally in traffic.items()},
+            "traffic": {
+                f"{axis}.{collective}": _moved(tally)
+                for (axis, collective), tally in traffic.items()
+            },
         }
 
 
 def _moved(tally: Tally) -> dict[str, float]:
-    moved: dict[str, float] = {"words": tally.words_sent, "messages": tally.messages, "bytes": tally.bytes_sent}
+    moved: dict[str, float] = {
+        "words": tally.words_sent,
+        "messages": tally.messages,
+        "bytes": tally.bytes_sent,
+    }
     return {**moved, "seconds": tally.seconds} if tally.seconds else moved
 
 
 def _evaluation_values(evaluation: Evaluation) -> dict[str, Any]:
     values: dict[str, Any] = {"test_loss": evaluation.loss}
-    return values if evaluation.accuracy is None else {**values, "test_accuracy": evaluation.accuracy}
+    return (
+        values if evaluation.accuracy is None else {**values, "test_accuracy": evaluation.accuracy}
+    )

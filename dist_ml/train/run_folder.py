@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dist_ml.comm.agreement import collectively, from_root
+from dist_ml.comm.agreement import from_root, raise_on_all_ranks
 from dist_ml.errors import ConfigError, DataError
 from dist_ml.train import logs
 
@@ -69,32 +69,46 @@ def create(path: str | Path, config: Mapping[str, Any], comm: "Communicator") ->
     """
     folder = RunFolder(Path(path).absolute())
     from_root(comm, lambda: _make(folder, config))
-    with collectively(comm):
+    with raise_on_all_ranks(comm):
         try:
-            folder.log.mkdir(parents=True, exist_ok=True)  # a node that doesn't share the file system has its logs alone
+            folder.log.mkdir(
+                parents=True, exist_ok=True
+            )  # a node that doesn't share the file system has its logs alone
             logs.start(folder.path, comm.rank)
         except OSError as error:
-            raise ConfigError(f"folder={path} can't hold this rank's log: {error.strerror or error}; choose another") from error
+            raise ConfigError(
+                f"folder={path} can't hold this rank's log: {error.strerror or error}; choose "
+                "another"
+            ) from error
     return folder
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
-    """The plain mapping in a run's config.yaml; `DataError` where there is none, or none that can be read."""
+    """The plain mapping in a run's config.yaml; `DataError` where there is none, or none that can
+    be read.
+    """
     file = RunFolder(Path(path)).config
     try:
         mapping = yaml.safe_load(file.read_text())
     except FileNotFoundError:
         what = "has no config.yaml, so it is no run" if Path(path).is_dir() else "is no folder"
-        raise DataError(f"{path} {what}; give the folder of a run, such as runs/digits/<time>") from None
+        raise DataError(
+            f"{path} {what}; give the folder of a run, such as runs/digits/<time>"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{file} can't be read: {' '.join(str(error).split())}") from error
     if not isinstance(mapping, dict):
-        raise DataError(f"{file} must hold a mapping of keys, but holds a {type(mapping).__name__}; was it cut short?")
+        raise DataError(
+            f"{file} must hold a mapping of keys, but holds a {type(mapping).__name__}; was it "
+            "cut short?"
+        )
     return mapping
 
 
 def jsonable(value: Any) -> Any:
-    """`value` with what JSON can't say put right: non-finite numbers become null, array scalars numbers, paths text."""
+    """`value` with what JSON can't say put right: non-finite numbers become null, array scalars
+    numbers, paths text.
+    """
     if isinstance(value, Mapping):
         return {str(name): jsonable(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -107,7 +121,9 @@ def jsonable(value: Any) -> Any:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Replace `file` by `text`: whoever reads it meanwhile sees the old one or the new one, never a part."""
+    """Replace `file` by `text`: whoever reads it meanwhile sees the old one or the new one, never a
+    part.
+    """
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(file)
@@ -115,10 +131,15 @@ def write_whole(file: Path, text: str) -> None:
 
 def _make(folder: RunFolder, config: Mapping[str, Any]) -> None:
     if folder.config.exists():
-        raise ConfigError(f"folder={folder.path} holds a run already; choose another folder, or remove that one")
+        raise ConfigError(
+            f"folder={folder.path} holds a run already; choose another folder, or remove that one"
+        )
     try:
         for path in (folder.path, folder.log, folder.checkpoints):
             path.mkdir(parents=True, exist_ok=True)
         write_whole(folder.config, yaml.safe_dump(dict(config), sort_keys=False))
     except OSError as error:
-        raise ConfigError(f"folder={folder.path} can't be written: {error.strerror or error}; choose another folder") from error
+        raise ConfigError(
+            f"folder={folder.path} can't be written: {error.strerror or error}; choose another "
+            "folder"
+        ) from error

@@ -1,4 +1,6 @@
-"""Where a run's metrics go: JSON lines always, TensorBoard and MLflow when asked for. Trackers live on rank 0."""
+"""Where a run's metrics go: JSON lines always, TensorBoard and MLflow when asked for. Trackers live
+on rank 0.
+"""
 
 import importlib.util
 import logging
@@ -50,10 +52,13 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of an MLflow experiment, in the run folder's `mlflow/` or wherever `tracker.mlflow_uri` points."""
+    """A run of an MLflow experiment, in the run folder's `mlflow/` or wherever `tracker.mlflow_uri`
+    points.
+    """
 
     def __init__(self, folder: RunFolder, config: TrackerConfig) -> None:
-        # MLflow reports its use to its makers unless told, and refuses a plain folder, which needs no server and no database.
+        # MLflow reports its use to its makers unless told, and refuses a plain folder, which needs
+        # no server and no database.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         import mlflow
@@ -62,11 +67,18 @@ class MLflow:
         try:
             self._client = mlflow.MlflowClient(uri)
             experiment = self._client.get_experiment_by_name(config.mlflow_experiment)
-            identity = experiment.experiment_id if experiment else self._client.create_experiment(config.mlflow_experiment)
+            identity = (
+                experiment.experiment_id
+                if experiment
+                else self._client.create_experiment(config.mlflow_experiment)
+            )
             self._run = self._client.create_run(identity, run_name=folder.path.name).info.run_id
         except mlflow.MlflowException as error:
             reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"tracker.mlflow_uri={uri} can't be used ({reason}); give a server's URL or a folder") from error
+            raise ConfigError(
+                f"tracker.mlflow_uri={uri} can't be used ({reason}); give a server's URL or a "
+                "folder"
+            ) from error
 
     def start(self, config: Mapping[str, Any]) -> None:
         for key, value in flatten(config).items():
@@ -95,8 +107,8 @@ TRACKERS: dict[str, tuple[str, str, Callable[[RunFolder, TrackerConfig], Tracker
 class Trackers:
     """Several trackers as one; none at all on ranks other than 0.
 
-    The first, which is the run's own record, must not fail. Another one that fails (a server that is away) is dropped, with a
-    word in the log: no reason to lose a run.
+    The first, which is the run's own record, must not fail. Another one that fails (a server that
+    is away) is dropped, with a word in the log: no reason to lose a run.
     """
 
     def __init__(self, trackers: list[Tracker]) -> None:
@@ -125,7 +137,8 @@ class Trackers:
 def open_trackers(config: TrackerConfig, folder: RunFolder, comm: Communicator) -> Trackers:
     """JSON lines and what `config` asks for on rank 0, nothing elsewhere. Collective.
 
-    On all ranks: `MachineError`, naming the extra, where a tracker's package is missing; `ConfigError` where it can't be used.
+    On all ranks: `MachineError`, naming the extra, where a tracker's package is missing;
+    `ConfigError` where it can't be used.
     """
     wanted = [entry for name, entry in TRACKERS.items() if getattr(config, name)]
     from_root(comm, lambda: _check_installed(wanted))
@@ -139,7 +152,9 @@ def open_trackers(config: TrackerConfig, folder: RunFolder, comm: Communicator) 
     return Trackers(opened)
 
 
-def _check_installed(wanted: list[tuple[str, str, Callable[[RunFolder, TrackerConfig], Tracker]]]) -> None:
+def _check_installed(
+    wanted: list[tuple[str, str, Callable[[RunFolder, TrackerConfig], Tracker]]],
+) -> None:
     for module, extra, _ in wanted:
         if importlib.util.find_spec(module) is None:
             raise MachineError(

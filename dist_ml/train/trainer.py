@@ -55,9 +55,10 @@ class Evaluation:
 class Trainer:
     """Trains one model on the ranks of the data axis.
 
-    Each step, every rank computes the gradient of its share of the global batch, divided by the size of the *global* batch, so
-    that the sum over ranks is the mean gradient, however unevenly the batch divides. Loss and number of correct samples ride
-    behind the gradients in the same buffer. All that follows is computed from reduced values, hence the same on all ranks.
+    Each step, every rank computes the gradient of its share of the global batch, divided by the
+    size of the *global* batch, so that the sum over ranks is the mean gradient, however unevenly
+    the batch divides. Loss and number of correct samples ride behind the gradients in the same
+    buffer. All that follows is computed from reduced values, hence the same on all ranks.
     """
 
     def __init__(
@@ -93,12 +94,19 @@ class Trainer:
             yield self.step(epoch, index)
 
     def step(self, epoch: int, index: int) -> Step:
-        """One optimizer step on the `index`-th global batch of `epoch`. Raises `NonFiniteError` on all ranks, or skips."""
+        """One optimizer step on the `index`-th global batch of `epoch`. Raises `NonFiniteError` on
+        all ranks, or skips.
+        """
         batch_size = self.sampler.batch_size_at(index)
         self._gradients.begin()
         for microbatch in range(self._rules.accumulation):
             ids = self.sampler.share(
-                epoch, index, self.comm.rank, self.comm.size, microbatch, num_microbatches=self._rules.accumulation
+                epoch,
+                index,
+                self.comm.rank,
+                self.comm.size,
+                microbatch,
+                num_microbatches=self._rules.accumulation,
             )
             last = microbatch == self._rules.accumulation - 1
             self._accumulate(ids, batch_size, last)
@@ -108,7 +116,9 @@ class Trainer:
         return self._update(epoch, batch_size)
 
     def evaluate(self, split: Split, batch_size: int = 1024) -> Evaluation:
-        """Mean loss and accuracy over a split, each rank computing its block of it. One allreduce of three words."""
+        """Mean loss and accuracy over a split, each rank computing its block of it. One allreduce
+        of three words.
+        """
         mine = partition.block(split.num_samples, self.comm.size, self.comm.rank)
         sums = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
@@ -125,7 +135,9 @@ class Trainer:
         return Evaluation(split.num_samples, sums[0].item() / split.num_samples, accuracy)
 
     def close(self) -> None:
-        """Let no exchange be under way any more: for a run that ends before its last step. Collective."""
+        """Let no exchange be under way any more: for a run that ends before its last step.
+        Collective.
+        """
         close = getattr(self._reducer, "close", None)
         if close is not None:
             close()
@@ -161,7 +173,9 @@ class Trainer:
         self.num_steps = state["num_steps"]
 
     def _accumulate(self, ids: Ids, batch_size: int, last: bool) -> None:
-        """Add this microbatch's share of the mean gradient into the buffer; a rank without samples adds nothing."""
+        """Add this microbatch's share of the mean gradient into the buffer; a rank without samples
+        adds nothing.
+        """
         if len(ids) == 0:
             if last:
                 self._reducer.start()
@@ -188,12 +202,20 @@ class Trainer:
                 raise _nonfinite(loss, epoch, self.num_steps)
             self._schedule.step()
         self.num_steps += 1
-        return Step(self.num_steps - 1, epoch, batch_size, loss, round(correct) if finite else 0, skipped=not finite)
+        return Step(
+            self.num_steps - 1,
+            epoch,
+            batch_size,
+            loss,
+            round(correct) if finite else 0,
+            skipped=not finite,
+        )
 
     def _clip(self) -> bool:
         """Scale the gradient down to the largest norm allowed; false if it isn't finite.
 
-        Looking at the norm costs a pass over the gradient. Where non-finite steps stop the run, the next step's loss tells too.
+        Looking at the norm costs a pass over the gradient. Where non-finite steps stop the run, the
+        next step's loss tells too.
         """
         limit = self._rules.clip_norm
         if limit is None and self._rules.nonfinite == "stop":
@@ -218,7 +240,8 @@ def _num_correct(outputs: torch.Tensor, y: torch.Tensor, split: Split) -> torch.
 
 def _nonfinite(loss: float, epoch: int, step: int) -> NonFiniteError:
     error = NonFiniteError(
-        f"the loss is {loss} in epoch {epoch}, step {step} on all ranks, or its gradient is not finite: lower optimizer.lr, set "
+        f"the loss is {loss} in epoch {epoch}, step {step} on all ranks, or its gradient is not "
+        "finite: lower optimizer.lr, set "
         "clip_norm, or skip such steps with nonfinite=skip"
     )
     error.agreed = True

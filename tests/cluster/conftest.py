@@ -13,5 +13,8 @@ def slurm() -> Iterator[VirtualSlurm]:
     """Three nodes of two CPUs. The folder's name is short because sockets live in it."""
     if lacking := missing():
         pytest.skip(lacking)
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, VirtualSlurm(3, 2, Path(folder)) as cluster:
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-") as folder,
+        VirtualSlurm(3, 2, Path(folder)) as cluster,
+    ):
         yield cluster

@@ -24,14 +24,26 @@ def flavour(request: pytest.FixtureRequest) -> str:
 
 
 def variables(flavour: str) -> dict[str, str]:
-    yielding = {"MPIR_CVAR_POLLS_BEFORE_YIELD": "1", "OMPI_MCA_mpi_yield_when_idle": "1"}  # the nodes share this machine's cores
-    return {"DIST_ML_MPI": flavour, "DIST_ML_PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY), **yielding}
+    yielding = {
+        "MPIR_CVAR_POLLS_BEFORE_YIELD": "1",
+        "OMPI_MCA_mpi_yield_when_idle": "1",
+    }  # the nodes share this machine's cores
+    return {
+        "DIST_ML_MPI": flavour,
+        "DIST_ML_PYTHON": sys.executable,
+        "PYTHONPATH": str(REPOSITORY),
+        **yielding,
+    }
 
 
-def test_one_job_trains_on_nodes_and_ranks_of_the_command_line(slurm: VirtualSlurm, flavour: str, tmp_path: Path) -> None:
+def test_one_job_trains_on_nodes_and_ranks_of_the_command_line(
+    slurm: VirtualSlurm, flavour: str, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    overrides = [f"folder={run}", "epochs=2", "schedule=constant", "ranks=4"]
-    status, output = slurm.submit("--nodes=2", "--ntasks=4", SCRIPT, "train", *overrides, environment=variables(flavour))
+    overrides = [f"folder={run}", "epochs=2", "lr_schedule=constant", "ranks=4"]
+    status, output = slurm.submit(
+        "--nodes=2", "--ntasks=4", SCRIPT, "train", *overrides, environment=variables(flavour)
+    )
     assert status == 0, output
     assert f"on 4 ranks, 2 nodes, 1 threads a rank, {flavour}" in output
     assert (run / "summary.json").exists(), output
@@ -39,16 +51,22 @@ def test_one_job_trains_on_nodes_and_ranks_of_the_command_line(slurm: VirtualSlu
     assert len(list((run / "log").glob("rank-*.log"))) == 4
 
 
-def test_singletons_are_refused_once_and_in_words(slurm: VirtualSlurm, flavour: str, tmp_path: Path) -> None:
+def test_singletons_are_refused_once_and_in_words(
+    slurm: VirtualSlurm, flavour: str, tmp_path: Path
+) -> None:
     wrong = {**variables(flavour), "SLURM_MPI_TYPE": "none"}
-    status, output = slurm.submit("--nodes=2", "--ntasks=4", SCRIPT, "train", f"folder={tmp_path / 'run'}", environment=wrong)
+    status, output = slurm.submit(
+        "--nodes=2", "--ntasks=4", SCRIPT, "train", f"folder={tmp_path / 'run'}", environment=wrong
+    )
     assert status != 0, output
     assert output.count("worlds of one rank") == 1, output
     assert "srun --mpi=" in output
     assert not (tmp_path / "run").exists()
 
 
-def test_a_rank_that_is_killed_ends_the_job(slurm: VirtualSlurm, flavour: str, tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_ends_the_job(
+    slurm: VirtualSlurm, flavour: str, tmp_path: Path
+) -> None:
     program = tmp_path / "dies.py"
     program.write_text(
         "from dist_ml.launch.mpi_installation import select_library; select_library()\n"
@@ -57,24 +75,37 @@ def test_a_rank_that_is_killed_ends_the_job(slurm: VirtualSlurm, flavour: str, t
         "comm.Barrier()\n"
     )
     script = tmp_path / "job.sh"
-    text = Path(SCRIPT).read_text().replace('-m dist_ml train --config-name "$config"', str(program))
+    text = (
+        Path(SCRIPT).read_text().replace('-m dist_ml train --config-name "$config"', str(program))
+    )
     assert str(program) in text
     script.write_text(text)
-    status, output = slurm.submit("--nodes=2", "--ntasks=4", str(script), environment=variables(flavour))
+    status, output = slurm.submit(
+        "--nodes=2", "--ntasks=4", str(script), environment=variables(flavour)
+    )
     assert status != 0, output
 
 
 def test_a_python_that_is_missing_is_named(slurm: VirtualSlurm, tmp_path: Path) -> None:
-    status, output = slurm.submit("--ntasks=1", SCRIPT, environment={"DIST_ML_PYTHON": "/nowhere/python"})
+    status, output = slurm.submit(
+        "--ntasks=1", SCRIPT, environment={"DIST_ML_PYTHON": "/nowhere/python"}
+    )
     assert status == 2, output
     assert "/nowhere/python" in output
 
 
 def test_stale_segments_are_removed_on_every_node(slurm: VirtualSlurm, tmp_path: Path) -> None:
     """A requeued job would find the segment of its first life, and MPICH would fail on it."""
-    old = "touch --date=yesterday /dev/shm/mpich_shm_0_0; sleep 2.1"  # the time of change can't be set back
-    everywhere = [f"--nodes={slurm.num_nodes}", f"--ntasks={slurm.num_nodes}", "--ntasks-per-node=1"]
+    # the time of change can't be set back
+    old = "touch --date=yesterday /dev/shm/mpich_shm_0_0; sleep 2.1"
+    everywhere = [
+        f"--nodes={slurm.num_nodes}",
+        f"--ntasks={slurm.num_nodes}",
+        "--ntasks-per-node=1",
+    ]
     slurm.client("srun", *everywhere, "sh", "-c", old)
-    status, output = slurm.submit(f"--nodes={slurm.num_nodes}", SCRIPT, "no-such-config", environment=variables("mpich"))
+    status, output = slurm.submit(
+        f"--nodes={slurm.num_nodes}", SCRIPT, "no-such-config", environment=variables("mpich")
+    )
     assert status != 0, output
     assert "mpich_shm" not in slurm.client("srun", *everywhere, "ls", "/dev/shm")

@@ -1,7 +1,8 @@
 """For tests that run on P ranks: the `world`, and outcomes that all ranks share.
 
-A test that fails on one rank fails on all and names that rank, so that the ranks stay in step. A rank that failed while others
-wait for it inside the test ends the job after a while instead: they would wait for ever.
+A test that fails on one rank fails on all and names that rank, so that the ranks stay in step. A
+rank that failed while others wait for it inside the test ends the job after a while instead: they
+would wait for ever.
 """
 
 import io
@@ -25,13 +26,17 @@ ABORTED = 70
 
 
 class Agreement:
-    """How a test ended on every rank. Talks on a communicator of its own, which nothing in a test can disturb."""
+    """How a test ended on every rank. Talks on a communicator of its own, which nothing in a test
+    can disturb.
+    """
 
     def __init__(self, comm: Any) -> None:
         self.comm = comm
 
     def failures(self, failed: bool, text: str) -> dict[int, str]:
-        """What went wrong, by rank; empty when no rank failed. All ranks call it after each phase of each test."""
+        """What went wrong, by rank; empty when no rank failed. All ranks call it after each phase
+        of each test.
+        """
         flags = np.zeros(self.comm.size, dtype=np.int32)
         request = self.comm.Iallgather(np.array([failed], dtype=np.int32), flags)
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -45,8 +50,16 @@ class Agreement:
         return {rank: text for rank, text in enumerate(texts) if text is not None}
 
     def _give_up(self, text: str) -> None:
-        message = f"rank {self.comm.rank} failed and other ranks still wait inside the test:\n{text}\n"
-        record({"test": os.environ.get("PYTEST_CURRENT_TEST", "?").split(" ")[0], "outcome": "failed", "text": message})
+        message = (
+            f"rank {self.comm.rank} failed and other ranks still wait inside the test:\n{text}\n"
+        )
+        record(
+            {
+                "test": os.environ.get("PYTEST_CURRENT_TEST", "?").split(" ")[0],
+                "outcome": "failed",
+                "text": message,
+            }
+        )
         sys.__stderr__.write(message)  # type: ignore[union-attr]
         self.comm.Abort(ABORTED)
 
@@ -76,24 +89,37 @@ class CollectiveOutcomes:
         self.agreement = agreement
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Leave out what is meant for more ranks: it would show as skipped, which is for what this machine lacks."""
+        """Leave out what is meant for more ranks: it would show as skipped, which is for what this
+        machine lacks.
+        """
         size = self.agreement.comm.size
-        items[:] = [item for item in items if all(m.kwargs.get("min_size", 1) <= size for m in item.iter_markers("mpi"))]
+        items[:] = [
+            item
+            for item in items
+            if all(m.kwargs.get("min_size", 1) <= size for m in item.iter_markers("mpi"))
+        ]
 
     @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         failures = self.agreement.failures(report.failed, report.longreprtext)
         if failures:
             report.outcome = "failed"
             report.longrepr = "\n".join(
-                f"on rank {rank} of {self.agreement.comm.size}:\n{text}" for rank, text in failures.items()
+                f"on rank {rank} of {self.agreement.comm.size}:\n{text}"
+                for rank, text in failures.items()
             )
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self.agreement.comm.rank == 0 and (report.when == "call" or not report.passed):
-            text = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else report.longreprtext
+            text = (
+                report.longrepr[2]
+                if report.skipped and isinstance(report.longrepr, tuple)
+                else report.longreprtext
+            )
             record({"test": report.nodeid, "outcome": report.outcome, "text": text})
 
 

@@ -1,4 +1,6 @@
-"""Every member of the allreduce family against the naive twin, and its ledger against its formula."""
+"""Every member of the allreduce family against the naive reference, and its ledger against its
+formula.
+"""
 
 import numpy as np
 import pytest
@@ -26,7 +28,9 @@ def moved(tally: Tally) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sums_equal_the_naive_twin_and_words_equal_the_formula(world: Communicator, name: str) -> None:
+def test_sums_equal_the_naive_twin_and_words_equal_the_formula(
+    world: Communicator, name: str
+) -> None:
     reduce = family.make(name, world)
     arena = reduce.allocate(max(SIZES) + 3, torch.float32)
     for n in SIZES:
@@ -39,9 +43,16 @@ def test_sums_equal_the_naive_twin_and_words_equal_the_formula(world: Communicat
                 before = world.traffic.snapshot()
                 reduce(place, op)
                 tallies = world.traffic.since(before)
-                np.testing.assert_array_equal(np.asarray(place), expected, err_msg=f"{name} n={n} {op}")
+                np.testing.assert_array_equal(
+                    np.asarray(place), expected, err_msg=f"{name} n={n} {op}"
+                )
                 words = reduce.words(n)
-                total = [sum(row) for row in zip((0, 0, 0), *(moved(tally) for tally in tallies.values()), strict=True)]
+                total = [
+                    sum(row)
+                    for row in zip(
+                        (0, 0, 0), *(moved(tally) for tally in tallies.values()), strict=True
+                    )
+                ]
                 assert total == list(words), f"{name} n={n}: ledger {total}, formula {words}"
     reduce.free()
 
@@ -108,8 +119,14 @@ def test_mistakes_are_refused_in_words(world: Communicator) -> None:
 def test_hierarchical_over_several_nodes(
     world: Communicator, monkeypatch: pytest.MonkeyPatch, ranks_per_node: int, wire: WireName
 ) -> None:
-    """Nodes that are made up of this one's ranks, the last one smaller where they don't divide; short shares and long ones."""
-    monkeypatch.setattr(Communicator, "split_by_node", lambda self, axis=None: self.split(self.rank // ranks_per_node, axis=axis))
+    """Nodes that are made up of this one's ranks, the last one smaller where they don't divide;
+    short shares and long ones.
+    """
+    monkeypatch.setattr(
+        Communicator,
+        "split_by_node",
+        lambda self, axis=None: self.split(self.rank // ranks_per_node, axis=axis),
+    )
     reduce = family.make("hierarchical", world, wire)
     sizes = (0, 1, 3, 1001, 700_001)  # the last goes around rings, in several segments
     buffer = reduce.allocate(max(sizes) + 5, torch.float32)
@@ -122,10 +139,19 @@ def test_hierarchical_over_several_nodes(
             place.copy_(torch.from_numpy(mine))
             before = world.traffic.snapshot()
             reduce(place, op)
-            total = [sum(row) for row in zip((0, 0, 0), *map(moved, world.traffic.since(before).values()), strict=True)]
-            assert total == list(reduce.words(n)), f"n={n} {op}: ledger {total}, formula {reduce.words(n)}"
+            total = [
+                sum(row)
+                for row in zip(
+                    (0, 0, 0), *map(moved, world.traffic.since(before).values()), strict=True
+                )
+            ]
+            assert total == list(reduce.words(n)), (
+                f"n={n} {op}: ledger {total}, formula {reduce.words(n)}"
+            )
             tolerance = 0 if wire == "fp32" and op == "sum" else 1e-6 if wire == "fp32" else 0.2
-            np.testing.assert_allclose(place, expected, rtol=0, atol=tolerance, err_msg=f"n={n} {op}")
+            np.testing.assert_allclose(
+                place, expected, rtol=0, atol=tolerance, err_msg=f"n={n} {op}"
+            )
             everywhere = world.allgather_objects(place.numpy().tobytes())
             assert all(bits == everywhere[0] for bits in everywhere)
     reduce.free()

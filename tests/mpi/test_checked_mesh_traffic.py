@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dist_ml import partition
-from dist_ml.comm.agreement import collectively
+from dist_ml.comm.agreement import raise_on_all_ranks
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.mesh import Mesh
 from dist_ml.errors import CommunicationError, DataError, MeshError
@@ -21,14 +21,19 @@ def checked(world: Communicator) -> Communicator:
 @pytest.mark.mpi(min_size=2)
 def test_checked_mode_names_both_sides(checked: Communicator) -> None:
     x = torch.zeros(3 if checked.rank == 0 else 4)
-    with pytest.raises(CommunicationError, match=r"rank 0 calls allreduce sum .*count=3 at mpi/test_.*rank 1 calls .*count=4"):
+    with pytest.raises(
+        CommunicationError,
+        match=r"rank 0 calls allreduce sum .*count=3 at mpi/test_.*rank 1 calls .*count=4",
+    ):
         checked.allreduce(x)
     with pytest.raises(CommunicationError, match=r"allreduce .* but rank 1 calls broadcast"):
         checked.allreduce(x) if checked.rank == 0 else checked.broadcast(x)
     with pytest.raises(CommunicationError, match=r"root=0.*root=1"):
         checked.broadcast(x, root=min(1, checked.rank))
     with pytest.raises(CommunicationError, match=r"dtype=float32.*dtype=float64"):
-        checked.allreduce(torch.zeros(3, dtype=torch.float32 if checked.rank == 0 else torch.float64))
+        checked.allreduce(
+            torch.zeros(3, dtype=torch.float32 if checked.rank == 0 else torch.float64)
+        )
     with pytest.raises(CommunicationError, match=r"allreduce.*barrier"):
         checked.allreduce(x) if checked.rank == 0 else checked.barrier()
     checked.allreduce(x := torch.ones(2))  # still in step
@@ -38,7 +43,9 @@ def test_checked_mode_names_both_sides(checked: Communicator) -> None:
 def test_checked_mode_lets_right_calls_through(checked: Communicator) -> None:
     mesh = Mesh(checked, {"data": None})
     comm = mesh.axis("data").comm
-    comm.allgather(torch.ones(comm.rank), torch.zeros(sum(range(comm.size))), list(range(comm.size)))
+    comm.allgather(
+        torch.ones(comm.rank), torch.zeros(sum(range(comm.size))), list(range(comm.size))
+    )
     comm.alltoall(torch.ones(comm.size), torch.ones(comm.size), [1] * comm.size, [1] * comm.size)
     assert comm.allgather_objects(comm.rank) == list(range(comm.size))
 
@@ -54,13 +61,16 @@ def test_mesh_communicators_reach_exactly_their_axis(world: Communicator) -> Non
         operator.comm.allreduce(ids)
         first = mesh.axis("data").coordinate * operator.size
         assert ids.item() == sum(range(first, first + operator.size))
-    with pytest.raises(MeshError, match=f"data=1 x pipeline=1 x operator=7 = 7 ranks, but {world.size} were started"):
+    with pytest.raises(
+        MeshError,
+        match=f"data=1 x pipeline=1 x operator=7 = 7 ranks, but {world.size} were started",
+    ):
         Mesh(world, {"data": 1, "operator": 7})
 
 
 def test_one_ranks_error_is_raised_by_all(world: Communicator) -> None:
     def work() -> None:
-        with collectively(world):
+        with raise_on_all_ranks(world):
             if world.rank == world.size - 1:
                 raise DataError("the file is gone")
 
@@ -68,7 +78,7 @@ def test_one_ranks_error_is_raised_by_all(world: Communicator) -> None:
         work()
     assert caught.value.agreed
     assert str(caught.value).startswith("rank " if world.size > 1 else "the file")
-    with collectively(world):
+    with raise_on_all_ranks(world):
         pass
 
 
@@ -81,19 +91,26 @@ def test_ledger_follows_the_formulas_and_conserves_words(world: Communicator, n:
     world.allgather(torch.zeros(own), torch.zeros(n))
     world.broadcast(torch.zeros(n))
     counts = list(range(size))
-    world.alltoall(torch.zeros(sum(counts)), torch.zeros(size * world.rank), counts, [world.rank] * size)
+    world.alltoall(
+        torch.zeros(sum(counts)), torch.zeros(size * world.rank), counts, [world.rank] * size
+    )
     entries = {collective: tally for (_, collective), tally in world.traffic.since(earlier).items()}
     if size == 1:
         assert not entries
         return
-    sent = {name: (tally.words_sent, tally.words_received, tally.messages) for name, tally in entries.items()}
+    sent = {
+        name: (tally.words_sent, tally.words_received, tally.messages)
+        for name, tally in entries.items()
+    }
     both = n - own + own * (size - 1)
     assert sent["allreduce"] == (both, both, 2 * (size - 1))
     assert sent["reduce_scatter"] == (n - own, own * (size - 1), size - 1)
     assert sent["allgather"] == (own * (size - 1), n - own, size - 1)
     assert sent["broadcast"] == ((n * (size - 1), 0, size - 1) if world.rank == 0 else (0, n, 0))
     assert sent["alltoall"][:2] == (sum(counts) - world.rank, world.rank * (size - 1))
-    totals = torch.tensor([[tally.words_sent, tally.words_received] for _, tally in sorted(entries.items())])
+    totals = torch.tensor(
+        [[tally.words_sent, tally.words_received] for _, tally in sorted(entries.items())]
+    )
     world.allreduce(totals)
     assert torch.equal(totals[:, 0], totals[:, 1])
 
@@ -108,7 +125,12 @@ def test_messages_are_counted_and_labelled(world: Communicator) -> None:
         world.send(x, right)
         request.wait()
     tally = world.traffic.since(earlier)[("world", "ring")]
-    assert (tally.words_sent, tally.words_received, tally.messages, tally.bytes_sent) == (5, 5, 1, 40)
+    assert (tally.words_sent, tally.words_received, tally.messages, tally.bytes_sent) == (
+        5,
+        5,
+        1,
+        40,
+    )
 
 
 def test_seconds_are_taken_only_when_asked(world: Communicator) -> None:

@@ -1,4 +1,6 @@
-"""Every collective against what numpy says, for all dtypes, uneven and empty shapes, and any number of ranks."""
+"""Every collective against what numpy says, for all dtypes, uneven and empty shapes, and any number
+of ranks.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +13,16 @@ from dist_ml.errors import CommunicationError
 
 pytestmark = pytest.mark.mpi
 
-SUMMABLE = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.int16, torch.uint8]
+SUMMABLE = [
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int32,
+    torch.int64,
+    torch.int16,
+    torch.uint8,
+]
 MOVABLE = [*SUMMABLE, torch.int8, torch.bool]
 
 
@@ -27,7 +38,9 @@ def test_allreduce_sums_every_dtype(world: Communicator, dtype: torch.dtype, n: 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_accumulated_in_float32(world: Communicator, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
-    parts = torch.randn(world.size, 2_000_001 if dtype == torch.bfloat16 else 4_001, generator=generator).to(dtype)
+    parts = torch.randn(
+        world.size, 2_000_001 if dtype == torch.bfloat16 else 4_001, generator=generator
+    ).to(dtype)
     x = parts[world.rank].clone()
     world.allreduce(x)
     exact = parts.double().sum(0)
@@ -39,7 +52,12 @@ def test_half_precision_is_accumulated_in_float32(world: Communicator, dtype: to
 @pytest.mark.parametrize("op", ["sum", "mean", "max", "min"])
 def test_ops_blocking_and_not(world: Communicator, op: str) -> None:
     values = np.stack([np.linspace(-1, 1, 9) * (rank + 1) for rank in range(world.size)])
-    expected = {"sum": values.sum(0), "mean": values.mean(0), "max": values.max(0), "min": values.min(0)}[op]
+    expected = {
+        "sum": values.sum(0),
+        "mean": values.mean(0),
+        "max": values.max(0),
+        "min": values.min(0),
+    }[op]
     for dtype in (torch.float64, torch.bfloat16):
         x = torch.from_numpy(values[world.rank].copy()).to(dtype)
         y = x.clone()
@@ -49,7 +67,9 @@ def test_ops_blocking_and_not(world: Communicator, op: str) -> None:
             pass
         request.wait()  # a second completion changes nothing
         assert torch.equal(x, y)
-        assert np.allclose(x.double().numpy(), expected, atol=1e-12 if dtype == torch.float64 else 0.05)
+        assert np.allclose(
+            x.double().numpy(), expected, atol=1e-12 if dtype == torch.float64 else 0.05
+        )
 
 
 def test_bool_is_refused_as_a_sum_and_works_as_any(world: Communicator) -> None:
@@ -92,7 +112,9 @@ def test_parameters_and_numpy_arrays_are_reduced_where_they_are(world: Communica
 
 @pytest.mark.parametrize("n", [0, 1, 5, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
-def test_reduce_scatter_then_allgather_is_allreduce(world: Communicator, n: int, dtype: torch.dtype) -> None:
+def test_reduce_scatter_then_allgather_is_allreduce(
+    world: Communicator, n: int, dtype: torch.dtype
+) -> None:
     x = (torch.arange(n) % 7 + world.rank).to(dtype)
     own = torch.empty(partition.counts(n, world.size)[world.rank], dtype=dtype)
     world.reduce_scatter(x, own)
@@ -120,10 +142,15 @@ def test_alltoall_delivers_uneven_pieces(world: Communicator) -> None:
     send_counts = [(world.rank + 2 * to) % 4 for to in range(world.size)]
     receive_counts = world.exchange_counts(send_counts)
     assert receive_counts == [(source + 2 * world.rank) % 4 for source in range(world.size)]
-    send = torch.cat([torch.full((count,), 10 * world.rank + to) for to, count in enumerate(send_counts)])
+    send = torch.cat(
+        [torch.full((count,), 10 * world.rank + to) for to, count in enumerate(send_counts)]
+    )
     receive = torch.full((sum(receive_counts),), -1)
     world.alltoall(send, receive, send_counts, receive_counts)
-    assert torch.equal(receive, torch.cat([torch.full((c,), 10 * r + world.rank) for r, c in enumerate(receive_counts)]))
+    assert torch.equal(
+        receive,
+        torch.cat([torch.full((c,), 10 * r + world.rank) for r, c in enumerate(receive_counts)]),
+    )
 
 
 @pytest.mark.parametrize("dtype", MOVABLE)
@@ -158,7 +185,12 @@ def test_wrong_sizes_and_ranks_are_refused_before_anything_moves(world: Communic
     with pytest.raises(CommunicationError, match="one size a rank"):
         world.reduce_scatter(torch.zeros(5), torch.zeros(5), counts=[5] * (world.size + 1))
     with pytest.raises(CommunicationError, match="use one dtype"):
-        world.alltoall(torch.zeros(world.size), torch.zeros(world.size).double(), [1] * world.size, [1] * world.size)
+        world.alltoall(
+            torch.zeros(world.size),
+            torch.zeros(world.size).double(),
+            [1] * world.size,
+            [1] * world.size,
+        )
     with pytest.raises(CommunicationError, match=f"root={world.size} is not a rank of axis world"):
         world.broadcast(torch.zeros(1), root=world.size)
 
@@ -201,6 +233,8 @@ def test_more_than_two_to_the_31_elements(world: Communicator) -> None:
     del x
     receive = torch.zeros(n, dtype=torch.int8)
     counts = [2, n - 2]
-    world.allgather(torch.full((counts[world.rank],), world.rank + 1, dtype=torch.int8), receive, counts)
+    world.allgather(
+        torch.full((counts[world.rank],), world.rank + 1, dtype=torch.int8), receive, counts
+    )
     assert receive[:3].tolist() == [1, 1, 2]
     assert receive[-1] == 2

@@ -16,10 +16,21 @@ from dist_ml.train.trainer import Trainer
 
 pytestmark = pytest.mark.mpi
 
-SYNTHETIC = {"name": "synthetic", "num_train": 61, "num_test": 37, "num_features": 12, "num_outputs": 3, "seed": 0}
+SYNTHETIC = {
+    "name": "synthetic",
+    "num_train": 61,
+    "num_test": 37,
+    "num_features": 12,
+    "num_outputs": 3,
+    "seed": 0,
+}
 BASE: dict[str, Any] = {
     **compose.composed(
-        arguments.parse(["epochs=2", "batch_size=16", "precision=fp64", "model.hidden=[10,7]", "clip_norm=0.5"], "test", "train")
+        arguments.parse(
+            ["epochs=2", "batch_size=16", "precision=fp64", "model.hidden=[10,7]", "clip_norm=0.5"],
+            "test",
+            "train",
+        )
     ),
     "data": {**SYNTHETIC, "task": "classification", "teacher_width": 4, "noise": 0.0},
 }
@@ -35,11 +46,19 @@ def losses(trained: Trainer) -> list[float]:
 
 
 EXCHANGES: dict[str, dict[str, Any]] = {
-    **{name: {"allreduce": {"name": name}} for name in ("ring", "rabenseifner", "shared_memory", "hierarchical", "auto")},
+    **{
+        name: {"allreduce": {"name": name}}
+        for name in ("ring", "rabenseifner", "shared_memory", "hierarchical", "auto")
+    },
     "thread": {"allreduce": {"name": "ring", "overlap": "thread", "bucket_bytes": 256}},
     "poll": {"allreduce": {"name": "hierarchical", "overlap": "poll", "bucket_bytes": 256}},
-    "thread in shared memory": {"allreduce": {"name": "shared_memory", "overlap": "thread", "bucket_bytes": 256}},
-    "accumulation": {"allreduce": {"name": "ring", "overlap": "thread", "bucket_bytes": 256}, "accumulation": 2},
+    "thread in shared memory": {
+        "allreduce": {"name": "shared_memory", "overlap": "thread", "bucket_bytes": 256}
+    },
+    "accumulation": {
+        "allreduce": {"name": "ring", "overlap": "thread", "bucket_bytes": 256},
+        "accumulation": 2,
+    },
     "zero1": {"data_parallel": {"name": "zero1"}},
     "zero2": {"data_parallel": {"name": "zero2"}, "allreduce": {"bucket_bytes": 256}},
     "zero2 accumulation": {"data_parallel": {"name": "zero2"}, "accumulation": 3},
@@ -53,7 +72,10 @@ def test_losses_are_those_of_the_native_allreduce(world: Communicator, name: str
 
 
 def test_sharded_memory_is_one_part_in_p(world: Communicator) -> None:
-    changes = {"data_parallel": {"name": "zero2"}, "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}}
+    changes = {
+        "data_parallel": {"name": "zero2"},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
+    }
     trained = trainer(world, changes)
     expected = losses(trainer(world, {**changes, "data_parallel": {"name": "dense"}}))
     assert losses(trained) == pytest.approx(expected, rel=1e-9)
@@ -78,8 +100,13 @@ def parameters(trained: Trainer) -> torch.Tensor:
         {"name": "periodic", "period": 2},
     ],
 )
-def test_local_steps_learn_and_agree_at_the_end(world: Communicator, settings: dict[str, Any]) -> None:
-    plain = {"optimizer": {"name": "sgd", "lr": 0.1, "weight_decay": 0.0, "momentum": 0.0}, "clip_norm": None}
+def test_local_steps_learn_and_agree_at_the_end(
+    world: Communicator, settings: dict[str, Any]
+) -> None:
+    plain = {
+        "optimizer": {"name": "sgd", "lr": 0.1, "weight_decay": 0.0, "momentum": 0.0},
+        "clip_norm": None,
+    }
     dense, local = trainer(world, plain), trainer(world, {**plain, "data_parallel": settings})
     expected, found = losses(dense), losses(local)
     assert found[-1] < found[0]
@@ -88,5 +115,7 @@ def test_local_steps_learn_and_agree_at_the_end(world: Communicator, settings: d
     everywhere = world.allgather_objects(mine.numpy().tobytes())
     assert all(bits == everywhere[0] for bits in everywhere)
     if settings["period" if settings["name"] == "periodic" else "warmup_steps"] in (1, 100):
-        assert found == pytest.approx(expected, rel=1e-6)  # averaging after every plain SGD step is averaging gradients
+        assert found == pytest.approx(
+            expected, rel=1e-6
+        )  # averaging after every plain SGD step is averaging gradients
         torch.testing.assert_close(mine, parameters(dense), rtol=1e-6, atol=1e-8)

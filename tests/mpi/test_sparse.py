@@ -1,4 +1,6 @@
-"""Sparse gradients over real MPI: every variant, the reducer against a dense sum, bad gradients, overlap, nodes, resharding."""
+"""Sparse gradients over real MPI: every variant, the reducer against a dense sum, bad gradients,
+overlap, nodes, resharding.
+"""
 
 import dataclasses
 import math
@@ -21,7 +23,11 @@ WIDTHS = (40, 60, 12)
 
 def model() -> torch.nn.Sequential:
     torch.manual_seed(1)
-    return torch.nn.Sequential(torch.nn.Linear(WIDTHS[0], WIDTHS[1]), torch.nn.Tanh(), torch.nn.Linear(WIDTHS[1], WIDTHS[2]))
+    return torch.nn.Sequential(
+        torch.nn.Linear(WIDTHS[0], WIDTHS[1]),
+        torch.nn.Tanh(),
+        torch.nn.Linear(WIDTHS[1], WIDTHS[2]),
+    )
 
 
 class Job:
@@ -31,7 +37,9 @@ class Job:
         self.world = world
         self.model = model()
         self.gradients = FlatGradients(self.model.parameters())
-        self.reducer = SparseReducer(self.gradients, [name for name, _ in self.model.named_parameters()], world, config)
+        self.reducer = SparseReducer(
+            self.gradients, [name for name, _ in self.model.named_parameters()], world, config
+        )
 
     def step(self, number: int, poison: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """This rank's own gradient, and what the reducer made of it."""
@@ -65,8 +73,12 @@ def test_variants_over_mpi(name: str, world: Communicator) -> None:
 
 @pytest.mark.parametrize("overlap", [0, 2])
 @pytest.mark.parametrize("hierarchical", [False, True])
-def test_reducer_at_density_one_is_dense(world: Communicator, overlap: int, hierarchical: bool) -> None:
-    config = SparseConfig("oktopk", density=1.0, dense_below=100, overlap=overlap, hierarchical=hierarchical)
+def test_reducer_at_density_one_is_dense(
+    world: Communicator, overlap: int, hierarchical: bool
+) -> None:
+    config = SparseConfig(
+        "oktopk", density=1.0, dense_below=100, overlap=overlap, hierarchical=hierarchical
+    )
     job = Job(world, config)
     for number in range(3):
         if overlap:
@@ -78,15 +90,24 @@ def test_reducer_at_density_one_is_dense(world: Communicator, overlap: int, hier
 
 
 @pytest.mark.parametrize("masking", [False, True])
-def test_momentum_at_density_one_is_the_optimizers_and_masking_forgets_it(world: Communicator, masking: bool) -> None:
-    job = Job(world, SparseConfig("split_allgather", density=1.0, dense_below=100, momentum=0.9, factor_masking=masking))
+def test_momentum_at_density_one_is_the_optimizers_and_masking_forgets_it(
+    world: Communicator, masking: bool
+) -> None:
+    job = Job(
+        world,
+        SparseConfig(
+            "split_allgather", density=1.0, dense_below=100, momentum=0.9, factor_masking=masking
+        ),
+    )
     biases = np.concatenate([np.full(r.size, r.size < 100) for r in job.gradients.ranges])
     velocity = np.zeros(job.gradients.num_words)
     for number in range(4):
         own, reduced = job.step(number)
         world.allreduce(own)
         velocity = 0.9 * velocity + own
-        np.testing.assert_allclose(reduced, np.where(biases | (not masking), velocity, own), rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(
+            reduced, np.where(biases | (not masking), velocity, own), rtol=1e-4, atol=1e-3
+        )
 
 
 @pytest.mark.parametrize("overlap", [0, 3])
@@ -104,7 +125,9 @@ def test_sent_and_residuals_are_the_sum_of_gradients(world: Communicator, overla
     np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_a_bad_gradient_on_one_rank_is_seen_by_all_and_kept_out_of_residuals(world: Communicator) -> None:
+def test_a_bad_gradient_on_one_rank_is_seen_by_all_and_kept_out_of_residuals(
+    world: Communicator,
+) -> None:
     job = Job(world, SparseConfig("oktopk", density=0.05, dense_below=100, momentum=0.9))
     job.step(0)
     job.step(1, poison=world.size - 1)
@@ -116,12 +139,20 @@ def test_a_bad_gradient_on_one_rank_is_seen_by_all_and_kept_out_of_residuals(wor
 
 
 @pytest.mark.parametrize("overlap", [0, 3])
-def test_good_gradients_of_a_bad_step_wait_in_the_residuals(world: Communicator, overlap: int) -> None:
-    """What was sent + all residuals = every gradient but the bad bucket of the bad rank, also of buckets summed before it."""
-    job = Job(world, SparseConfig("split_allgather", density=0.05, dense_below=100, overlap=overlap))
+def test_good_gradients_of_a_bad_step_wait_in_the_residuals(
+    world: Communicator, overlap: int
+) -> None:
+    """What was sent + all residuals = every gradient but the bad bucket of the bad rank, also of
+    buckets summed before it.
+    """
+    job = Job(
+        world, SparseConfig("split_allgather", density=0.05, dense_below=100, overlap=overlap)
+    )
     bad = world.size - 1
     poisoned = [False]
-    job.model[0].weight.register_hook(lambda g: g * math.inf if poisoned[0] else g)  # the last bucket of the backward pass
+    job.model[0].weight.register_hook(
+        lambda g: g * math.inf if poisoned[0] else g
+    )  # the last bucket of the backward pass
     plain = Job(world, SparseConfig("allgather", density=1.0, dense_below=100))
     small = np.concatenate([np.full(r.size, r.size < 100) for r in job.gradients.ranges])
     total, expected = np.zeros(job.gradients.num_words), np.zeros(job.gradients.num_words)
@@ -144,7 +175,14 @@ def test_good_gradients_of_a_bad_step_wait_in_the_residuals(world: Communicator,
 
 
 def test_state_continues_bit_for_bit_and_reshards_with_its_sum(world: Communicator) -> None:
-    config = SparseConfig("oktopk", density=0.05, dense_below=100, momentum=0.9, warmup_densities=(0.5,), warmup_steps=2)
+    config = SparseConfig(
+        "oktopk",
+        density=0.05,
+        dense_below=100,
+        momentum=0.9,
+        warmup_densities=(0.5,),
+        warmup_steps=2,
+    )
     first, second = Job(world, config), Job(world, config)
     for number in range(3):
         first.step(number)
@@ -153,8 +191,13 @@ def test_state_continues_bit_for_bit_and_reshards_with_its_sum(world: Communicat
     states = world.allgather_objects(first.reducer.state_dict())
     for ranks in (1, world.size + 1):
         for part in range(len(first.reducer._parts)):
-            before = sum(state["parts"][part]["arrays"]["values"].astype(np.float64) for state in states)
-            after = sum(s["parts"][part]["arrays"]["values"].astype(np.float64) for s in reshard_states(states, ranks))
+            before = sum(
+                state["parts"][part]["arrays"]["values"].astype(np.float64) for state in states
+            )
+            after = sum(
+                s["parts"][part]["arrays"]["values"].astype(np.float64)
+                for s in reshard_states(states, ranks)
+            )
             np.testing.assert_allclose(after, before, atol=1e-4)
 
 
@@ -165,7 +208,9 @@ def test_auto_chooses_the_same_on_all_ranks(world: Communicator) -> None:
 
 
 def test_diagnostics(world: Communicator) -> None:
-    job = Job(world, SparseConfig("split_allgather", density=0.1, dense_below=100, diagnose_every=1))
+    job = Job(
+        world, SparseConfig("split_allgather", density=0.1, dense_below=100, diagnose_every=1)
+    )
     job.step(0)
     values = job.reducer.diagnostics()
     assert 0.09 < values["density_sent"] < 0.11

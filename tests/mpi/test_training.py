@@ -45,10 +45,13 @@ OVERRIDES = [
     "model.activation=tanh",
     "model.dropout=0.3",
     "optimizer.weight_decay=1e-3",
-    "schedule.warmup_fraction=0.2",
-    "schedule.final_fraction=0.1",
+    "lr_schedule.warmup_fraction=0.2",
+    "lr_schedule.final_fraction=0.1",
 ]
-BASE: dict[str, Any] = {**compose.composed(arguments.parse(OVERRIDES, "test", "train")), "data": SYNTHETIC}
+BASE: dict[str, Any] = {
+    **compose.composed(arguments.parse(OVERRIDES, "test", "train")),
+    "data": SYNTHETIC,
+}
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -75,11 +78,15 @@ def losses(trainer: Trainer, epochs: int) -> list[float]:
     ],
     ids=["plain", "accumulation", "empty shares", "clipping and adamw", "checked", "regression"],
 )
-def test_losses_do_not_depend_on_the_number_of_ranks(world: Communicator, changes: dict[str, Any]) -> None:
+def test_losses_do_not_depend_on_the_number_of_ranks(
+    world: Communicator, changes: dict[str, Any]
+) -> None:
     settings = config(**changes)
     ours, alone = trainer_on(world, settings), trainer_on(Communicator(Loopback()), settings)
     assert losses(ours, settings.epochs) == pytest.approx(losses(alone, settings.epochs), rel=1e-11)
-    here, there = (trainer.evaluate(trainer.dataset.test, batch_size=5) for trainer in (ours, alone))
+    here, there = (
+        trainer.evaluate(trainer.dataset.test, batch_size=5) for trainer in (ours, alone)
+    )
     assert (here.num_samples, here.accuracy) == (37, there.accuracy)
     assert here.loss == pytest.approx(there.loss, rel=1e-11)
     for mine, lone in zip(ours.model.parameters(), alone.model.parameters(), strict=True):
@@ -88,26 +95,38 @@ def test_losses_do_not_depend_on_the_number_of_ranks(world: Communicator, change
 
 def test_bfloat16_products_train_close_to_float32(world: Communicator) -> None:
     settings = config(precision="bf16", model={**BASE["model"], "dropout": 0.0})
-    half, full = (losses(trainer_on(world, dataclasses.replace(settings, precision=p)), 2) for p in ("bf16", "fp32"))  # type: ignore[arg-type]
+    half, full = (
+        losses(trainer_on(world, dataclasses.replace(settings, precision=p)), 2)
+        for p in ("bf16", "fp32")
+    )  # type: ignore[arg-type]
     assert half == pytest.approx(full, rel=0.05)
     assert half != full
 
 
 def test_state_dict_names_all_that_the_next_steps_depend_on(world: Communicator) -> None:
     settings = config()
-    first, second = trainer_on(world, settings), trainer_on(world, dataclasses.replace(settings, epochs=3))
+    first, second = (
+        trainer_on(world, settings),
+        trainer_on(world, dataclasses.replace(settings, epochs=3)),
+    )
     losses(first, 1)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert [step.loss for step in second.epoch(1)] == [step.loss for step in first.epoch(1)]
 
 
 @pytest.mark.parametrize("rule", ["stop", "skip"])
-def test_one_ranks_bad_sample_stops_or_is_skipped_by_all(world: Communicator, monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+def test_one_ranks_bad_sample_stops_or_is_skipped_by_all(
+    world: Communicator, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
     trainer = trainer_on(world, config(nonfinite=rule))
     split = trainer.dataset.train
     batch = split.batch
     monkeypatch.setattr(type(split), "batch", lambda _, ids: _poisoned(batch, ids))
-    step = next(index for index in range(trainer.sampler.steps_per_epoch) if 5 in trainer.sampler.batch(0, index))
+    step = next(
+        index
+        for index in range(trainer.sampler.steps_per_epoch)
+        if 5 in trainer.sampler.batch(0, index)
+    )
     before = [parameter.clone() for parameter in trainer.model.parameters()]
     if rule == "stop":
         with pytest.raises(NonFiniteError, match="nonfinite=skip") as caught:
@@ -124,10 +143,16 @@ def _poisoned(batch: Any, ids: np.ndarray) -> Any:
     return x, y
 
 
-def test_a_run_leaves_a_folder_that_any_number_of_ranks_and_plain_torch_can_use(world: Communicator, tmp_path: Path) -> None:
+def test_a_run_leaves_a_folder_that_any_number_of_ranks_and_plain_torch_can_use(
+    world: Communicator, tmp_path: Path
+) -> None:
     path = world.broadcast_object(str(tmp_path / "run"))
     summary = train_run(config(folder=path, precision="fp32"), world)
-    assert (summary["status"], summary["ranks"], summary["num_steps"]) == ("finished", world.size, 12)
+    assert (summary["status"], summary["ranks"], summary["num_steps"]) == (
+        "finished",
+        world.size,
+        12,
+    )
     assert (summary["words_sent"] > 0) == (world.size > 1)
     for comm in (world, Communicator(Loopback())):
         values = evaluate_run(path, comm)
@@ -135,9 +160,18 @@ def test_a_run_leaves_a_folder_that_any_number_of_ranks_and_plain_torch_can_use(
         assert values["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-6)
     weights = safetensors.torch.load_file(Path(path) / "checkpoints" / "model.safetensors")
     plain = torch.nn.Sequential(
-        torch.nn.Linear(12, 10), torch.nn.Tanh(), torch.nn.Linear(10, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)
+        torch.nn.Linear(12, 10),
+        torch.nn.Tanh(),
+        torch.nn.Linear(10, 7),
+        torch.nn.Tanh(),
+        torch.nn.Linear(7, 3),
     )
-    plain.load_state_dict({f"{2 * int(name.split('.')[1])}.{name.split('.')[2]}": value for name, value in weights.items()})
+    plain.load_state_dict(
+        {
+            f"{2 * int(name.split('.')[1])}.{name.split('.')[2]}": value
+            for name, value in weights.items()
+        }
+    )
     logs = sorted(file.name for file in (Path(path) / "log").glob("rank-*.log"))
     assert logs == [f"rank-{rank:04}.log" for rank in range(world.size)]
     world.barrier()
@@ -151,7 +185,9 @@ def test_mistakes_are_raised_by_all_ranks(world: Communicator, tmp_path: Path) -
         trainer_on(world, config(ranks=9))
     with pytest.raises(MeshError, match="were started"):
         trainer_on(world, config(mesh={"data": 5, "pipeline": 1, "operator": 1}))
-    regression = config(data={**SYNTHETIC, "task": "regression"}, model={**BASE["model"], "loss": "cross_entropy"})
+    regression = config(
+        data={**SYNTHETIC, "task": "regression"}, model={**BASE["model"], "loss": "cross_entropy"}
+    )
     with pytest.raises(ConfigError, match="cross_entropy needs classes") as caught_config:
         trainer_on(world, regression)
     assert caught_config.value.agreed

@@ -52,8 +52,14 @@ def test_every_benchmark_has_a_configuration_that_fits() -> None:
 def test_the_command_shows_writes_and_checks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = Result("step", [{"step": "dist_ml", "milliseconds": 1.5}], [Check("A2 step overhead", 1.2, 1.05, "lower")])
-    monkeypatch.setitem(BENCHES, "step", dataclasses.replace(BENCHES["step"], run=lambda *_: result))
+    result = Result(
+        "step",
+        [{"step": "dist_ml", "milliseconds": 1.5}],
+        [Check("A2 step overhead", 1.2, 1.05, "lower")],
+    )
+    monkeypatch.setitem(
+        BENCHES, "step", dataclasses.replace(BENCHES["step"], run=lambda *_: result)
+    )
     file = tmp_path / "result.json"
     assert command.main(["step", "--json", str(file)]) == 0
     assert command.main(["step", "--check"]) == 1
@@ -74,7 +80,11 @@ def test_on_ranks_that_exist_other_ranks_are_refused() -> None:
 
 def test_loss_curves_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra plot is not installed")
-    records = [{"candidate": name, "seconds": i, "loss": 2.0**-i} for name in ("dense", "oktopk") for i in range(5)]
+    records = [
+        {"candidate": name, "seconds": i, "loss": 2.0**-i}
+        for name in ("dense", "oktopk")
+        for i in range(5)
+    ]
     loss_against_seconds(records, "2 hosts", str(tmp_path / "curve.png"))
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ConfigError, match="can't be written"):

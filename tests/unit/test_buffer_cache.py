@@ -1,4 +1,6 @@
-"""Views of tensors that are communicated again are remembered, and never once they are no longer true."""
+"""Views of tensors that are communicated again are remembered, and never once they are no longer
+true.
+"""
 
 import gc
 import weakref
@@ -50,7 +52,12 @@ def test_no_tensor_is_kept_alive() -> None:
     cache = BufferCache()
     x = torch.zeros(1000, requires_grad=True)
     y = torch.zeros(1000)
-    dead = [weakref.ref(x), weakref.ref(y), weakref.ref(view_of(cache, x).array), weakref.ref(view_of(cache, y).array)]
+    dead = [
+        weakref.ref(x),
+        weakref.ref(y),
+        weakref.ref(view_of(cache, x).array),
+        weakref.ref(view_of(cache, y).array),
+    ]
     del x, y
     gc.collect()
     assert [reference() for reference in dead] == [None] * 4

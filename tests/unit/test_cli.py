@@ -19,7 +19,9 @@ OWN_TRAIN = "defaults:\n  - train\n  - override data: tiny\n  - _self_\nepochs: 
 
 
 def config_of(*argv: str) -> TrainConfig:
-    return from_mapping(TrainConfig, compose.composed(arguments.parse(argv, "dist-ml train", "train")))
+    return from_mapping(
+        TrainConfig, compose.composed(arguments.parse(argv, "dist-ml train", "train"))
+    )
 
 
 @pytest.fixture
@@ -39,7 +41,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["trian"]) == 2
-    assert capsys.readouterr().err.startswith("error: unknown command 'trian'; there are train, evaluate")
+    assert capsys.readouterr().err.startswith(
+        "error: unknown command 'trian'; there are train, evaluate"
+    )
 
 
 def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,7 +53,9 @@ def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Traceback" not in captured.err
 
 
-def test_only_rank_0_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_rank_0_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PMI_RANK", "1")
     assert main.main(["--help"]) == 0
     assert main.main(["trian"]) == 2
@@ -65,10 +71,14 @@ def test_train_help_has_groups_and_every_key(capsys: pytest.CaptureFixture[str])
     assert "samples of one optimizer step" in shown
 
 
-def test_cfg_job_is_yaml_that_composes_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_cfg_job_is_yaml_that_composes_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main.main(["train", "--cfg", "job", "--resolve", "seed=7", "folder=x"]) == 0
     (tmp_path / "again.yaml").write_text(capsys.readouterr().out)
-    assert config_of("--config-dir", str(tmp_path), "--config-name", "again") == config_of("seed=7", "folder=x")
+    assert config_of("--config-dir", str(tmp_path), "--config-name", "again") == config_of(
+        "seed=7", "folder=x"
+    )
 
 
 def test_package_shows_a_part(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +87,9 @@ def test_package_shows_a_part(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_overrides_and_groups() -> None:
-    config = config_of("optimizer=adamw", "optimizer.lr=1e-4", "model.hidden=[8,9]", "+clip_norm=1", "name=mine")
+    config = config_of(
+        "optimizer=adamw", "optimizer.lr=1e-4", "model.hidden=[8,9]", "+clip_norm=1", "name=mine"
+    )
     assert (config.optimizer.name, config.optimizer.lr) == ("adamw", 1e-4)
     assert config.model.hidden == (8, 9)
     assert config.clip_norm == 1.0
@@ -97,7 +109,10 @@ def test_own_config_folder(own: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["data=dijits"], "data=dijits is not one of arrays, digits, mnist, synthetic (did you mean digits?)"),
+        (
+            ["data=dijits"],
+            "data=dijits is not one of arrays, digits, mnist, synthetic (did you mean digits?)",
+        ),
         (["optimizer.lrr=3"], "unknown key optimizer.lrr=3 (did you mean lr?)"),
         (["+foo=3"], "unknown key foo=3"),
         (["optimizer.lr=fast"], "optimizer.lr=fast has the wrong type: it must be a number"),
@@ -107,7 +122,10 @@ def test_own_config_folder(own: Path) -> None:
         (["seed"], "override 'seed' can't be read"),
         (["model.hidden=[1,2"], "override 'model.hidden=[1,2' can't be read"),
         (["optimizer.lr=0.1,0.2"], "add --multirun"),
-        (["optimizer=[sgd]"], "optimizer=[sgd] must name one option of the group optimizer: adamw, sgd"),
+        (
+            ["optimizer=[sgd]"],
+            "optimizer=[sgd] must name one option of the group optimizer: adamw, sgd",
+        ),
         (["name=${nope}"], "name: Interpolation key 'nope' not found"),
         (["name=???"], "name has no value; set name=<value>"),
         (["hydra.run.dir=x"], "runs are placed by folder=<path>"),
@@ -127,7 +145,11 @@ def test_every_field_is_documented() -> None:
     comments = field_comments(TrainConfig)
     assert comments["seed"].startswith("of initial weights")
     hints = typing.get_type_hints(TrainConfig)
-    assert [name for name, hint in hints.items() if not dataclasses.is_dataclass(hint) and name not in comments] == []
+    assert [
+        name
+        for name, hint in hints.items()
+        if not dataclasses.is_dataclass(hint) and name not in comments
+    ] == []
 
 
 def points_of(*argv: str) -> list[sweep.Point]:
@@ -144,7 +166,10 @@ def test_a_sweep_is_the_product_of_its_values() -> None:
 
 
 def test_a_sweep_over_groups_and_none() -> None:
-    assert [point.folder.name for point in points_of("optimizer=sgd,adamw")] == ["0_optimizer=sgd", "1_optimizer=adamw"]
+    assert [point.folder.name for point in points_of("optimizer=sgd,adamw")] == [
+        "0_optimizer=sgd",
+        "1_optimizer=adamw",
+    ]
     assert [point.folder.name for point in points_of("seed=1")] == ["0"]
 
 
@@ -154,5 +179,8 @@ def test_folder_names_are_harmless() -> None:
 
 
 def test_a_sweep_with_a_mistake_does_not_start() -> None:
-    with pytest.raises(ConfigError, match=r"point 1 of the sweep \(optimizer.lr=-1\): optimizer.lr=-1.* must be above 0"):
+    with pytest.raises(
+        ConfigError,
+        match=r"point 1 of the sweep \(optimizer.lr=-1\): optimizer.lr=-1.* must be above 0",
+    ):
         points_of("optimizer.lr=1,-1")

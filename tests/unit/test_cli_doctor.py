@@ -22,7 +22,9 @@ RANK = RankFacts(
     thread_level="MULTIPLE",
 )
 SUMS = {"float32": True, "float64": True, "float16": True}
-GOOD = WorldFacts((RANK, replace(RANK, rank=1)), launched_size=2, node_sizes=(2,), raw_sums=SUMS, our_sums=SUMS)
+GOOD = WorldFacts(
+    (RANK, replace(RANK, rank=1)), launched_size=2, node_sizes=(2,), raw_sums=SUMS, our_sums=SUMS
+)
 
 
 def finding(facts: WorldFacts, subject: str) -> Finding:
@@ -35,19 +37,59 @@ def changed(**values: object) -> WorldFacts:
 
 
 def test_a_good_world_has_nothing_to_mend() -> None:
-    assert {(found.state, found.remedy) for found in diagnosis.diagnose(GOOD) if found.subject != "numba"} == {("ok", "")}
+    assert {
+        (found.state, found.remedy)
+        for found in diagnosis.diagnose(GOOD)
+        if found.subject != "numba"
+    } == {("ok", "")}
     assert finding(GOOD, "world").text == "2 ranks on 1 node"
 
 
 @pytest.mark.parametrize(
     ("facts", "subject", "state", "words", "remedy"),
     [
-        (changed(threads=8), "threads", "warn", "rank 1 on a runs 8 torch threads on 2 cores", "OMP_NUM_THREADS=2"),
-        (changed(threads=2), "cores", "warn", "2 ranks with 3 threads share 2 cores of a, which has 2 idle", "fewer ranks"),
-        (changed(vendor="Open MPI 5"), "MPI library", "fail", "MPICH 5.0.2, Open MPI 5", "the same one on all nodes"),
-        (changed(shared_memory_free_bytes=1 << 20), "/dev/shm", "warn", "4.3 GB on a, 1 MB free", "remove what dead runs left"),
-        (changed(shared_memory_bytes=1 << 26, shared_memory_free_bytes=1 << 26), "/dev/shm", "warn", "67 MB", "--shm-size"),
-        (changed(shared_memory_bytes=None, shared_memory_free_bytes=None), "/dev/shm", "warn", "a has none", "mount a tmpfs"),
+        (
+            changed(threads=8),
+            "threads",
+            "warn",
+            "rank 1 on a runs 8 torch threads on 2 cores",
+            "OMP_NUM_THREADS=2",
+        ),
+        (
+            changed(threads=2),
+            "cores",
+            "warn",
+            "2 ranks with 3 threads share 2 cores of a, which has 2 idle",
+            "fewer ranks",
+        ),
+        (
+            changed(vendor="Open MPI 5"),
+            "MPI library",
+            "fail",
+            "MPICH 5.0.2, Open MPI 5",
+            "the same one on all nodes",
+        ),
+        (
+            changed(shared_memory_free_bytes=1 << 20),
+            "/dev/shm",
+            "warn",
+            "4.3 GB on a, 1 MB free",
+            "remove what dead runs left",
+        ),
+        (
+            changed(shared_memory_bytes=1 << 26, shared_memory_free_bytes=1 << 26),
+            "/dev/shm",
+            "warn",
+            "67 MB",
+            "--shm-size",
+        ),
+        (
+            changed(shared_memory_bytes=None, shared_memory_free_bytes=None),
+            "/dev/shm",
+            "warn",
+            "a has none",
+            "mount a tmpfs",
+        ),
         (
             replace(GOOD, launched_size=4),
             "world",
@@ -55,13 +97,39 @@ def test_a_good_world_has_nothing_to_mend() -> None:
             "2 ranks on 1 node, but the launcher says that it started 4",
             "launcher",
         ),
-        (replace(GOOD, shared_window="RuntimeError: no"), "shared windows", "warn", "RuntimeError: no", "shared memory"),
-        (replace(GOOD, our_sums={"int32": False}), "sums", "fail", "wrong for int32", "another MPI"),
-        (replace(GOOD, raw_sums={**SUMS, "float64": False}), "raw MPI sums", "fail", "wrong for float64", "another MPI"),
-        (replace(GOOD, raw_sums={**SUMS, "float16": False}), "raw MPI sums", "ok", "float32, float64; bfloat16", ""),
+        (
+            replace(GOOD, shared_window="RuntimeError: no"),
+            "shared windows",
+            "warn",
+            "RuntimeError: no",
+            "shared memory",
+        ),
+        (
+            replace(GOOD, our_sums={"int32": False}),
+            "sums",
+            "fail",
+            "wrong for int32",
+            "another MPI",
+        ),
+        (
+            replace(GOOD, raw_sums={**SUMS, "float64": False}),
+            "raw MPI sums",
+            "fail",
+            "wrong for float64",
+            "another MPI",
+        ),
+        (
+            replace(GOOD, raw_sums={**SUMS, "float16": False}),
+            "raw MPI sums",
+            "ok",
+            "float32, float64; bfloat16",
+            "",
+        ),
     ],
 )
-def test_what_is_wrong_is_said_with_its_remedy(facts: WorldFacts, subject: str, state: str, words: str, remedy: str) -> None:
+def test_what_is_wrong_is_said_with_its_remedy(
+    facts: WorldFacts, subject: str, state: str, words: str, remedy: str
+) -> None:
     found = finding(facts, subject)
     assert found.state == state
     assert words in found.text

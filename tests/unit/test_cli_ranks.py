@@ -1,4 +1,6 @@
-"""How failures on ranks end. What MPI does at an abort is tested with real ranks in tests/test_failing_worlds.py."""
+"""How failures on ranks end. What MPI does at an abort is tested with real ranks in
+tests/test_failing_worlds.py.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,7 +77,9 @@ def test_an_agreed_error_is_told_by_rank_0(
     assert capsys.readouterr().err == shown
 
 
-def test_an_error_of_one_rank_aborts(started: Callable[[int, int], None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_one_rank_aborts(
+    started: Callable[[int, int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
     started(2, 3)
     with pytest.raises(Aborted, match="2"):
         ranks.run_on_ranks(raising(DataError("bad file")))
@@ -115,7 +119,9 @@ def test_the_second_rank_to_fail_is_silent(
     assert str(logs.first_failure(log)).endswith("first")
 
 
-def test_ctrl_c_is_said_once(started: Callable[[int, int], None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_is_said_once(
+    started: Callable[[int, int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
     for rank in (0, 1):
         started(rank, 2)
         with pytest.raises(Aborted, match=str(terminal.INTERRUPTED)):
@@ -123,7 +129,9 @@ def test_ctrl_c_is_said_once(started: Callable[[int, int], None], capsys: pytest
     assert capsys.readouterr().err == "\nstopped by Ctrl-C\n"
 
 
-def test_no_world_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_world_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def no_world() -> None:
         raise MachineError("4 ranks were started, but joined no world")
 
@@ -136,4 +144,6 @@ def test_no_world_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 def test_an_impossible_number_of_ranks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["train", "ranks=3"]) == 2
-    assert capsys.readouterr().err.startswith("error: ranks=3, but 1 rank was started; start 3 (dist-ml launch -n 3 train")
+    assert capsys.readouterr().err.startswith(
+        "error: ranks=3, but 1 rank was started; start 3 (dist-ml launch -n 3 train"
+    )

@@ -16,8 +16,16 @@ from dist_ml.train import logs, metrics, progress, run_folder, trackers
 
 ALONE = Communicator(Loopback())
 CONFIG = {"name": "x", "optimizer": {"lr": 1e-8, "betas": [0.9, 0.5]}, "path": None, "text": "1e-4"}
-NO_TRACKERS = TrackerConfig(tensorboard=False, mlflow=False, mlflow_uri=None, mlflow_experiment="dist_ml")
-SUMMARY = {"test_accuracy": 0.975, "samples_per_second": 12345.6, "seconds": 3.21, "ranks": 2, "communication_share": 0.125}
+NO_TRACKERS = TrackerConfig(
+    tensorboard=False, mlflow=False, mlflow_uri=None, mlflow_experiment="dist_ml"
+)
+SUMMARY = {
+    "test_accuracy": 0.975,
+    "samples_per_second": 12345.6,
+    "seconds": 3.21,
+    "ranks": 2,
+    "communication_share": 0.125,
+}
 
 
 @pytest.fixture
@@ -40,7 +48,9 @@ def test_a_run_is_not_overwritten(folder: run_folder.RunFolder) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"file/run can't be written: Not a directory; choose another folder"):
+    with pytest.raises(
+        ConfigError, match=r"file/run can't be written: Not a directory; choose another folder"
+    ):
         run_folder.create(tmp_path / "file" / "run", CONFIG, ALONE)
 
 
@@ -90,7 +100,9 @@ def test_a_cut_last_line_is_left_out_and_a_broken_one_refused(tmp_path: Path) ->
         metrics.read(file)
 
 
-def test_a_missing_tracker_names_its_extra(folder: run_folder.RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tracker_names_its_extra(
+    folder: run_folder.RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(trackers.TRACKERS, "mlflow", ("no_such_package", "mlflow", trackers.MLflow))
     wanted = TrackerConfig(tensorboard=False, mlflow=True, mlflow_uri=None, mlflow_experiment="x")
     with pytest.raises(MachineError, match=r"pip install 'dist_ml\[mlflow\]'"):
@@ -137,7 +149,9 @@ def test_tensorboard(folder: run_folder.RunFolder) -> None:
 
 def test_mlflow(folder: run_folder.RunFolder) -> None:
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
-    config = TrackerConfig(tensorboard=False, mlflow=True, mlflow_uri=None, mlflow_experiment="mine")
+    config = TrackerConfig(
+        tensorboard=False, mlflow=True, mlflow_uri=None, mlflow_experiment="mine"
+    )
     tracker = trackers.MLflow(folder, config)
     tracker.start(CONFIG)
     tracker.log(1, {"loss": 0.5})
@@ -153,7 +167,9 @@ def test_plain_lines() -> None:
     stream = io.StringIO()
     reporter = progress.PlainReporter(num_steps=20, num_epochs=2, stream=stream)
     for step in range(20):
-        reporter.step(step + 1, {"loss": 0.5, "samples_per_second": 1234.0, "communication_share": 0.25})
+        reporter.step(
+            step + 1, {"loss": 0.5, "samples_per_second": 1234.0, "communication_share": 0.25}
+        )
     reporter.epoch(1, {"test_accuracy": 0.9})
     reporter.epoch(2, {"test_accuracy": 0.975})
     reporter.finish({**SUMMARY, "folder": "runs/x"})
@@ -172,7 +188,12 @@ def test_the_bar_fits_on_a_line(width: int) -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=width, legacy_windows=False)
     reporter = progress.BarReporter(num_steps=123456, num_epochs=1000, console=console)
-    values = {"loss": 0.51234, "test_accuracy": 0.99, "samples_per_second": 123456.0, "communication_share": 0.253}
+    values = {
+        "loss": 0.51234,
+        "test_accuracy": 0.99,
+        "samples_per_second": 123456.0,
+        "communication_share": 0.253,
+    }
     reporter.epoch(999, values)
     reporter.step(100000, values)
     shown = console.render_lines(reporter.renderable(), pad=False)
@@ -200,14 +221,21 @@ def test_where_a_bar_can_move(environment: dict[str, str], expected: bool) -> No
 
 def test_only_rank_0_reports() -> None:
     assert isinstance(progress.make_reporter(1, 10, 1), progress.NullReporter)
-    assert sys.stdout.isatty() or not isinstance(progress.make_reporter(0, 10, 1), progress.NullReporter)
+    assert sys.stdout.isatty() or not isinstance(
+        progress.make_reporter(0, 10, 1), progress.NullReporter
+    )
 
 
-@pytest.mark.parametrize(("number", "text"), [(0.0, "0"), (950.0, "950"), (1234.0, "1.23k"), (999600.0, "1M"), (4.56e7, "45.6M")])
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.0, "0"), (950.0, "950"), (1234.0, "1.23k"), (999600.0, "1M"), (4.56e7, "45.6M")],
+)
 def test_short_numbers(number: float, text: str) -> None:
     assert progress.short(number) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(7.4, "0:07"), (754, "12:34"), (3723, "1:02:03"), (-1, "0:00")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(7.4, "0:07"), (754, "12:34"), (3723, "1:02:03"), (-1, "0:00")]
+)
 def test_clock(seconds: float, text: str) -> None:
     assert progress.clock(seconds) == text

@@ -1,4 +1,6 @@
-"""Plain mappings to frozen dataclasses: exact where it converts, and worded for the user where it doesn't."""
+"""Plain mappings to frozen dataclasses: exact where it converts, and worded for the user where it
+doesn't.
+"""
 
 import math
 from dataclasses import dataclass
@@ -55,9 +57,18 @@ def test_mapping_and_back_gives_an_equal_config(config: Outer) -> None:
     assert from_mapping(Outer, to_mapping(config)) == config
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5), st.data())
-def test_whatever_comes_converts_to_its_type_or_raises_config_error(value: Any, data: st.DataObject) -> None:
-    field = data.draw(st.sampled_from(["count", "inner", "name", "on", "sizes", "pair", "limit", "ranks", "axes"]))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5
+    ),
+    st.data(),
+)
+def test_whatever_comes_converts_to_its_type_or_raises_config_error(
+    value: Any, data: st.DataObject
+) -> None:
+    field = data.draw(
+        st.sampled_from(["count", "inner", "name", "on", "sizes", "pair", "limit", "ranks", "axes"])
+    )
     told = ""
     try:
         config = from_mapping(Outer, {"count": 1, "inner": {"rate": 1}, field: value})
@@ -66,7 +77,10 @@ def test_whatever_comes_converts_to_its_type_or_raises_config_error(value: Any, 
     assert told.startswith(field) if told else from_mapping(Outer, to_mapping(config)) == config
 
 
-@pytest.mark.parametrize(("value", "number"), [("1e-4", 1e-4), (3, 3.0), ("-.5", -0.5), (math.inf, math.inf), ("2.", 2.0)])
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [("1e-4", 1e-4), (3, 3.0), ("-.5", -0.5), (math.inf, math.inf), ("2.", 2.0)],
+)
 def test_numbers_widen_and_spelled_numbers_are_taken(value: Any, number: float) -> None:
     limit = from_mapping(Outer, {"count": 1, "inner": {"rate": 1}, "limit": value}).limit
     assert limit == number
@@ -78,24 +92,59 @@ def test_numbers_widen_and_spelled_numbers_are_taken(value: Any, number: float) 
     [
         ({"cuont": 2}, "unknown key train.cuont=2 (did you mean count?); known here: axes, count,"),
         ({"inner": {"rate": 1, "speed": None}}, "unknown key train.inner.speed=null"),
-        ({"inner": {}}, "train.inner.rate is missing and has no default; set train.inner.rate=<a number>"),
-        ({"inner": 3}, "train.inner must be a group of keys, but is 3; write train.inner.<name>=<value>"),
+        (
+            {"inner": {}},
+            "train.inner.rate is missing and has no default; set train.inner.rate=<a number>",
+        ),
+        (
+            {"inner": 3},
+            "train.inner must be a group of keys, but is 3; write train.inner.<name>=<value>",
+        ),
         ({"inner": {"rate": -1}}, "train.inner.rate=-1.0 must be at least 0"),
-        ({"inner": {"rate": 1, "mode": "exakt"}}, "train.inner.mode=exakt is not one of fast, exact (did you mean exact?)"),
-        ({"count": 1.5}, "train.count=1.5 has the wrong type: it must be a whole number, not a number"),
-        ({"count": True}, "train.count=true has the wrong type: it must be a whole number, not true or false"),
-        ({"count": None}, "train.count=null has the wrong type: it must be a whole number, not null"),
+        (
+            {"inner": {"rate": 1, "mode": "exakt"}},
+            "train.inner.mode=exakt is not one of fast, exact (did you mean exact?)",
+        ),
+        (
+            {"count": 1.5},
+            "train.count=1.5 has the wrong type: it must be a whole number, not a number",
+        ),
+        (
+            {"count": True},
+            "train.count=true has the wrong type: it must be a whole number, not true or false",
+        ),
+        (
+            {"count": None},
+            "train.count=null has the wrong type: it must be a whole number, not null",
+        ),
         ({"on": 1}, "train.on=1 has the wrong type: it must be true or false, not a whole number"),
-        ({"sizes": 4}, "train.sizes=4 has the wrong type: it must be a list, each item a whole number, not a whole number"),
-        ({"sizes": [4, "x"]}, "train.sizes[1]=x has the wrong type: it must be a whole number, not text"),
+        (
+            {"sizes": 4},
+            "train.sizes=4 has the wrong type: it must be a list, each item a whole number, not a "
+            "whole number",
+        ),
+        (
+            {"sizes": [4, "x"]},
+            "train.sizes[1]=x has the wrong type: it must be a whole number, not text",
+        ),
         ({"pair": [1, 2, 3]}, "train.pair=[1, 2, 3] has 3 items; it must be a list of 2"),
         ({"limit": "nan"}, "train.limit=nan has the wrong type: it must be a number, not text"),
         ({"limit": math.nan}, "train.limit=.nan is not a number"),
         ({"limit": 10**400}, "train.limit is too large for a float64"),
         ({"limit": "9" * 400}, "train.limit is too large for a float64"),
-        ({"ranks": "all"}, "train.ranks=all has the wrong type: it must be a whole number or one of auto, not text"),
-        ({"axes": {"data": "x"}}, "train.axes.data=x has the wrong type: it must be a whole number, not text"),
-        ({"axes": [1]}, "train.axes=[1] has the wrong type: it must be a group of keys, not a list"),
+        (
+            {"ranks": "all"},
+            "train.ranks=all has the wrong type: it must be a whole number or one of auto, not "
+            "text",
+        ),
+        (
+            {"axes": {"data": "x"}},
+            "train.axes.data=x has the wrong type: it must be a whole number, not text",
+        ),
+        (
+            {"axes": [1]},
+            "train.axes=[1] has the wrong type: it must be a group of keys, not a list",
+        ),
     ],
 )
 def test_a_bad_value_is_named_with_the_remedy(change: dict[str, Any], message: str) -> None:
@@ -116,5 +165,7 @@ def test_a_choice_must_have_its_own_type() -> None:
 
 
 def test_without_a_prefix_the_message_starts_at_the_key() -> None:
-    with pytest.raises(ConfigError, match=r"^config must be a group of keys, but is 3; write <name>=<value>$"):
+    with pytest.raises(
+        ConfigError, match=r"^config must be a group of keys, but is 3; write <name>=<value>$"
+    ):
         from_mapping(Outer, 3)  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""Datasets: what each sample is, that it never depends on its company, and that bad files are named."""
+"""Datasets: what each sample is, that it never depends on its company, and that bad files are
+named.
+"""
 
 import gzip
 import struct
@@ -51,7 +53,9 @@ def open_arrays(folder: Path, **fields: object) -> Dataset:
 
 
 def write_idx(file: Path, values: np.ndarray, code: int = 8) -> None:
-    content = struct.pack(f">HBB{values.ndim}I", 0, code, values.ndim, *values.shape) + values.tobytes()
+    content = (
+        struct.pack(f">HBB{values.ndim}I", 0, code, values.ndim, *values.shape) + values.tobytes()
+    )
     file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
 
 
@@ -60,7 +64,10 @@ def mnist_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     for prefix, num in (("train", 12), ("t10k", 5)):
         images = np.arange(num * 12, dtype=np.uint8).reshape(num, 3, 4)
         write_idx(tmp_path / f"{prefix}-images-idx3-ubyte{request.param}", images)
-        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte{request.param}", np.arange(num, dtype=np.uint8) % 4)
+        write_idx(
+            tmp_path / f"{prefix}-labels-idx1-ubyte{request.param}",
+            np.arange(num, dtype=np.uint8) % 4,
+        )
     return tmp_path
 
 
@@ -71,7 +78,11 @@ def open_mnist(folder: Path) -> Dataset:
 class TestAllDatasets:
     @pytest.fixture(params=["digits", "synthetic", "regression"])
     def config(self, request: pytest.FixtureRequest) -> DataConfig:
-        return {"digits": DataConfig(test_every=5), "synthetic": SYNTHETIC, "regression": REGRESSION}[request.param]
+        return {
+            "digits": DataConfig(test_every=5),
+            "synthetic": SYNTHETIC,
+            "regression": REGRESSION,
+        }[request.param]
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_shapes_and_dtypes(self, config: DataConfig, dtype: torch.dtype) -> None:
@@ -105,8 +116,15 @@ class TestAllDatasets:
 class TestDigits:
     def test_every_fifth_of_each_class_is_for_testing_and_no_sample_is_lost(self) -> None:
         dataset = open_dataset(DataConfig(test_every=5))
-        assert (dataset.train.num_samples, dataset.test.num_samples, dataset.train.num_features) == (1442, 355, 64)
-        sizes = [torch.bincount(everything(split)[1], minlength=10) for split in (dataset.train, dataset.test)]
+        assert (
+            dataset.train.num_samples,
+            dataset.test.num_samples,
+            dataset.train.num_features,
+        ) == (1442, 355, 64)
+        sizes = [
+            torch.bincount(everything(split)[1], minlength=10)
+            for split in (dataset.train, dataset.test)
+        ]
         assert torch.equal(sizes[1], (sizes[0] + sizes[1]) // 5)
         pixels = torch.cat([everything(split)[0] for split in (dataset.train, dataset.test)])
         assert (pixels.min(), pixels.max()) == (0, 1)
@@ -129,31 +147,62 @@ class TestMnist:
 
     def test_a_missing_file_is_named(self, mnist_folder: Path) -> None:
         next(mnist_folder.glob("t10k-labels*")).unlink()
-        with pytest.raises(DataError, match=r"holds no t10k-labels-idx1-ubyte and no t10k-labels-idx1-ubyte.gz; put it there"):
+        with pytest.raises(
+            DataError,
+            match=r"holds no t10k-labels-idx1-ubyte and no t10k-labels-idx1-ubyte.gz; put it there",
+        ):
             open_mnist(mnist_folder)
 
     @pytest.mark.parametrize("length", [0, 3, 10, 40])
     def test_a_file_cut_short_is_named(self, mnist_folder: Path, length: int) -> None:
         file = next(mnist_folder.glob("train-images*"))
         file.write_bytes(file.read_bytes()[:length])
-        with pytest.raises(DataError, match=r"train-images-idx3-ubyte(.gz)? (is cut short|can't be unzipped).*get .* again"):
+        with pytest.raises(
+            DataError,
+            match=r"train-images-idx3-ubyte(.gz)? (is cut short|can't be unzipped).*get .* again",
+        ):
             open_mnist(mnist_folder)
 
     @pytest.mark.parametrize(
         ("name", "values", "code", "message"),
         [
-            ("train-images-idx3-ubyte", np.zeros(36, np.uint8), 8, "holds uint8 values in 1 dims, but must hold uint8 in 3"),
-            ("train-labels-idx1-ubyte", np.zeros(12, np.float32), 13, "holds float32 values in 1 dims, but must hold uint8"),
+            (
+                "train-images-idx3-ubyte",
+                np.zeros(36, np.uint8),
+                8,
+                "holds uint8 values in 1 dims, but must hold uint8 in 3",
+            ),
+            (
+                "train-labels-idx1-ubyte",
+                np.zeros(12, np.float32),
+                13,
+                "holds float32 values in 1 dims, but must hold uint8",
+            ),
             ("train-labels-idx1-ubyte", np.zeros(12, np.uint8), 7, "is no IDX file"),
-            ("train-labels-idx1-ubyte", np.zeros(11, np.uint8), 8, "there must be one label an image"),
-            ("t10k-images-idx3-ubyte", np.zeros((5, 2, 2), np.uint8), 8, "12 pixels to train on and 4 to test on"),
+            (
+                "train-labels-idx1-ubyte",
+                np.zeros(11, np.uint8),
+                8,
+                "there must be one label an image",
+            ),
+            (
+                "t10k-images-idx3-ubyte",
+                np.zeros((5, 2, 2), np.uint8),
+                8,
+                "12 pixels to train on and 4 to test on",
+            ),
         ],
     )
-    def test_a_wrong_header_is_told(self, tmp_path: Path, name: str, values: np.ndarray, code: int, message: str) -> None:
+    def test_a_wrong_header_is_told(
+        self, tmp_path: Path, name: str, values: np.ndarray, code: int, message: str
+    ) -> None:
         for prefix in ("train", "t10k"):
             write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", np.zeros((12, 3, 4), np.uint8))
             write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", np.zeros(12, np.uint8))
-        write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.zeros(5 if name.startswith("t10k") else 12, np.uint8))
+        write_idx(
+            tmp_path / "t10k-labels-idx1-ubyte",
+            np.zeros(5 if name.startswith("t10k") else 12, np.uint8),
+        )
         write_idx(tmp_path / name, values, code)
         with pytest.raises(DataError, match=message):
             open_mnist(tmp_path)
@@ -161,7 +210,9 @@ class TestMnist:
     def test_trailing_bytes_and_unknown_labels_are_told(self, mnist_folder: Path) -> None:
         labels = next(mnist_folder.glob("t10k-labels*"))
         write_idx(labels, np.array([0, 1, 2, 3, 9], np.uint8))
-        with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte: row 4 has label 9, but labels must be 0 … 3"):
+        with pytest.raises(
+            DataError, match=r"t10k-labels-idx1-ubyte: row 4 has label 9, but labels must be 0 … 3"
+        ):
             everything(open_mnist(mnist_folder).test)
         content = struct.pack(">HBBI", 0, 8, 1, 5) + bytes(6)
         labels.write_bytes(gzip.compress(content) if labels.suffix == ".gz" else content)
@@ -179,14 +230,21 @@ class TestArrays:
         x, y = dataset.train.batch(np.array([4, 19]))
         assert np.allclose(x.numpy(), np.load(folder / "train_x.npy").reshape(20, 6)[[4, 19]])
         assert y.tolist() == [1, 1]
-        assert (dataset.train.num_outputs, dataset.test.num_samples, dataset.train.task) == (3, 6, "classification")
+        assert (dataset.train.num_outputs, dataset.test.num_samples, dataset.train.task) == (
+            3,
+            6,
+            "classification",
+        )
 
     @given(st.integers(2, 25), st.integers(2, 9))
     def test_held_out_rows_and_kept_rows_are_all_rows_once(self, num_rows: int, every: int) -> None:
         from dist_ml.datasets.arrays import held_out_rows, kept_rows
 
         num_test = num_rows // every
-        kept, held_out = kept_rows(np.arange(num_rows - num_test), every), held_out_rows(np.arange(num_test), every)
+        kept, held_out = (
+            kept_rows(np.arange(num_rows - num_test), every),
+            held_out_rows(np.arange(num_test), every),
+        )
         assert sorted([*kept, *held_out]) == list(range(num_rows))
 
     def test_hold_out_instead_of_test_files(self, folder: Path) -> None:
@@ -204,11 +262,17 @@ class TestArrays:
                 np.save(folder / f"{split}_y.npy", np.ones((num, *shape)))
             dataset = open_arrays(folder)
             assert dataset.train.task == "regression"
-            assert dataset.train.batch(np.arange(5))[1].shape == (5, dataset.train.num_outputs) == (5, shape[0] if shape else 1)
+            assert (
+                dataset.train.batch(np.arange(5))[1].shape
+                == (5, dataset.train.num_outputs)
+                == (5, shape[0] if shape else 1)
+            )
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("file", ["train_x", "train_y"])
-    def test_what_is_not_finite_is_found_only_in_touched_rows(self, folder: Path, value: float, file: str) -> None:
+    def test_what_is_not_finite_is_found_only_in_touched_rows(
+        self, folder: Path, value: float, file: str
+    ) -> None:
         np.save(folder / "train_y.npy", np.zeros((20, 6)))
         np.save(folder / "test_y.npy", np.zeros((6, 6)))
         values = np.load(folder / f"{file}.npy")
@@ -216,7 +280,10 @@ class TestArrays:
         np.save(folder / f"{file}.npy", values)
         split = open_arrays(folder).train
         split.batch(np.arange(13))
-        with pytest.raises(DataError, match=rf"{file}.npy: row 13, column 4 holds {value} .*every value must be finite"):
+        with pytest.raises(
+            DataError,
+            match=rf"{file}.npy: row 13, column 4 holds {value} .*every value must be finite",
+        ):
             split.batch(np.array([2, 13, 5]))
 
     def test_large_but_finite_values_pass(self, folder: Path) -> None:
@@ -233,7 +300,9 @@ class TestArrays:
         labels = np.load(folder / "train_y.npy")
         labels[7] = label
         np.save(folder / "train_y.npy", labels)
-        with pytest.raises(DataError, match=rf"train_y.npy: row 7 has label {label}, but labels must be 0 … 2"):
+        with pytest.raises(
+            DataError, match=rf"train_y.npy: row 7 has label {label}, but labels must be 0 … 2"
+        ):
             everything(open_arrays(folder, num_outputs=3).train)
 
     @pytest.mark.parametrize(
@@ -242,7 +311,11 @@ class TestArrays:
             ("train_x", np.zeros(20), r"shape \[20\], but the train samples need 2 or more dims"),
             ("train_x", np.zeros((19, 6)), r"train_x.npy has 19 rows and .*train_y.npy has 20"),
             ("train_x", np.zeros((20, 0)), r"there must be a sample and a feature"),
-            ("train_x", np.zeros((20, 6), complex), r"holds complex128, but the train samples must be whole or floating"),
+            (
+                "train_x",
+                np.zeros((20, 6), complex),
+                r"holds complex128, but the train samples must be whole or floating",
+            ),
             ("train_x", np.zeros((20, 6), order="F"), r"is in Fortran order"),
             ("train_x", np.array([None] * 20), r"is no readable .npy file"),
             ("train_y", np.zeros((20, 2), int), r"classes must be one whole number a sample"),
@@ -251,7 +324,9 @@ class TestArrays:
             ("test_y", np.zeros(6), r"both must be classes, or both values"),
         ],
     )
-    def test_a_wrong_array_is_told(self, folder: Path, name: str, values: np.ndarray, message: str) -> None:
+    def test_a_wrong_array_is_told(
+        self, folder: Path, name: str, values: np.ndarray, message: str
+    ) -> None:
         np.save(folder / f"{name}.npy", values, allow_pickle=True)
         with pytest.raises(DataError, match=message):
             open_arrays(folder)
@@ -262,31 +337,49 @@ class TestArrays:
         with pytest.raises(DataError, match=r"train_x.npy is no readable .npy file"):
             open_arrays(folder)
         file.unlink()
-        with pytest.raises(DataError, match=r"train_x.npy with the train samples is missing; save it there"):
+        with pytest.raises(
+            DataError, match=r"train_x.npy with the train samples is missing; save it there"
+        ):
             open_arrays(folder)
 
 
 class TestSynthetic:
-    @pytest.mark.parametrize("config", [SYNTHETIC, replace(SYNTHETIC, num_features=4400), REGRESSION])
+    @pytest.mark.parametrize(
+        "config", [SYNTHETIC, replace(SYNTHETIC, num_features=4400), REGRESSION]
+    )
     def test_labels_are_the_naive_teachers(self, config: DataConfig) -> None:
-        """The twin adds Python's unbounded whole numbers, one product after the other."""
+        """The reference adds Python's unbounded whole numbers, one product after the other."""
         assert config.num_features is not None
         config = replace(config, noise=0.0)
         split = open_dataset(config, torch.float64).test
         x, y = split.batch(np.array([5, 0]))
         keys = bits(stream("synthetic features", 1), np.array([505, 500]))
-        features = [[2 * int(v) - 255 for v in row] for row in lanes(keys, config.num_features, np.uint8)]
+        features = [
+            [2 * int(v) - 255 for v in row] for row in lanes(keys, config.num_features, np.uint8)
+        ]
         assert np.allclose(x.numpy() * np.sqrt((256**2 - 1) / 3), features, rtol=1e-15)
         teacher = make_teacher(1, config.num_features, 9, split.num_outputs)
         for sample, label in zip(features, y, strict=True):
-            hidden = [max(0, sum(int(w) * v for w, v in zip(column, sample, strict=True))) for column in teacher.first.T]
-            scores = [sum(int(w) * h for w, h in zip(column, hidden, strict=True)) for column in teacher.second.T]
+            hidden = [
+                max(0, sum(int(w) * v for w, v in zip(column, sample, strict=True)))
+                for column in teacher.first.T
+            ]
+            scores = [
+                sum(int(w) * h for w, h in zip(column, hidden, strict=True))
+                for column in teacher.second.T
+            ]
             scores = [score - int(mean) for score, mean in zip(scores, teacher.mean, strict=True)]
-            expected = int(np.argmax(scores)) if split.task == "classification" else [s * teacher.scale for s in scores]
+            expected = (
+                int(np.argmax(scores))
+                if split.task == "classification"
+                else [s * teacher.scale for s in scores]
+            )
             assert label.tolist() == expected
 
     def test_the_teacher_is_exact_even_for_the_largest_sums(self) -> None:
-        """Beyond 2^24 float32 holds only every second whole number; in one piece, this sum would lose its last bit."""
+        """Beyond 2^24 float32 holds only every second whole number; in one piece, this sum would
+        lose its last bit.
+        """
         num = 9001
         first, second = np.full((num, 1), 15, np.float32), np.ones((1, 1))
         teacher = Teacher(first, second, mean=np.zeros(1), scale=1.0)
@@ -302,19 +395,23 @@ class TestSynthetic:
         assert shares.max() < 0.4
 
     def test_regression_outputs_have_variance_about_one(self) -> None:
-        y = everything(open_dataset(replace(REGRESSION, num_train=20_000, teacher_width=32, noise=0.0)).train)[1]
+        y = everything(
+            open_dataset(replace(REGRESSION, num_train=20_000, teacher_width=32, noise=0.0)).train
+        )[1]
         assert 0.7 < y.var() < 1.4
         assert y.mean(0).abs().max() < 0.3
 
     def test_noise_changes_the_share_of_labels_that_was_asked_for(self) -> None:
         clean, noisy = (
-            everything(open_dataset(replace(SYNTHETIC, num_train=20_000, noise=noise)).train)[1] for noise in (0.0, 0.4)
+            everything(open_dataset(replace(SYNTHETIC, num_train=20_000, noise=noise)).train)[1]
+            for noise in (0.0, 0.4)
         )
         assert abs((clean != noisy).double().mean() - 0.4 * 3 / 4) < 0.02
 
     def test_noise_on_values_has_the_standard_deviation_that_was_asked_for(self) -> None:
         clean, noisy = (
-            everything(open_dataset(replace(REGRESSION, num_train=20_000, noise=noise)).train)[1] for noise in (0.0, 0.5)
+            everything(open_dataset(replace(REGRESSION, num_train=20_000, noise=noise)).train)[1]
+            for noise in (0.0, 0.5)
         )
         assert abs((noisy - clean).std() - 0.5) < 0.01
 
@@ -326,7 +423,10 @@ class TestSynthetic:
         assert torch.equal(y, test_y)
 
     def test_seeds_give_other_samples(self) -> None:
-        one, other = (open_dataset(replace(SYNTHETIC, seed=seed)).train.batch(np.arange(2))[0] for seed in (1, 2))
+        one, other = (
+            open_dataset(replace(SYNTHETIC, seed=seed)).train.batch(np.arange(2))[0]
+            for seed in (1, 2)
+        )
         assert not torch.equal(one, other)
 
 
@@ -334,12 +434,25 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"name": "mnist"}, "data.path=null is not enough for data=mnist; set data.path=FOLDER"),
-            ({"name": "digits", "test_every": 5, "noise": 0.1}, "data.noise=0.1 has no meaning for data=digits"),
-            ({"name": "digits", "test_every": 1}, "data.test_every=1 is too small; it must be at least 2"),
+            (
+                {"name": "mnist"},
+                "data.path=null is not enough for data=mnist; set data.path=FOLDER",
+            ),
+            (
+                {"name": "digits", "test_every": 5, "noise": 0.1},
+                "data.noise=0.1 has no meaning for data=digits",
+            ),
+            (
+                {"name": "digits", "test_every": 1},
+                "data.test_every=1 is too small; it must be at least 2",
+            ),
             ({"name": "digits", "test_every": 5, "num_train": 0}, "data.num_train=0 is too small"),
             ({"name": "synthetic"}, "data.num_train=null is not enough for data=synthetic"),
-            ({"name": "digit"}, "data.name=digit is not one of digits, mnist, arrays, synthetic (did you mean digits?)"),
+            (
+                {"name": "digit"},
+                "data.name=digit is not one of digits, mnist, arrays, synthetic (did you mean "
+                "digits?)",
+            ),
         ],
     )
     def test_what_cannot_be_is_told(self, fields: dict[str, object], message: str) -> None:
@@ -348,7 +461,14 @@ class TestConfig:
         assert str(caught.value).startswith(message)
 
     @pytest.mark.parametrize(
-        "change", [{"num_outputs": 1}, {"noise": 1.5}, {"noise": -0.1}, {"num_features": 2**21}, {"teacher_width": 2**17}]
+        "change",
+        [
+            {"num_outputs": 1},
+            {"noise": 1.5},
+            {"noise": -0.1},
+            {"num_features": 2**21},
+            {"teacher_width": 2**17},
+        ],
     )
     def test_synthetic_limits(self, change: dict[str, object]) -> None:
         with pytest.raises(ConfigError):

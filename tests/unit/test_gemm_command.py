@@ -14,7 +14,8 @@ DEFAULTS = {
 
 
 @pytest.mark.parametrize(
-    ("memory", "expected"), [(None, None), (1000, 1000), ("512MiB", 512 << 20), ("1.5 GB", 1_500_000_000), ("64k", 64_000)]
+    ("memory", "expected"),
+    [(None, None), (1000, 1000), ("512MiB", 512 << 20), ("1.5 GB", 1_500_000_000), ("64k", 64_000)],
 )
 def test_memory_is_bytes_or_a_size(memory: int | str | None, expected: int | None) -> None:
     assert GemmConfig(**{**DEFAULTS, "memory": memory}).memory_bytes == expected
@@ -39,7 +40,14 @@ def test_values_out_of_range_are_refused(key: str, value: object, words: str) ->
 def test_a_plan_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert gemm.main(["--plan", "m=4096", "n=4096", "k=4096", "ranks=64", "memory=8MiB"]) == 0
     told = capsys.readouterr().out
-    for words in ("4 x 4 x 4", "1.000 of the bound", "COSMA's bound", "messages", "predicted", "working"):
+    for words in (
+        "4 x 4 x 4",
+        "1.000 of the bound",
+        "COSMA's bound",
+        "messages",
+        "predicted",
+        "working",
+    ):
         assert words in told
 
 

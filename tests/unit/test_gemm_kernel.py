@@ -15,11 +15,11 @@ from dist_ml.bench.plots import draw_roofline
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.errors import ConfigError
-from dist_ml.gemm.kernel import kernels, loops, openblas, peak
-from dist_ml.gemm.kernel.product import local_product, sum_dtype
-from dist_ml.gemm.kernel.tuner import Shape, Tuner, best
-from dist_ml.gemm.linear import Linear, Products, tune, use_kernel
+from dist_ml.kernels import kernels, loops, openblas, peak
+from dist_ml.kernels.product import local_product, sum_dtype
+from dist_ml.kernels.tuner import Shape, Tuner, best
 from dist_ml.measure import cost_model
+from dist_ml.nn.linear import Linear, Products, tune, use_kernel
 
 LOOPS = ["naive", "reordered", "blocked"]
 SIZES = [(1, 1, 1), (3, 5, 7), (1, 9, 4), (9, 1, 4), (33, 17, 65)]
@@ -31,7 +31,9 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def stored(rows: int, cols: int, how: str, dtype: torch.dtype) -> torch.Tensor:
-    """A random matrix that lies row-major, column-major, inside a larger one, or with gaps in both dims."""
+    """A random matrix that lies row-major, column-major, inside a larger one, or with gaps in both
+    dims.
+    """
     if how == "T":
         return torch.randn(cols, rows, dtype=dtype).T
     if how == "inside":
@@ -46,7 +48,11 @@ def test_kernels_agree_with_float64_for_every_storage(name: str) -> None:
     product = local_product(name)
     for dtype, (m, n, k) in itertools.product([torch.float32, torch.float64], SIZES):
         for how_a, how_b, how_c in itertools.product(["N", "T", "inside", "gaps"], repeat=3):
-            a, b, c = stored(m, k, how_a, dtype), stored(k, n, how_b, dtype), stored(m, n, how_c, dtype)
+            a, b, c = (
+                stored(m, k, how_a, dtype),
+                stored(k, n, how_b, dtype),
+                stored(m, n, how_c, dtype),
+            )
             for alpha, beta in [(1.0, 0.0), (-0.5, 2.0)]:
                 expected = alpha * (a.double() @ b.double()) + beta * c.double()
                 product(c, a, b, alpha, beta)
@@ -193,7 +199,7 @@ def test_auto_uses_what_was_measured_faster() -> None:
 
 
 def tuner_key() -> str:
-    from dist_ml.gemm.kernel import tuner
+    from dist_ml.kernels import tuner
 
     return tuner._machine(torch.get_num_threads())
 

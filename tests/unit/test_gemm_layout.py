@@ -35,7 +35,9 @@ def layouts(rows: int, cols: int) -> list[Layout]:
         lambda m, n: block_25d(m, n, (2, 2, 2), replicated=True),
         lambda m, n: block_3d(m, n, (2, 2, 2), (0, 2, 1)),
         lambda m, n: on_one_rank(m, n),
-        lambda m, n: Layout(m, n, (2, 3, 2), (Split(0),), (Split(2),), flat_axis=1, col_segments=(3,)),
+        lambda m, n: Layout(
+            m, n, (2, 3, 2), (Split(0),), (Split(2),), flat_axis=1, col_segments=(3,)
+        ),
         lambda m, n: Layout(m, n, (2, 3), (Split(0),), (), flat_axis=1, row_segments=(2,)),
     ]
     return [kind(rows, cols) for kind in kinds] + [kind(cols, rows).transposed for kind in kinds]
@@ -59,7 +61,9 @@ def test_every_element_has_its_owners_and_its_own_place(shape: tuple[int, int]) 
         for rank in range(RANKS):
             used = np.zeros(layout.num_words(rank), dtype=int)
             for piece in layout.pieces(rank):
-                i, j = np.meshgrid(np.arange(piece.rows.size), np.arange(piece.cols.size), indexing="ij")
+                i, j = np.meshgrid(
+                    np.arange(piece.rows.size), np.arange(piece.cols.size), indexing="ij"
+                )
                 np.add.at(used, piece.offset + i * piece.row_stride + j * piece.col_stride, 1)
             assert (used == 1).all(), (layout, rank)
 
@@ -79,9 +83,20 @@ def test_both_sides_of_a_redistribution_count_the_same() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
-def test_dealt_blocks_are_balanced_to_the_element(m: int, n: int, pm: int, pn: int, pk: int, segments: int) -> None:
-    layout = Layout(m, n, (pm, pn, pk), (Split(0),), (Split(1),), flat_axis=2, row_segments=(segments,))
+@given(
+    st.integers(0, 40),
+    st.integers(0, 40),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 5),
+)
+def test_dealt_blocks_are_balanced_to_the_element(
+    m: int, n: int, pm: int, pn: int, pk: int, segments: int
+) -> None:
+    layout = Layout(
+        m, n, (pm, pn, pk), (Split(0),), (Split(1),), flat_axis=2, row_segments=(segments,)
+    )
     for corner in range(pm * pn):
         words = [layout.num_words(corner * pk + depth) for depth in range(pk)]
         rows, cols = layout.block_shape(corner * pk)
@@ -97,9 +112,13 @@ def test_a_transpose_moves_nothing() -> None:
 
 def test_a_description_names_what_counts() -> None:
     assert (
-        block_cyclic(8, 4, (2, 1), (2, 3)).describe() == "8 x 4 over 2 x 1: rows axis0 in blocks of 2, cols axis1 in blocks of 3"
+        block_cyclic(8, 4, (2, 1), (2, 3)).describe()
+        == "8 x 4 over 2 x 1: rows axis0 in blocks of 2, cols axis1 in blocks of 3"
     )
-    assert block_25d(8, 4, (2, 1, 2)).describe() == "8 x 4 over 2 x 1 x 2: rows axis0, cols axis1, dealt over axis2"
+    assert (
+        block_25d(8, 4, (2, 1, 2)).describe()
+        == "8 x 4 over 2 x 1 x 2: rows axis0, cols axis1, dealt over axis2"
+    )
 
 
 @pytest.mark.parametrize(

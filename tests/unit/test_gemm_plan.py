@@ -1,4 +1,6 @@
-"""Bounds, grids and plans: against brute force, the proven bounds, and the formulas of the literature."""
+"""Bounds, grids and plans: against brute force, the proven bounds, and the formulas of the
+literature.
+"""
 
 import contextlib
 import itertools
@@ -19,7 +21,9 @@ TABLE = [(4096, 4096, 4096), (65536, 256, 256), (256, 256, 65536), (8192, 8192, 
 
 
 def brute_force(problem: Problem) -> int:
-    """The fewest words of any integer grid of at least 97 % of the ranks (or of all that can be used), one by one."""
+    """The fewest words of any integer grid of at least 97 % of the ranks (or of all that can be
+    used), one by one.
+    """
     m, n, k = problem.sides
     grids = [
         Grid(pm, pn, pk)
@@ -45,9 +49,16 @@ def test_auto_is_the_best_integer_grid(shape: tuple[int, int, int], ranks: int) 
 
 @pytest.mark.parametrize(
     ("shape", "attained"),
-    [(TABLE[0], [8, 64, 512, 4096]), (TABLE[1], [2, 4, 8, 16]), (TABLE[2], [2, 4, 8, 16, 64]), (TABLE[3], [4, 16, 64, 4096])],
+    [
+        (TABLE[0], [8, 64, 512, 4096]),
+        (TABLE[1], [2, 4, 8, 16]),
+        (TABLE[2], [2, 4, 8, 16, 64]),
+        (TABLE[3], [4, 16, 64, 4096]),
+    ],
 )
-def test_the_tight_bound_is_met_where_a_grid_attains_it(shape: tuple[int, int, int], attained: list[int]) -> None:
+def test_the_tight_bound_is_met_where_a_grid_attains_it(
+    shape: tuple[int, int, int], attained: list[int]
+) -> None:
     for ranks in attained:
         plan = planners.plan("auto", Problem(*shape, ranks))
         assert plan.words == pytest.approx(plan.bound_words, rel=1e-4), (shape, ranks)
@@ -66,9 +77,13 @@ def test_the_bounds_at_known_points() -> None:
     assert bounds.memory_independent(4, 4, 4, 1) == 0
     assert bounds.memory_independent(1000, 10, 5, 2) == 25  # the smallest matrix, gathered
     n, ranks = 1024, 64
-    assert bounds.memory_independent(n, n, n, ranks) == pytest.approx(3 * n * n * (ranks ** (-2 / 3) - 1 / ranks))
+    assert bounds.memory_independent(n, n, n, ranks) == pytest.approx(
+        3 * n * n * (ranks ** (-2 / 3) - 1 / ranks)
+    )
     assert bounds.memory_independent(5, 0, 3, 4) == 0
-    assert bounds.limited_memory(100, 100, 100, 10, 400) == pytest.approx(2 * 100**3 / (10 * 20) + 400)
+    assert bounds.limited_memory(100, 100, 100, 10, 400) == pytest.approx(
+        2 * 100**3 / (10 * 20) + 400
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,20 +97,26 @@ def test_the_bounds_at_known_points() -> None:
 )
 def test_square_volumes_are_the_formulas(name: str, ranks: int, formula) -> None:
     n = 960
-    assert planners.plan(name, Problem(n, n, n, ranks)).words == pytest.approx(formula(n, ranks), rel=0.01)
+    assert planners.plan(name, Problem(n, n, n, ranks)).words == pytest.approx(
+        formula(n, ranks), rel=0.01
+    )
 
 
 def test_layers_lower_summa_to_the_25d_formula() -> None:
     n, ranks, layers = 960, 64, 4
     plan = planners.plan("summa_25d", Problem(n, n, n, ranks), Choice(replication=layers))
     side = math.isqrt(ranks // layers)
-    expected = 2 * n * n / math.sqrt(layers * ranks) * (1 - 1 / side) + n * n / side**2 * (1 - 1 / layers)
+    expected = 2 * n * n / math.sqrt(layers * ranks) * (1 - 1 / side) + n * n / side**2 * (
+        1 - 1 / layers
+    )
     assert plan.words == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("name", list(PLANNERS))
 def test_plans_are_whole(name: str) -> None:
-    for (m, n, k), ranks in itertools.product([(1, 1, 1), (5, 7, 3), (17, 4, 40), (0, 3, 2), (3, 2, 0)], [1, 2, 4, 6, 9]):
+    for (m, n, k), ranks in itertools.product(
+        [(1, 1, 1), (5, 7, 3), (17, 4, 40), (0, 3, 2), (3, 2, 0)], [1, 2, 4, 6, 9]
+    ):
         plan = planners.plan(name, Problem(m, n, k, ranks))
         covered = np.zeros((m, n, k), dtype=int)
         for rank in range(ranks):
@@ -114,7 +135,9 @@ def test_plans_are_whole(name: str) -> None:
 @pytest.mark.parametrize("name", ["auto", "summa", "summa_25d", "carma"])
 @pytest.mark.parametrize("word_bytes", [2, 4, 8])
 def test_a_memory_limit_is_kept(name: str, word_bytes: int) -> None:
-    for (m, n, k), ranks in itertools.product([(257, 129, 300), (64, 64, 4096), (512, 512, 16)], [1, 2, 6, 8, 27]):
+    for (m, n, k), ranks in itertools.product(
+        [(257, 129, 300), (64, 64, 4096), (512, 512, 16)], [1, 2, 6, 8, 27]
+    ):
         free = planners.plan(name, Problem(m, n, k, ranks, word_bytes, max(4, word_bytes)))
         for part in (1.0, 0.5, 0.1):
             limit = int(free.working_bytes * part)
@@ -153,9 +176,16 @@ def tiled_brute_force(problem: Problem) -> int:
 
 @pytest.mark.parametrize(
     ("shape", "ranks", "words"),
-    [((64, 64, 64), 512, 130), ((200, 20, 90), 300, 40), ((90, 20, 200), 300, 60), ((30, 30, 30), 27, 80)],
+    [
+        ((64, 64, 64), 512, 130),
+        ((200, 20, 90), 300, 40),
+        ((90, 20, 200), 300, 60),
+        ((30, 30, 30), 27, 80),
+    ],
 )
-def test_tiles_of_c_are_used_where_they_save_words(shape: tuple[int, int, int], ranks: int, words: int) -> None:
+def test_tiles_of_c_are_used_where_they_save_words(
+    shape: tuple[int, int, int], ranks: int, words: int
+) -> None:
     problem = Problem(*shape, ranks, memory=4 * words)
     grid = search.best_grid(problem)
     tiled, tiles = search.best_tiles(problem, grid)
@@ -164,12 +194,16 @@ def test_tiles_of_c_are_used_where_they_save_words(shape: tuple[int, int, int], 
     plan = planners.plan("auto", problem)
     assert plan.working_bytes <= problem.memory
     assert plan.words <= found
-    assert sum(plan.moved(rank).sent for rank in range(ranks)) == sum(plan.moved(rank).received for rank in range(ranks))
+    assert sum(plan.moved(rank).sent for rank in range(ranks)) == sum(
+        plan.moved(rank).received for rank in range(ranks)
+    )
 
 
 @pytest.mark.parametrize("shape", TABLE)
 @pytest.mark.parametrize("factor", [1.1, 2, 4])
-def test_a_hundred_thousand_ranks_of_little_memory_stay_near_cosmas_bound(shape: tuple[int, int, int], factor: float) -> None:
+def test_a_hundred_thousand_ranks_of_little_memory_stay_near_cosmas_bound(
+    shape: tuple[int, int, int], factor: float
+) -> None:
     m, n, k = shape
     memory = int(factor * 4 * (m * k + k * n + m * n) / 100_000)
     start = time.perf_counter()
@@ -182,7 +216,8 @@ def test_a_hundred_thousand_ranks_of_little_memory_stay_near_cosmas_bound(shape:
 
 def test_tiles_multiply_what_passes_by() -> None:
     one, four = (
-        planners.plan("auto", Problem(64, 64, 64, 8), Choice(grid=Grid(2, 2, 2), tiles=Tiles(*t))) for t in ((1, 1), (2, 2))
+        planners.plan("auto", Problem(64, 64, 64, 8), Choice(grid=Grid(2, 2, 2), tiles=Tiles(*t)))
+        for t in ((1, 1), (2, 2))
     )
     reduced = 512 * 1  # (pk - 1) shares of C of a rank
     assert four.words - reduced == 2 * (one.words - reduced)
@@ -195,7 +230,9 @@ def test_too_little_memory_names_the_least() -> None:
     least = int(str(caught.value).split("the least is ")[1].split()[0])
     plan = planners.plan("auto", Problem(512, 512, 512, 4, memory=least))
     assert plan.working_bytes <= least
-    assert least == min(least_bytes(problem, *grid) for grid in [(4, 1, 1), (1, 4, 1), (2, 2, 1), (1, 1, 4)])
+    assert least == min(
+        least_bytes(problem, *grid) for grid in [(4, 1, 1), (1, 4, 1), (2, 2, 1), (1, 1, 4)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,7 +266,10 @@ def test_impossible_problems_are_refused(problem: tuple[int, int, int, int], wor
 
 def test_transposed_operands_keep_the_words() -> None:
     problem = Problem(37, 41, 53, 6)
-    plain, turned = planners.plan("auto", problem), planners.plan("auto", problem, orders=Orders(True, True))
+    plain, turned = (
+        planners.plan("auto", problem),
+        planners.plan("auto", problem, orders=Orders(True, True)),
+    )
     assert [plain.moved(rank) for rank in range(6)] == [turned.moved(rank) for rank in range(6)]
     assert turned.layout_a.column_major
     assert not plain.layout_a.column_major

@@ -6,31 +6,38 @@ from torch import nn
 
 from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.errors import ConfigError
-from dist_ml.gemm.linear import use_kernel
+from dist_ml.nn.linear import use_kernel
 
 
 def models(width: int) -> tuple[nn.Module, nn.Module]:
-    """A plain model, and its twin whose large layers write their gradients themselves."""
+    """A plain model, and its reference whose large layers write their gradients themselves."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 3)).double()
-    twin = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 3)).double()
-    twin.load_state_dict(plain.state_dict())
-    use_kernel(twin, "torch")
-    return plain, twin
+    reference = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 3)).double()
+    reference.load_state_dict(plain.state_dict())
+    use_kernel(reference, "torch")
+    return plain, reference
 
 
-@pytest.mark.parametrize("width", [5, 400])  # below and above the size from which a layer has a sink
+@pytest.mark.parametrize(
+    "width", [5, 400]
+)  # below and above the size from which a layer has a sink
 def test_sums_over_microbatches_are_autograds(width: int) -> None:
-    plain, twin = models(width)
-    gradients = FlatGradients(twin.parameters())
-    assert any(hasattr(p, "gradient_sink") for p in twin.parameters()) == (width == 400)
+    plain, reference = models(width)
+    gradients = FlatGradients(reference.parameters())
+    assert any(hasattr(p, "gradient_sink") for p in reference.parameters()) == (width == 400)
     for step in range(2):
         plain.zero_grad()
         gradients.begin()
         for microbatch in range(3):
-            x = torch.randn(4, width, generator=torch.Generator().manual_seed(10 * step + microbatch), dtype=torch.float64)
+            x = torch.randn(
+                4,
+                width,
+                generator=torch.Generator().manual_seed(10 * step + microbatch),
+                dtype=torch.float64,
+            )
             plain(x).square().sum().backward()
-            twin(x).square().sum().backward()
+            reference(x).square().sum().backward()
         gradients.settle()
         expected = torch.cat([p.grad.reshape(-1) for p in plain.parameters() if p.grad is not None])
         assert torch.allclose(gradients.flat, expected, rtol=1e-12)
@@ -38,9 +45,9 @@ def test_sums_over_microbatches_are_autograds(width: int) -> None:
 
 
 def test_without_a_backward_pass_the_gradient_is_zero() -> None:
-    _, twin = models(400)
-    gradients = FlatGradients(twin.parameters(), lambda n, dtype: torch.zeros(n, dtype=dtype))
-    twin(torch.ones(2, 400, dtype=torch.float64)).sum().backward()
+    _, reference = models(400)
+    gradients = FlatGradients(reference.parameters(), lambda n, dtype: torch.zeros(n, dtype=dtype))
+    reference(torch.ones(2, 400, dtype=torch.float64)).sum().backward()
     gradients.begin()
     gradients.settle()
     assert not gradients.buffer.any()
@@ -62,14 +69,14 @@ def test_autocast_goes_through_autograd_and_adds_up() -> None:
 
 
 def test_every_parameter_tells_when_it_is_ready_once_a_backward_pass() -> None:
-    _, twin = models(400)
-    gradients = FlatGradients(twin.parameters())
+    _, reference = models(400)
+    gradients = FlatGradients(reference.parameters())
     ready: list[int] = []
     gradients.on_ready(ready.append)
     for _ in range(2):
         ready.clear()
         gradients.begin()
-        twin(torch.ones(2, 400, dtype=torch.float64)).sum().backward()
+        reference(torch.ones(2, 400, dtype=torch.float64)).sum().backward()
         assert sorted(ready) == [0, 1, 2, 3]
         assert ready.index(2) < ready.index(0)  # the last layer's gradients are ready first
 

@@ -1,4 +1,6 @@
-"""Jobs end, whatever their processes do: plain Python programs instead of ranks, so that no MPI is needed."""
+"""Jobs end, whatever their processes do: plain Python programs instead of ranks, so that no MPI is
+needed.
+"""
 
 import os
 import signal
@@ -13,11 +15,18 @@ import pytest
 from dist_ml.launch import process, shared_memory, stacks
 from dist_ml.launch.job import Command, Completed, run_all
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in (stacks.TIME_LIMIT, stacks.FOLDER)}
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in (stacks.TIME_LIMIT, stacks.FOLDER)
+}
 
 
 def run(*programs: str, time_limit_seconds: float = 20.0) -> list[Completed]:
-    commands = [Command([sys.executable, "-c", program], {**ENVIRONMENT, "RANK": str(k)}) for k, program in enumerate(programs)]
+    commands = [
+        Command([sys.executable, "-c", program], {**ENVIRONMENT, "RANK": str(k)})
+        for k, program in enumerate(programs)
+    ]
     return run_all(commands, time_limit_seconds=time_limit_seconds, capture=True)
 
 
@@ -28,9 +37,7 @@ def test_output_and_status_are_each_commands_own() -> None:
 
 
 def test_at_the_limit_every_rank_tells_where_it_stands() -> None:
-    hang = (
-        "from dist_ml.launch import stacks; stacks.arm()\ndef waits_for_ever():\n  import time; time.sleep(100)\nwaits_for_ever()"
-    )
+    hang = "from dist_ml.launch import stacks; stacks.arm()\ndef waits_for_ever():\n  import time; time.sleep(100)\nwaits_for_ever()"
     start = time.monotonic()
     completed = run(hang, hang, time_limit_seconds=1.0)
     assert time.monotonic() - start < 8.0
@@ -50,12 +57,18 @@ def test_one_failure_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dist_ml.launch.job._FAILURE_SECONDS", 0.2)
     start = time.monotonic()
     failed, other = run("raise SystemExit(7)", "import time; time.sleep(100)")
-    assert (failed.returncode, failed.timed_out, other.returncode) == (7, False, 128 + signal.SIGTERM)
+    assert (failed.returncode, failed.timed_out, other.returncode) == (
+        7,
+        False,
+        128 + signal.SIGTERM,
+    )
     assert time.monotonic() - start < 5.0
 
 
 def test_orphan_in_a_session_of_its_own_does_not_survive() -> None:
-    done = run("import subprocess; print(subprocess.Popen(['sleep', '100'], start_new_session=True).pid)")[0]
+    done = run(
+        "import subprocess; print(subprocess.Popen(['sleep', '100'], start_new_session=True).pid)"
+    )[0]
     assert done.returncode == 0
     assert not is_running(int(done.stdout))
 
@@ -63,13 +76,21 @@ def test_orphan_in_a_session_of_its_own_does_not_survive() -> None:
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_launcher_that_is_ended_takes_its_job_along(ending: signal.Signals, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    program = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    program = (
+        f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    )
     launcher = (
         "import os, sys; from dist_ml.launch.job import Command, run_all\n"
-        f"run_all([Command([sys.executable, '-c', {program!r}], os.environ)], time_limit_seconds=50, capture=True)"
+        f"run_all([Command([sys.executable, '-c', {program!r}], os.environ)], "
+        "time_limit_seconds=50, capture=True)"
     )
-    environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path)}  # where a launcher that is killed leaves its folder
-    started = subprocess.Popen([sys.executable, "-c", launcher], env=environment, stderr=subprocess.DEVNULL)
+    environment = {
+        **ENVIRONMENT,
+        "TMPDIR": str(tmp_path),
+    }  # where a launcher that is killed leaves its folder
+    started = subprocess.Popen(
+        [sys.executable, "-c", launcher], env=environment, stderr=subprocess.DEVNULL
+    )
     wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
     started.send_signal(ending)
     assert started.wait(10) != 0
@@ -77,16 +98,24 @@ def test_launcher_that_is_ended_takes_its_job_along(ending: signal.Signals, tmp_
 
 
 def test_second_interrupt_does_not_stop_the_clean_up(tmp_path: Path) -> None:
-    """The program shrugs SIGTERM off, so the clean-up takes its full patience, and the second SIGINT meets it."""
+    """The program shrugs SIGTERM off, so the clean-up takes its full backoff, and the second SIGINT
+    meets it.
+    """
     pid_file = tmp_path / "pid"
     stubborn = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     program = f"{stubborn}open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
     launcher = (
         "import os, sys; from dist_ml.launch.job import Command, run_all\n"
-        f"run_all([Command([sys.executable, '-c', {program!r}], os.environ)], time_limit_seconds=50, capture=True)"
+        f"run_all([Command([sys.executable, '-c', {program!r}], os.environ)], "
+        "time_limit_seconds=50, capture=True)"
     )
-    environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path)}  # where a launcher that is killed leaves its folder
-    started = subprocess.Popen([sys.executable, "-c", launcher], env=environment, stderr=subprocess.DEVNULL)
+    environment = {
+        **ENVIRONMENT,
+        "TMPDIR": str(tmp_path),
+    }  # where a launcher that is killed leaves its folder
+    started = subprocess.Popen(
+        [sys.executable, "-c", launcher], env=environment, stderr=subprocess.DEVNULL
+    )
     wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
     started.send_signal(signal.SIGINT)
     time.sleep(0.5)
@@ -96,7 +125,9 @@ def test_second_interrupt_does_not_stop_the_clean_up(tmp_path: Path) -> None:
 
 
 def test_marked_finds_processes_by_their_environment() -> None:
-    marked = subprocess.Popen(["sleep", "100"], env={**ENVIRONMENT, "DIST_ML_JOB": "test-of-marked"})
+    marked = subprocess.Popen(
+        ["sleep", "100"], env={**ENVIRONMENT, "DIST_ML_JOB": "test-of-marked"}
+    )
     try:
         wait_until(lambda: process.marked("DIST_ML_JOB=test-of-marked") == [marked.pid])
     finally:
@@ -104,7 +135,9 @@ def test_marked_finds_processes_by_their_environment() -> None:
         marked.wait()
 
 
-def test_only_unmapped_segments_of_mpi_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_unmapped_segments_of_mpi_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shared_memory, "_SECONDS_TO_MAP", -1.0)
     names = ["mpich_shm_1_0", "mpich_shm_2_0", "sm_segment.host.0.1.0", "somebody_elses"]
     for name in names:
@@ -115,7 +148,10 @@ def test_only_unmapped_segments_of_mpi_are_removed(tmp_path: Path, monkeypatch: 
     try:
         assert holder.stdout is not None
         holder.stdout.readline()
-        assert sorted(file.name for file in shared_memory.remove_orphans(tmp_path)) == [names[0], names[2]]
+        assert sorted(file.name for file in shared_memory.remove_orphans(tmp_path)) == [
+            names[0],
+            names[2],
+        ]
     finally:
         holder.kill()
         holder.communicate()

@@ -1,4 +1,6 @@
-"""Which MPI is found and which library mpi4py is pointed to, in environments made of empty files."""
+"""Which MPI is found and which library mpi4py is pointed to, in environments made of empty
+files.
+"""
 
 import sys
 from pathlib import Path
@@ -9,7 +11,10 @@ from dist_ml.errors import MachineError
 from dist_ml.launch import mpi_installation
 from dist_ml.launch.mpi_installation import available, find, select_library
 
-FILES = {"mpich": ("bin/mpiexec.hydra", "lib/libmpi.so.12"), "openmpi": ("bin/mpiexec", "lib/libmpi.so.40")}
+FILES = {
+    "mpich": ("bin/mpiexec.hydra", "lib/libmpi.so.12"),
+    "openmpi": ("bin/mpiexec", "lib/libmpi.so.40"),
+}
 MARKS = [mark for marks in mpi_installation._LAUNCHER_MARKS.values() for mark in marks]
 
 
@@ -71,15 +76,29 @@ def test_variable_chooses_and_argument_wins(prefix: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("version", "flavour"), [("mpiexec (Open MPI) 4.1.4", "openmpi"), ("HYDRA build details:", "mpich"), ("slurm 22.05", "other")]
+    ("version", "flavour"),
+    [
+        ("mpiexec (Open MPI) 4.1.4", "openmpi"),
+        ("HYDRA build details:", "mpich"),
+        ("slurm 22.05", "other"),
+    ],
 )
-def test_system_is_what_the_path_holds_outside_the_environment(prefix: Path, tmp_path: Path, version: str, flavour: str) -> None:
+def test_system_is_what_the_path_holds_outside_the_environment(
+    prefix: Path, tmp_path: Path, version: str, flavour: str
+) -> None:
     mpiexec = install_system(tmp_path / "bin", version)
     found = find("system")
-    assert (found.flavour, found.origin, found.mpiexec, found.library) == (flavour, "system", mpiexec, None)
+    assert (found.flavour, found.origin, found.mpiexec, found.library) == (
+        flavour,
+        "system",
+        mpiexec,
+        None,
+    )
 
 
-def test_the_environments_own_mpiexec_is_not_the_systems(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environments_own_mpiexec_is_not_the_systems(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_system(prefix / "bin", "mpiexec (Open MPI) 5.0")
     monkeypatch.setenv("PATH", str(prefix / "bin"))
     with pytest.raises(MachineError, match="DIST_ML_MPI=mpich"):
@@ -94,7 +113,10 @@ def test_the_environments_own_mpiexec_is_not_the_systems(prefix: Path, monkeypat
         ({"DIST_ML_MPI": "system"}, None),
         ({"PMI_RANK": "0"}, "mpich"),
         ({"OMPI_COMM_WORLD_SIZE": "2", "PMI_RANK": "0"}, "openmpi"),
-        ({"PMIX_RANK": "0", "DIST_ML_MPI": "mpich"}, "openmpi"),  # the launcher is a fact, the variable a wish
+        (
+            {"PMIX_RANK": "0", "DIST_ML_MPI": "mpich"},
+            "openmpi",
+        ),  # the launcher is a fact, the variable a wish
         ({"MPI4PY_LIBMPI": "/site/libmpi.so", "PMI_RANK": "0"}, "/site/libmpi.so"),
     ],
 )

@@ -8,13 +8,15 @@ import pytest
 from dist_ml.cli import launch
 from dist_ml.errors import ConfigError, MachineError
 from dist_ml.launch import mpiexec
+from dist_ml.launch.emulated_network import EmulatedNetwork, network
 from dist_ml.launch.job import Completed
-from dist_ml.launch.laboratory import Laboratory, laboratory
 from dist_ml.launch.mpi_installation import Flavour, MpiInstallation
 
 
 def installation(flavour: Flavour, origin: str = "wheel") -> MpiInstallation:
-    return MpiInstallation(flavour, "wheel" if origin == "wheel" else "system", Path("/mpi/bin/mpiexec"), None)
+    return MpiInstallation(
+        flavour, "wheel" if origin == "wheel" else "system", Path("/mpi/bin/mpiexec"), None
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -31,15 +33,22 @@ def test_mpich_needs_next_to_nothing() -> None:
 def test_open_mpi_as_root_unbound() -> None:
     argv, environment = mpiexec.command(["prog"], 1, installation("openmpi"))
     assert argv == ["/mpi/bin/mpiexec", "-n", "1", "--oversubscribe", "--bind-to", "none", "prog"]
-    assert environment["OMPI_ALLOW_RUN_AS_ROOT"] == environment["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
+    assert (
+        environment["OMPI_ALLOW_RUN_AS_ROOT"]
+        == environment["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"]
+        == "1"
+    )
     assert environment["OMP_NUM_THREADS"] == "2"
     assert "OMPI_MCA_mpi_yield_when_idle" not in environment
 
 
 @pytest.mark.parametrize(
-    ("flavour", "variable"), [("mpich", "MPIR_CVAR_POLLS_BEFORE_YIELD"), ("openmpi", "OMPI_MCA_mpi_yield_when_idle")]
+    ("flavour", "variable"),
+    [("mpich", "MPIR_CVAR_POLLS_BEFORE_YIELD"), ("openmpi", "OMPI_MCA_mpi_yield_when_idle")],
 )
-def test_waiting_ranks_yield_when_there_are_more_than_cores(flavour: Flavour, variable: str) -> None:
+def test_waiting_ranks_yield_when_there_are_more_than_cores(
+    flavour: Flavour, variable: str
+) -> None:
     assert variable in mpiexec.command(["prog"], 3, installation(flavour))[1]
     assert variable not in mpiexec.command(["prog"], 2, installation(flavour))[1]
 
@@ -49,39 +58,48 @@ def test_the_sites_own_binding_is_left_alone_unless_ranks_outnumber_cores() -> N
     assert "--bind-to" in mpiexec.command(["prog"], 3, installation("openmpi", "system"))[0]
 
 
-def test_laboratory_fills_one_host_after_the_other() -> None:
-    options = Laboratory(hosts=3).mpiexec_options("mpich", 5)
+def test_emulated_network_fills_one_host_after_the_other() -> None:
+    options = EmulatedNetwork(hosts=3).mpiexec_options("mpich", 5)
     assert options[options.index("-hosts") + 1] == "h0:2,h1:2,h2:1"
-    options = Laboratory(hosts=3).mpiexec_options("openmpi", 2)
+    options = EmulatedNetwork(hosts=3).mpiexec_options("openmpi", 2)
     assert options[options.index("--host") + 1] == "h0:1,h1:1"
     with pytest.raises(MachineError, match="mpich or --mpi openmpi"):
-        Laboratory(hosts=3).mpiexec_options("other", 2)
+        EmulatedNetwork(hosts=3).mpiexec_options("other", 2)
 
 
-@pytest.mark.parametrize(("rate", "bits"), [("1gbit", 1e9), ("2.5gbit", 2.5e9), ("100mbit", 1e8), ("500kbit", 5e5)])
+@pytest.mark.parametrize(
+    ("rate", "bits"), [("1gbit", 1e9), ("2.5gbit", 2.5e9), ("100mbit", 1e8), ("500kbit", 5e5)]
+)
 def test_rates(rate: str, bits: float) -> None:
-    assert laboratory._parse_rate(rate) == bits
+    assert network._parse_rate(rate) == bits
 
 
 @pytest.mark.parametrize("rate", ["", "gbit", "0gbit", "1", "fast", "-1mbit", "1 gbps"])
 def test_what_is_no_rate(rate: str) -> None:
     with pytest.raises(MachineError, match="100mbit"):
-        Laboratory(hosts=2, rate=rate)
+        EmulatedNetwork(hosts=2, rate=rate)
 
 
 def test_launch_passes_the_command_on_and_gives_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 
-    def fake_run(program: list[str], ranks: int, mpi: str | None, *, time_limit_seconds: float | None) -> Completed:
+    def fake_run(
+        program: list[str], ranks: int, mpi: str | None, *, time_limit_seconds: float | None
+    ) -> Completed:
         seen.extend([program[1:], ranks, mpi, time_limit_seconds])
         return Completed(7, "", "", False, "")
 
     monkeypatch.setattr(mpiexec, "run", fake_run)
-    assert launch.main(["-n", "3", "--mpi", "openmpi", "--time-limit", "9", "train", "-x", "lr=1"]) == 7
+    assert (
+        launch.main(["-n", "3", "--mpi", "openmpi", "--time-limit", "9", "train", "-x", "lr=1"])
+        == 7
+    )
     assert seen == [["-m", "dist_ml", "train", "-x", "lr=1"], 3, "openmpi", 9.0]
 
 
-@pytest.mark.parametrize("arguments", [["-n", "0", "train"], ["-n", "two", "train"], [], ["--mpi", "intel", "train"]])
+@pytest.mark.parametrize(
+    "arguments", [["-n", "0", "train"], ["-n", "two", "train"], [], ["--mpi", "intel", "train"]]
+)
 def test_launch_refuses_in_words(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match="--help"):
         launch.main(arguments)
@@ -100,7 +118,9 @@ def test_launch_starts_no_ranks_for_what_needs_none(
     flags: list[str], passed_on: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[str]] = []
-    monkeypatch.setattr("dist_ml.cli.main.main", lambda arguments: seen.append(list(arguments)) or 0)
+    monkeypatch.setattr(
+        "dist_ml.cli.main.main", lambda arguments: seen.append(list(arguments)) or 0
+    )
     monkeypatch.setenv("DIST_ML_MPI", "mpich")
     assert launch.main(["-n", "3", "--mpi", "openmpi", "train", *flags]) == 0
     assert seen == [["train", *passed_on]]

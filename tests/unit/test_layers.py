@@ -10,24 +10,34 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dist_ml"
 
-# What each layer may import of the package, beside itself. A leaf may be used by all, and a layer's siblings are not in its line.
-LEAVES = frozenset({"config", "errors", "partition", "measure", "launch", "counter_random", "compiled"})
+# What each layer may import of the package, beside itself. A leaf may be used by all, and a layer's
+# siblings are not in its line.
+LEAVES = frozenset({"config", "errors", "partition", "placement"})
+LEAVES |= {"measure", "launch", "counter_random", "compiled"}
+_LOCAL = LEAVES | {"comm", "kernels"}
+_PARTS = _LOCAL | {"nn", "gemm", "models", "datasets"}
+_PARALLEL = frozenset({"data_parallel", "pipeline_parallel", "operator_parallel"})
 BELOW: dict[str, frozenset[str]] = {
     **{leaf: frozenset() for leaf in LEAVES},
     "comm": LEAVES,
-    "gemm": LEAVES | {"comm"},
-    "models": LEAVES | {"comm"},
-    "datasets": LEAVES | {"comm"},
-    "data_parallel": LEAVES | {"comm", "gemm", "models", "datasets"},
-    "train": LEAVES | {"comm", "gemm", "models", "datasets", "data_parallel"},
-    "bench": LEAVES | {"comm", "gemm", "models", "datasets", "data_parallel", "train"},  # it measures what train composes
-    "cli": LEAVES | {"comm", "gemm", "models", "datasets", "data_parallel", "train", "bench"},
+    "kernels": LEAVES,
+    "nn": _LOCAL,
+    "gemm": _LOCAL,
+    "models": _LOCAL | {"nn"},
+    "datasets": _LOCAL,
+    "data_parallel": _PARTS,
+    "pipeline_parallel": _PARTS,
+    "operator_parallel": _PARTS,
+    "train": _PARTS | _PARALLEL,
+    "bench": _PARTS | _PARALLEL | {"train"},  # it measures what train composes
+    "cli": _PARTS | _PARALLEL | {"train", "bench"},
 }
 # Leaves that stand on other leaves.
 BELOW["config"] = frozenset({"errors"})
 BELOW["launch"] = frozenset({"errors", "partition"})
 BELOW["measure"] = frozenset({"errors", "config"})
 BELOW["partition"] = BELOW["counter_random"] = BELOW["compiled"] = frozenset({"errors"})
+BELOW["placement"] = frozenset({"errors", "partition"})
 # Third-party packages that only these files or folders may import.
 ONLY_IN = {
     "mpi4py": ("comm/mpi.py",),
@@ -41,16 +51,31 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imports_of(file: Path) -> Iterator[tuple[str, int]]:
-    """Every module that the file imports, wherever in it, with the line; also by `importlib.import_module("literal")`."""
+    """Every module that the file imports, wherever in it, with the line; also by
+    `importlib.import_module("literal")`.
+    """
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}:{node.lineno}: relative import; name the module in full"
+            assert node.level == 0, (
+                f"{file}:{node.lineno}: relative import; name the module in full"
+            )
             module = node.module or ""
-            yield from ((f"{module}.{alias.name}" if module == "dist_ml" else module, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "import_module":
-            yield from ((str(word.value), node.lineno) for word in node.args if isinstance(word, ast.Constant))
+            yield from (
+                (f"{module}.{alias.name}" if module == "dist_ml" else module, node.lineno)
+                for alias in node.names
+            )
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "import_module"
+        ):
+            yield from (
+                (str(word.value), node.lineno)
+                for word in node.args
+                if isinstance(word, ast.Constant)
+            )
 
 
 def layer_of(file: Path) -> str:
@@ -61,7 +86,13 @@ def violations(file: Path, layer: str) -> Iterator[str]:
     inside = file.relative_to(PACKAGE).as_posix() if file.is_relative_to(PACKAGE) else file.name
     for module, line in imports_of(file):
         root, *rest = module.split(".")
-        if root == "dist_ml" and rest and rest[0] in BELOW and rest[0] != layer and rest[0] not in BELOW[layer]:
+        if (
+            root == "dist_ml"
+            and rest
+            and rest[0] in BELOW
+            and rest[0] != layer
+            and rest[0] not in BELOW[layer]
+        ):
             allowed = ", ".join(sorted(BELOW[layer])) or "nothing"
             yield f"{inside}:{line}: {layer} must not import {module}; below it: {allowed}"
         if root in ONLY_IN and not inside.startswith(ONLY_IN[root]):
@@ -72,7 +103,9 @@ def violations(file: Path, layer: str) -> Iterator[str]:
 def test_arrows_run_one_way(file: Path) -> None:
     layer = layer_of(file)
     if layer not in ("__init__", "__main__"):
-        assert layer in BELOW, f"{layer} has no place in the layers; give it one here and in docs/architecture.md"
+        assert layer in BELOW, (
+            f"{layer} has no place in the layers; give it one here and in docs/architecture.md"
+        )
         assert list(violations(file, layer)) == []
 
 
@@ -81,11 +114,23 @@ def test_arrows_run_one_way(file: Path) -> None:
     [
         ("comm", "from dist_ml.train import trainer", "comm must not import dist_ml.train"),
         ("comm", "from dist_ml import cli", "comm must not import dist_ml.cli"),
-        ("models", "import dist_ml.datasets.digits", "models must not import dist_ml.datasets.digits"),
+        (
+            "models",
+            "import dist_ml.datasets.digits",
+            "models must not import dist_ml.datasets.digits",
+        ),
         ("errors", "from dist_ml import partition", "errors must not import dist_ml.partition"),
-        ("train", "def f():\n    from dist_ml.bench import step", "train must not import dist_ml.bench"),
+        (
+            "train",
+            "def f():\n    from dist_ml.bench import step",
+            "train must not import dist_ml.bench",
+        ),
         ("comm", "import mpi4py.MPI", "mpi4py may only be imported in comm/mpi.py"),
-        ("train", "import importlib\nimportlib.import_module('omegaconf')", "omegaconf may only be imported in cli/"),
+        (
+            "train",
+            "import importlib\nimportlib.import_module('omegaconf')",
+            "omegaconf may only be imported in cli/",
+        ),
     ],
 )
 def test_a_wrong_import_is_found(layer: str, line: str, words: str, tmp_path: Path) -> None:
@@ -94,9 +139,15 @@ def test_a_wrong_import_is_found(layer: str, line: str, words: str, tmp_path: Pa
     assert any(words in violation for violation in violations(file, layer))
 
 
-@pytest.mark.parametrize("program", ["import dist_ml", "from dist_ml.cli.main import main; assert main(['--help']) == 0"])
+@pytest.mark.parametrize(
+    "program", ["import dist_ml", "from dist_ml.cli.main import main; assert main(['--help']) == 0"]
+)
 def test_light_start(program: str) -> None:
     """No torch, numpy or MPI before they are needed; what makes `dist-ml --help` quick."""
     heavy = "{name for name in ('torch', 'numpy', 'mpi4py', 'hydra', 'rich', 'matplotlib') if name in sys.modules}"
-    command = [sys.executable, "-c", f"import sys; {program}; found = {heavy}; assert not found, found"]
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; {program}; found = {heavy}; assert not found, found",
+    ]
     subprocess.run(command, check=True, timeout=20, capture_output=True)

@@ -10,21 +10,35 @@ from dist_ml.errors import MeshError
 
 
 def test_one_open_axis_takes_the_ranks_that_are_left() -> None:
-    assert resolve_sizes({"data": None, "pipeline": 2, "operator": 1}, 8) == {"data": 4, "pipeline": 2, "operator": 1}
+    assert resolve_sizes({"data": None, "pipeline": 2, "operator": 1}, 8) == {
+        "data": 4,
+        "pipeline": 2,
+        "operator": 1,
+    }
     assert resolve_sizes({"data": 3}, 3) == {"data": 3, "pipeline": 1, "operator": 1}
 
 
 @pytest.mark.parametrize(
     ("sizes", "ranks", "message"),
     [
-        ({"data": 2, "pipeline": 3, "operator": 1}, 8, "mesh data=2 x pipeline=3 x operator=1 = 6 ranks, but 8 were started"),
-        ({"data": None, "pipeline": 3}, 8, "pipeline=3 x operator=1 = 3 does not divide the 8 ranks"),
+        (
+            {"data": 2, "pipeline": 3, "operator": 1},
+            8,
+            "mesh data=2 x pipeline=3 x operator=1 = 6 ranks, but 8 were started",
+        ),
+        (
+            {"data": None, "pipeline": 3},
+            8,
+            "pipeline=3 x operator=1 = 3 does not divide the 8 ranks",
+        ),
         ({"data": None, "pipeline": None}, 8, "both null"),
         ({"data": 0}, 1, "mesh.data=0 must be at least 1"),
         ({"expert": 2}, 2, "mesh.expert is not an axis; the axes are data, pipeline, operator"),
     ],
 )
-def test_impossible_meshes_are_refused_with_the_product(sizes: dict[str, int | None], ranks: int, message: str) -> None:
+def test_impossible_meshes_are_refused_with_the_product(
+    sizes: dict[str, int | None], ranks: int, message: str
+) -> None:
     with pytest.raises(MeshError, match=message.replace("+", "\\+")):
         resolve_sizes(sizes, ranks)
 

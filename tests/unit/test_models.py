@@ -17,31 +17,43 @@ from dist_ml.models import LOSSES, MLP, build_model, choose_loss
 from dist_ml.models.dropout import Dropout
 from dist_ml.models.mlp import ACTIVATIONS
 
-PLAIN = {"relu": nn.ReLU(), "gelu": nn.GELU(), "tanh": nn.Tanh(), "sigmoid": nn.Sigmoid(), "silu": nn.SiLU()}
+PLAIN = {
+    "relu": nn.ReLU(),
+    "gelu": nn.GELU(),
+    "tanh": nn.Tanh(),
+    "sigmoid": nn.Sigmoid(),
+    "silu": nn.SiLU(),
+}
 F64 = torch.float64
 
 
 def samples(num: int, features: int = 5, outputs: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(num, features, generator=generator, dtype=F64), torch.randint(outputs, (num,), generator=generator)
+    return torch.randn(num, features, generator=generator, dtype=F64), torch.randint(
+        outputs, (num,), generator=generator
+    )
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("widths", [(5, 3), (5, 7, 3), (5, 1, 4, 3)])
-def test_outputs_and_gradients_are_those_of_plain_layers(activation: str, widths: tuple[int, ...]) -> None:
+def test_outputs_and_gradients_are_those_of_plain_layers(
+    activation: str, widths: tuple[int, ...]
+) -> None:
     model = MLP(widths, activation, dtype=F64)  # type: ignore[arg-type]
     plain: list[nn.Module] = []
     for index in range(len(widths) - 1):
         layer = nn.Linear(widths[index], widths[index + 1], dtype=F64)
-        layer.load_state_dict({name: model.state_dict()[f"layers.{index}.{name}"] for name in ("weight", "bias")})
+        layer.load_state_dict(
+            {name: model.state_dict()[f"layers.{index}.{name}"] for name in ("weight", "bias")}
+        )
         plain += [PLAIN[activation], layer] if index else [layer]
-    twin = nn.Sequential(*plain)
+    reference = nn.Sequential(*plain)
     x, y = samples(11)
-    outputs, expected = model(x), twin(x)
+    outputs, expected = model(x), reference(x)
     assert torch.equal(outputs, expected)
     LOSSES["cross_entropy"](outputs, y).backward()
     LOSSES["cross_entropy"](expected, y).backward()
-    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
 
 
@@ -55,7 +67,9 @@ def test_the_state_dict_has_plain_names_and_the_kernel_is_a_seam() -> None:
     assert all(isinstance(layer, Other) for layer in model.layers)
     assert model.widths == (5, 4, 6, 3)
     plain = build_model(ModelConfig(hidden=(4, 6)), 5, 3, seed=0)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True)
+    )
 
 
 def test_weights_depend_on_seed_and_layer_alone() -> None:
@@ -68,7 +82,9 @@ def test_weights_depend_on_seed_and_layer_alone() -> None:
     assert not torch.equal(again.layers[0].weight, again.layers[1].weight)
 
 
-@pytest.mark.parametrize(("activation", "gain"), [("relu", math.sqrt(2)), ("tanh", 5 / 3), ("sigmoid", 1.0)])
+@pytest.mark.parametrize(
+    ("activation", "gain"), [("relu", math.sqrt(2)), ("tanh", 5 / 3), ("sigmoid", 1.0)]
+)
 def test_weights_are_uniform_with_the_variance_of_the_gain(activation: str, gain: float) -> None:
     model = MLP((400, 500, 300), activation)  # type: ignore[arg-type]
     for layer, expected in zip(model.layers, (gain, 1.0), strict=True):
@@ -82,7 +98,10 @@ def test_weights_are_uniform_with_the_variance_of_the_gain(activation: str, gain
 
 def test_fp32_weights_are_the_rounded_fp64_ones() -> None:
     narrow, wide = MLP((70, 90, 3), seed=3), MLP((70, 90, 3), seed=3, dtype=F64)
-    assert all(torch.equal(a, b.float()) for a, b in zip(narrow.parameters(), wide.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b.float())
+        for a, b in zip(narrow.parameters(), wide.parameters(), strict=True)
+    )
 
 
 class TestDropout:
@@ -105,7 +124,10 @@ class TestDropout:
         assert np.array_equal(dropout.kept(dropout.keys(3, ids[[2]]), 1, 67), whole[[2]])
         assert np.array_equal(dropout.kept(dropout.keys(3, ids[::-1]), 1, 67), whole[::-1])
         assert np.array_equal(dropout.kept(dropout.keys(3, ids), 1, 30), whole[:, :30])
-        others = [dropout.kept(dropout.keys(4, ids), 1, 67), dropout.kept(dropout.keys(3, ids), 0, 67)]
+        others = [
+            dropout.kept(dropout.keys(4, ids), 1, 67),
+            dropout.kept(dropout.keys(3, ids), 0, 67),
+        ]
         others.append(Dropout(0.5, seed=1).kept(Dropout(0.5, seed=1).keys(3, ids), 1, 67))
         for other in others:
             assert 0.3 < (other != whole).mean() < 0.7
@@ -149,7 +171,9 @@ def _losses(size: int, num_microbatches: int) -> list[float]:
             for part in range(num_microbatches):
                 ids = sampler.share(0, step, rank, size, part, num_microbatches)
                 x, y = dataset.train.batch(ids)
-                loss = LOSSES["cross_entropy"](model(x, model.dropout_keys(step, ids)), y) / sampler.batch_size_at(step)
+                loss = LOSSES["cross_entropy"](
+                    model(x, model.dropout_keys(step, ids)), y
+                ) / sampler.batch_size_at(step)
                 loss.backward()
                 total += loss.item()
         optimizer.step()
@@ -169,9 +193,16 @@ class TestLosses:
     def test_sums_divided_by_the_batch_are_torchs_means(self, num: int) -> None:
         outputs, classes = samples(num, features=4, outputs=4)
         values = outputs.flip(0) * 2
-        pairs = [(LOSSES["cross_entropy"](outputs, classes), nn.CrossEntropyLoss()(outputs, classes))]
+        pairs = [
+            (LOSSES["cross_entropy"](outputs, classes), nn.CrossEntropyLoss()(outputs, classes))
+        ]
         pairs += [(LOSSES["mse"](outputs, values), nn.MSELoss()(outputs, values))]
-        pairs += [(LOSSES["mse"](outputs, classes), nn.MSELoss()(outputs, nn.functional.one_hot(classes, 4).double()))]
+        pairs += [
+            (
+                LOSSES["mse"](outputs, classes),
+                nn.MSELoss()(outputs, nn.functional.one_hot(classes, 4).double()),
+            )
+        ]
         for ours, mean in pairs:
             assert ours.item() == (pytest.approx(mean.item() * num, rel=1e-14) if num else 0)
 
@@ -188,7 +219,11 @@ class TestLosses:
     [
         ({"hidden": [4, 0]}, "model.hidden[1]=0 is no width"),
         ({"dropout": 1.0}, "model.dropout=1.0 is no probability below 1"),
-        ({"activation": "rely"}, "model.activation=rely is not one of relu, gelu, tanh, sigmoid, silu (did you mean relu?)"),
+        (
+            {"activation": "rely"},
+            "model.activation=rely is not one of relu, gelu, tanh, sigmoid, silu (did you mean "
+            "relu?)",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_is_told(fields: dict[str, object], message: str) -> None:

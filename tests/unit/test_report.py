@@ -13,31 +13,56 @@ from dist_ml.errors import DataError
 from dist_ml.train import logs, record
 
 
-def make_run(folder: Path, ranks: int, lr: float, speed: float | None = None, **summary: Any) -> Path:
+def make_run(
+    folder: Path, ranks: int, lr: float, speed: float | None = None, **summary: Any
+) -> Path:
     """A run folder as training leaves it; without a speed, one that has no summary."""
     (folder / "log").mkdir(parents=True)
-    config = {"name": "x", "folder": str(folder), "ranks": ranks, "optimizer": {"name": "sgd", "lr": lr}}
+    config = {
+        "name": "x",
+        "folder": str(folder),
+        "ranks": ranks,
+        "optimizer": {"name": "sgd", "lr": lr},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    lines = [{"step": step, "loss": 1.0 / (1 + step), "seconds": {"forward": 0.25, "exchange": 0.75}} for step in range(4)]
+    lines = [
+        {"step": step, "loss": 1.0 / (1 + step), "seconds": {"forward": 0.25, "exchange": 0.75}}
+        for step in range(4)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if speed is not None:
-        values = {"status": "finished", "ranks": ranks, "samples_per_second": speed, "test_accuracy": 0.5, **summary}
+        values = {
+            "status": "finished",
+            "ranks": ranks,
+            "samples_per_second": speed,
+            "test_accuracy": 0.5,
+            **summary,
+        }
         (folder / "summary.json").write_text(json.dumps(values))
     return folder
 
 
 def rows_of(root: Path) -> dict[str, comparison.Row]:
-    return {row.name: row for row in comparison.compare([record.read(folder) for folder in record.find(root)])}
+    return {
+        row.name: row
+        for row in comparison.compare([record.read(folder) for folder in record.find(root)])
+    }
 
 
 def test_runs_are_found_in_natural_order(tmp_path: Path) -> None:
     for number in (10, 2, 1):
         make_run(tmp_path / f"{number}_seed={number}", 1, 0.1)
-    assert [folder.name for folder in record.find(tmp_path)] == ["1_seed=1", "2_seed=2", "10_seed=10"]
+    assert [folder.name for folder in record.find(tmp_path)] == [
+        "1_seed=1",
+        "2_seed=2",
+        "10_seed=10",
+    ]
 
 
 @pytest.mark.parametrize(("name", "words"), [("nowhere", "is no folder"), ("", "holds no run")])
-def test_nothing_to_report(name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_to_report(
+    name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main.main(["report", str(tmp_path / name)]) == DataError.exit_status
     assert words in capsys.readouterr().err
 
@@ -65,7 +90,9 @@ def test_speed_up_is_over_the_fewest_ranks_of_the_same_configuration(tmp_path: P
 
 
 def test_status_of_runs_without_a_summary(tmp_path: Path) -> None:
-    running, failed, killed = (make_run(tmp_path / name, 1, 0.1) for name in ("running", "failed", "killed"))
+    running, failed, killed = (
+        make_run(tmp_path / name, 1, 0.1) for name in ("running", "failed", "killed")
+    )
     logs.start(failed, 0)
     logs.record_failure(ValueError("a bug"))
     logs.start(running, 0)
@@ -74,12 +101,19 @@ def test_status_of_runs_without_a_summary(tmp_path: Path) -> None:
     finally:
         logs.stop()
     assert record.read(killed).status == "broken off"
-    assert (record.read(failed).status, record.read(failed).problem[-17:]) == ("failed", "ValueError: a bug")
+    assert (record.read(failed).status, record.read(failed).problem[-17:]) == (
+        "failed",
+        "ValueError: a bug",
+    )
 
 
 @pytest.mark.parametrize(
     ("file", "text", "status"),
-    [("config.yaml", "a: [", "unreadable"), ("summary.json", "{", "unreadable"), ("metrics.jsonl", "{\n{}\n", "finished")],
+    [
+        ("config.yaml", "a: [", "unreadable"),
+        ("summary.json", "{", "unreadable"),
+        ("metrics.jsonl", "{\n{}\n", "finished"),
+    ],
 )
 def test_a_broken_file_is_named_and_the_others_still_shown(
     file: str, text: str, status: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -102,14 +136,23 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_table_fits_the_terminal(width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_fits_the_terminal(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", str(width))
     for ranks in (1, 2):
         for lr in (0.1, 0.2):
-            make_run(tmp_path / f"{ranks}_ranks={ranks},optimizer.lr={lr}", ranks, lr, 1e5, seconds=12.5, communication_share=0.5)
+            make_run(
+                tmp_path / f"{ranks}_ranks={ranks},optimizer.lr={lr}",
+                ranks,
+                lr,
+                1e5,
+                seconds=12.5,
+                communication_share=0.5,
+            )
     lines = report.table(list(rows_of(tmp_path).values())).splitlines()
     assert len(lines) == 5
     assert max(len(Text.from_ansi(line).plain) for line in lines) <= width
@@ -119,12 +162,22 @@ def test_the_table_fits_the_terminal(width: int, tmp_path: Path, monkeypatch: py
 def test_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plots = pytest.importorskip("dist_ml.cli.plots", reason="the extra plot is not installed")
     make_run(tmp_path / "a", 1, 0.1, 100.0)
-    make_run(tmp_path / "b", 2, 0.1, 100.0, seconds_by_phase={"forward": 2.0, "exchange": 4.0}, num_steps=8)
+    make_run(
+        tmp_path / "b",
+        2,
+        0.1,
+        100.0,
+        seconds_by_phase={"forward": 2.0, "exchange": 4.0},
+        num_steps=8,
+    )
     rows = rows_of(tmp_path)
     assert plots.step_phases(rows["a"]) == {"forward": 0.25, "exchange": 0.75}
     assert plots.step_phases(rows["b"]) == {"forward": 0.25, "exchange": 0.5}
     assert main.main(["report", str(tmp_path), "--plot", str(tmp_path / "plots")]) == 0
-    assert all((tmp_path / "plots" / name).read_bytes()[:4] == b"\x89PNG" for name in ("loss.png", "step_time.png"))
+    assert all(
+        (tmp_path / "plots" / name).read_bytes()[:4] == b"\x89PNG"
+        for name in ("loss.png", "step_time.png")
+    )
     assert "drawn: " in capsys.readouterr().out
 
 

@@ -1,4 +1,6 @@
-"""The dealt samples: every id once an epoch, the same for any number of ranks, in an order that looks random."""
+"""The dealt samples: every id once an epoch, the same for any number of ranks, in an order that
+looks random.
+"""
 
 import itertools
 
@@ -38,12 +40,17 @@ def test_huge_sets_stay_in_range_without_collisions(n: int) -> None:
     st.integers(1, 4),
     st.booleans(),
 )
-def test_shares_of_all_ranks_and_microbatches_are_the_batch(n: int, batch: int, size: int, micro: int, shuffle: bool) -> None:
+def test_shares_of_all_ranks_and_microbatches_are_the_batch(
+    n: int, batch: int, size: int, micro: int, shuffle: bool
+) -> None:
     sampler = GlobalSampler(n, batch, seed=3, shuffle=shuffle)
     seen = []
     for step in range(sampler.steps_per_epoch):
         whole = sampler.batch(1, step)
-        shares = [[sampler.share(1, step, rank, size, part, micro) for part in range(micro)] for rank in range(size)]
+        shares = [
+            [sampler.share(1, step, rank, size, part, micro) for part in range(micro)]
+            for rank in range(size)
+        ]
         lengths = [sum(map(len, parts)) for parts in shares]
         assert np.array_equal(np.concatenate(list(itertools.chain(*shares))), whole)
         assert max(lengths) - min(lengths) <= 1
@@ -64,7 +71,9 @@ def test_a_batch_larger_than_the_set_is_the_set() -> None:
 
 
 def test_seed_and_epoch_give_other_orders() -> None:
-    orders = {tuple(permute(np.arange(50), 50, seed, epoch)) for seed in range(3) for epoch in range(3)}
+    orders = {
+        tuple(permute(np.arange(50), 50, seed, epoch)) for seed in range(3) for epoch in range(3)
+    }
     assert len(orders) == 9
 
 
@@ -84,6 +93,8 @@ def test_small_permutations_are_equally_likely() -> None:
 
 
 def _chi_square_z(observed: np.ndarray, degrees: int) -> float:
-    """How many standard deviations the chi-square statistic against equal counts lies from what chance gives."""
+    """How many standard deviations the chi-square statistic against equal counts lies from what
+    chance gives.
+    """
     expected = observed.sum() / observed.size
     return float((((observed - expected) ** 2 / expected).sum() - degrees) / np.sqrt(2 * degrees))

@@ -1,13 +1,15 @@
-"""Selections against sorting, the compiled passes against their plain twins, and the residual's invariants."""
+"""Selections against sorting, the compiled passes against their plain reference, and the residual's
+invariants.
+"""
 
 import numpy as np
 import pytest
 
 from dist_ml import compiled
 from dist_ml.comm.sparse.entries import Entries, largest_mask
-from dist_ml.data_parallel.passes import plain_passes
 from dist_ml.data_parallel.residual import MomentumResidual, Residual, reshard
 from dist_ml.data_parallel.selection import SELECTIONS, count_of
+from dist_ml.data_parallel.selection_kernels import plain_kernels
 from dist_ml.errors import NonFiniteError
 from dist_ml.partition import Range
 
@@ -26,7 +28,9 @@ def new(name: str, period: int = 4):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", SELECTIONS)
-def test_selected_plus_residual_is_the_accumulated_gradient_to_the_last_bit(name: str, dtype: str) -> None:
+def test_selected_plus_residual_is_the_accumulated_gradient_to_the_last_bit(
+    name: str, dtype: str
+) -> None:
     selection, residual = new(name), Residual(np.zeros(N, dtype))
     expected = np.zeros(N, dtype)
     for gradient in gradients(12, dtype=dtype):
@@ -45,7 +49,9 @@ def test_exact_takes_the_k_largest(k: int) -> None:
     for gradient in gradients(6):
         total += gradient
         entries = selection.select(residual, gradient, k)
-        np.testing.assert_array_equal(entries.indices, np.flatnonzero(largest_mask(np.abs(total), k)))
+        np.testing.assert_array_equal(
+            entries.indices, np.flatnonzero(largest_mask(np.abs(total), k))
+        )
         total[entries.indices] = 0
 
 
@@ -91,7 +97,10 @@ def test_density_one_sends_everything(name: str) -> None:
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_a_gradient_that_is_not_finite_leaves_the_residual_clean(name: str, bad: float) -> None:
     selection = new(name)
-    for residual in (Residual(np.zeros(N, "float32")), MomentumResidual(np.zeros(N, "float32"), 0.9, np.zeros(N, "float32"))):
+    for residual in (
+        Residual(np.zeros(N, "float32")),
+        MomentumResidual(np.zeros(N, "float32"), 0.9, np.zeros(N, "float32")),
+    ):
         for gradient in gradients(3):
             selection.select(residual, gradient, 50)
         before = residual.values.copy()
@@ -118,14 +127,19 @@ def test_ranges_leave_the_rest_alone() -> None:
         inside[part.slice] = True
     gradient = gradients(1)[0]
     entries = new("exact").select(residual, gradient, 60)
-    assert entries.indices.tolist() == np.flatnonzero(largest_mask(np.abs(np.where(inside, gradient, 0)), 60)).tolist()
+    assert (
+        entries.indices.tolist()
+        == np.flatnonzero(largest_mask(np.abs(np.where(inside, gradient, 0)), 60)).tolist()
+    )
     assert not residual.values[~inside].any()
     sampled = residual.peek(np.arange(residual.length), gradient)
     assert sampled.size == inside.sum()
 
 
 def test_momentum_correction_is_the_momentum_sum() -> None:
-    """With everything sent in the last step, the sum of all that was sent is the sum of the velocities (no masking before)."""
+    """With everything sent in the last step, the sum of all that was sent is the sum of the
+    velocities (no masking before).
+    """
     residual = MomentumResidual(np.zeros(N, "float64"), 0.9, np.zeros(N, "float64"))
     velocity, total = np.zeros(N), np.zeros(N)
     for gradient in gradients(5, dtype="float64"):
@@ -141,18 +155,22 @@ def test_momentum_correction_is_the_momentum_sum() -> None:
 @pytest.mark.skipif(not compiled.available(), reason="numba is not installed")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 1000])
-def test_compiled_passes_agree_with_their_plain_twins(n: int, dtype: str) -> None:
-    from dist_ml.data_parallel.passes import compiled_passes
+def test_compiled_kernels_agree_with_their_plain_reference(n: int, dtype: str) -> None:
+    from dist_ml.data_parallel.selection_kernels import compiled_kernels
 
     kind = np.dtype(dtype).type
     gradient, start, velocity = (gradients(1, seed, dtype, n)[0] for seed in range(3))
     results = []
-    for module in (compiled_passes, plain_passes):
+    for module in (compiled_kernels, plain_kernels):
         residual, speed = start.copy(), velocity.copy()
         indices, values = np.zeros(3 * n + 64, np.int32), np.zeros(3 * n + 64, dtype)
-        count, full, _ = module.accumulate(gradient, kind(0.5), residual, kind(2), indices, values, 7)
+        count, full, _ = module.accumulate(
+            gradient, kind(0.5), residual, kind(2), indices, values, 7
+        )
         rest = indices[count:], values[count:]
-        again, _, _ = module.accumulate_momentum(gradient, kind(0.5), speed, kind(0.9), residual, kind(1), *rest, 0)
+        again, _, _ = module.accumulate_momentum(
+            gradient, kind(0.5), speed, kind(0.9), residual, kind(1), *rest, 0
+        )
         swept, _, _ = module.sweep(residual, kind(0.5), rest[0][again:], rest[1][again:], 0)
         module.add_at(residual, np.zeros(min(n, 2), np.int32), np.ones(min(n, 2), dtype))
         results.append((count, again, swept, full, residual, speed, indices, values))
@@ -166,7 +184,9 @@ def test_resharding_preserves_the_sum() -> None:
     for ranks in (1, 2, 3, 5, 8):
         dealt = reshard(states, ranks)
         assert len(dealt) == ranks
-        np.testing.assert_allclose(np.sum([state["values"] for state in dealt], axis=0, dtype=np.float64), total, atol=1e-5)
+        np.testing.assert_allclose(
+            np.sum([state["values"] for state in dealt], axis=0, dtype=np.float64), total, atol=1e-5
+        )
 
 
 def test_give_back_adds_repeated_indices() -> None:
@@ -176,4 +196,9 @@ def test_give_back_adds_repeated_indices() -> None:
 
 
 def test_counts_of_densities() -> None:
-    assert [count_of(0.01, 1000), count_of(1e-9, 1000), count_of(1.0, 1000), count_of(0.5, 0)] == [10, 1, 1000, 0]
+    assert [count_of(0.01, 1000), count_of(1e-9, 1000), count_of(1.0, 1000), count_of(0.5, 0)] == [
+        10,
+        1,
+        1000,
+        0,
+    ]

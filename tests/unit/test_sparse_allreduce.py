@@ -1,4 +1,6 @@
-"""Every sparse allreduce against the dense sum in float64, on 1 to 9 ranks, for friendly and adversarial supports."""
+"""Every sparse allreduce against the dense sum in float64, on 1 to 9 ranks, for friendly and
+adversarial supports.
+"""
 
 import math
 from collections.abc import Callable
@@ -34,7 +36,11 @@ def contribution(support: str, rank: int, size: int, k: int, dtype: str = "float
     elif support == "ties":
         indices, values = random.choice(N, k, replace=False), np.ones(k)
     else:
-        count = {"one_rank": k if rank == size - 1 else 0, "empty": 0, "ragged": (rank * k) // size}[support]
+        count = {
+            "one_rank": k if rank == size - 1 else 0,
+            "empty": 0,
+            "ragged": (rank * k) // size,
+        }[support]
         indices, values = random.choice(N, count, replace=False), values[:count]
     return Entries(np.sort(indices).astype(np.int32), values.astype(dtype))
 
@@ -52,7 +58,9 @@ def conserved(own: list[Entries], results: list[SparseSum]) -> np.ndarray:
     return total
 
 
-def exchange(name: str, own: list[Entries], k: int, settings: Settings | None = None, repeats: int = 1) -> list[SparseSum]:
+def exchange(
+    name: str, own: list[Entries], k: int, settings: Settings | None = None, repeats: int = 1
+) -> list[SparseSum]:
     def body(comm: Communicator) -> SparseSum:
         variant = SPARSE_ALLREDUCES[name](comm, N, settings or Settings())
         for _ in range(repeats):
@@ -132,7 +140,13 @@ def test_qsgd_is_unbiased(bits: int) -> None:
 
     def body(comm: Communicator) -> np.ndarray:
         variant = SPARSE_ALLREDUCES["dense_split_allgather"](comm, N, settings)
-        return sum(variant.reduce(own[comm.rank], 100).to_dense(N).astype(np.float64) for _ in range(400)) / 400
+        return (
+            sum(
+                variant.reduce(own[comm.rank], 100).to_dense(N).astype(np.float64)
+                for _ in range(400)
+            )
+            / 400
+        )
 
     mean = run_ranks(3, body)[0]
     total = total_of(own)
@@ -140,8 +154,12 @@ def test_qsgd_is_unbiased(bits: int) -> None:
     assert np.abs(mean - total).max() < 5 * step / math.sqrt(4 * 400)
 
 
-def words(name: str, size: int, k: int, support: str, repeats: int = 1, **settings: int) -> list[tuple[int, int]]:
-    """Words and messages that each rank sent in the last of `repeats` calls, control messages and sizes included."""
+def words(
+    name: str, size: int, k: int, support: str, repeats: int = 1, **settings: int
+) -> list[tuple[int, int]]:
+    """Words and messages that each rank sent in the last of `repeats` calls, control messages and
+    sizes included.
+    """
     own = [contribution(support, rank, size, k) for rank in range(size)]
 
     def body(comm: Communicator) -> tuple[int, int]:
@@ -164,11 +182,17 @@ def test_ledger_words_within_the_published_bounds(size: int, support: str) -> No
     sizes = size - 1  # of the sizes that oktopk tells everybody
     told = 2 * sizes if size > DIRECT_RANKS else 0  # by an allgather in log P messages
     gathering = sizes if size <= DIRECT_RANKS else log
-    assert all(sent == 2 * k * (size - 1) + told for sent, _ in words("allgather", size, k, support))
+    assert all(
+        sent == 2 * k * (size - 1) + told for sent, _ in words("allgather", size, k, support)
+    )
     assert all(sent <= 2 * k * log for sent, _ in words("gtopk", size, k, support))
     for sent, messages in words("recursive_doubling", size, k, support):
         power = 1 << (size.bit_length() - 1)
-        folded = power < size  # ranks beyond the power of two: a message of at most n more, and sums of twice as many ranks
+        folded = (
+            power < size
+            # ranks beyond the power of two: a message of at most n more, and sums of twice as many
+            # ranks
+        )
         assert sent <= (4 if folded else 2) * k * (size - 1) + folded * (N + 1)
         assert messages <= log + folded
     for sent, _ in words("oktopk", size, k, support, repeats=4, threshold_steps=64):
@@ -179,7 +203,9 @@ def test_ledger_words_within_the_published_bounds(size: int, support: str) -> No
 
 
 def test_oktopk_regions_follow_the_entries() -> None:
-    """All entries in the first tenth of the index space: every rank still owns about k/P of them."""
+    """All entries in the first tenth of the index space: every rank still owns about k/P of
+    them.
+    """
     size, k = 4, 40
 
     def body(comm: Communicator) -> list[int]:
@@ -211,16 +237,24 @@ def test_planned_fill_in_is_what_random_supports_have(common: float) -> None:
     random = np.random.default_rng(3)
     shared = random.choice(n, round(common * k), replace=False)
     others = np.setdiff1d(np.arange(n), shared)
-    supports = [np.concatenate([shared, random.choice(others, k - shared.size, replace=False)]) for _ in range(size)]
+    supports = [
+        np.concatenate([shared, random.choice(others, k - shared.size, replace=False)])
+        for _ in range(size)
+    ]
     for ranks in range(1, size + 1):
         union = np.unique(np.concatenate(supports[:ranks])).size
         assert Problem(n, k, size, common=common).filled(ranks) == pytest.approx(union, rel=0.02)
 
 
 def test_more_ranks_never_cost_fewer_seconds() -> None:
-    model = CostModel(Link(1e-7, 1e8), Link(1e-7, 1e8), 1e10)  # words and entries only: an allgather changes its messages
+    model = CostModel(
+        Link(1e-7, 1e8), Link(1e-7, 1e8), 1e10
+    )  # words and entries only: an allgather changes its messages
     for name in SPARSE_ALLREDUCES:
-        seconds = [plan_all(1_000_000, 10_000, ranks, Settings())[name].seconds(model) for ranks in (1, 2, 4, 8, 16, 64)]
+        seconds = [
+            plan_all(1_000_000, 10_000, ranks, Settings())[name].seconds(model)
+            for ranks in (1, 2, 4, 8, 16, 64)
+        ]
         assert seconds == sorted(seconds), name
 
 

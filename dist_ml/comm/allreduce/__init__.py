@@ -1,1 +1,3 @@
-"""The allreduce family: one dict of ways to sum a vector over ranks, all with the same face (`base.Allreduce`)."""
+"""The allreduce family: one dict of ways to sum a vector over ranks, all with the same face
+(`base.Allreduce`).
+"""

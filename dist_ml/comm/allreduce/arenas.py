@@ -1,4 +1,6 @@
-"""The shared memory that one member of the family holds: what it allocated for its callers, and what it copies strangers into."""
+"""The shared memory that one member of the family holds: what it allocated for its callers, and
+what it copies strangers into.
+"""
 
 import os
 from types import ModuleType
@@ -13,7 +15,9 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.shared import SharedArena, Watch
 
 _SPINS = 20_000  # looks at a flag before the processor is offered to others: about 20 µs
-_SPINS_CROWDED = 50  # where ranks outnumber cores, the rank that is waited for may need this one's core
+_SPINS_CROWDED = (
+    50  # where ranks outnumber cores, the rank that is waited for may need this one's core
+)
 
 
 class Arenas:
@@ -43,7 +47,9 @@ class Arenas:
         if arena is None or arena.n < array.size:
             if arena is not None:
                 arena.free()
-            arena = self._staging[array.dtype] = SharedArena(self._node, array.size, torch.from_numpy(array).dtype)
+            arena = self._staging[array.dtype] = SharedArena(
+                self._node, array.size, torch.from_numpy(array).dtype
+            )
         return arena
 
     def free(self) -> None:
@@ -54,9 +60,13 @@ class Arenas:
 
 
 class FlagsReached:
-    """Waits, as what `Request` calls a pending, until the flags of all ranks from `first` on are at `ticket`."""
+    """Waits, as what `Request` calls a pending, until the flags of all ranks from `first` on are at
+    `ticket`.
+    """
 
-    def __init__(self, loops: ModuleType, arena: SharedArena, first: int, ticket: int, spins: int) -> None:
+    def __init__(
+        self, loops: ModuleType, arena: SharedArena, first: int, ticket: int, spins: int
+    ) -> None:
         self._loops = loops
         self._arena = arena
         self._wanted = first, arena.size, ticket
@@ -74,7 +84,7 @@ class FlagsReached:
 
 
 def choose_loops() -> ModuleType:
-    """The compiled loops where numba is, else their plain twins."""
+    """The compiled loops where numba is, else their plain reference."""
     if not compiled.available():
         return plain_loops
     from dist_ml.comm.allreduce import compiled_loops
@@ -84,5 +94,7 @@ def choose_loops() -> ModuleType:
 
 def choose_spins(num_ranks: int) -> int:
     """How often to look at a flag before offering the processor to somebody else."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return _SPINS if num_ranks <= cores else _SPINS_CROWDED

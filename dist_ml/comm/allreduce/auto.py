@@ -1,7 +1,9 @@
-"""Chooses a member of the family by message size, from times that were measured once on these nodes and kept.
+"""Chooses a member of the family by message size, from times that were measured once on these nodes
+and kept.
 
-What is kept: seconds of each candidate at a few sizes, under the names of the hosts, the ranks on each, the MPI and the wire.
-Between two sizes time is interpolated along the logarithms. Rank 0's file decides for all ranks.
+What is kept: seconds of each candidate at a few sizes, under the names of the hosts, the ranks on
+each, the MPI and the wire. Between two sizes time is interpolated along the logarithms. Rank 0's
+file decides for all ranks.
 """
 
 import hashlib
@@ -25,7 +27,8 @@ from dist_ml.measure import cost_model
 log = logging.getLogger(__name__)
 
 SIZES_BYTES = (4096, 65_536, 1 << 20, 1 << 23)
-NETWORK_VARIABLE = "DIST_ML_NETWORK"  # names the network where host names don't tell it apart (the laboratory's rates)
+# names the network where host names don't tell it apart (the emulated network's rates)
+NETWORK_VARIABLE = "DIST_ML_NETWORK"
 _REPEATS = 3
 
 Table = dict[str, dict[str, float]]  # size in bytes -> candidate -> seconds
@@ -35,7 +38,8 @@ Make = Callable[[str], Allreduce]
 class Auto(Allreduce):
     """Each call goes to the fastest candidate for its size. Words: that candidate's.
 
-    `make(name)` makes a candidate over `comm`. The first use on new nodes measures for about a second; then nothing does.
+    `make(name)` makes a candidate over `comm`. The first use on new nodes measures for about a
+    second; then nothing does.
     """
 
     name = "auto"
@@ -48,7 +52,9 @@ class Auto(Allreduce):
         self.table = calibration(comm, nodes, wire, names, make)
         in_window = [name for name in names if name in ("shared_memory", "hierarchical")]
         self._home = self._members[in_window[0] if in_window else names[0]]
-        chosen = ", ".join(f"{choose(self.table, int(size))} at {int(size):,} bytes" for size in self.table)
+        chosen = ", ".join(
+            f"{choose(self.table, int(size))} at {int(size):,} bytes" for size in self.table
+        )
         log.info("allreduce=auto: %s", chosen)
 
     def start(self, x: Tensor, op: Op = "sum") -> Request:
@@ -68,7 +74,9 @@ class Auto(Allreduce):
         return self._members[choose(self.table, num_bytes)]
 
     def allocate(self, n: int, dtype: torch.dtype) -> torch.Tensor:
-        """In the node's shared memory where a candidate reduces there; the others take it from there as well."""
+        """In the node's shared memory where a candidate reduces there; the others take it from
+        there as well.
+        """
         return self._home.allocate(n, dtype)
 
     def free(self) -> None:
@@ -85,7 +93,9 @@ def candidates(ranks_per_node: list[int], wire: WireName) -> list[str]:
 
 
 def choose(table: Mapping[str, Mapping[str, float]], num_bytes: int) -> str:
-    """The candidate with the least time at `num_bytes`, between sizes along the logarithms, beyond them at the last one's."""
+    """The candidate with the least time at `num_bytes`, between sizes along the logarithms, beyond
+    them at the last one's.
+    """
     sizes = sorted(int(size) for size in table)
     upper = next((size for size in sizes if size >= num_bytes), sizes[-1])
     lower = max((size for size in sizes if size <= num_bytes), default=sizes[0])
@@ -98,8 +108,12 @@ def choose(table: Mapping[str, Mapping[str, float]], num_bytes: int) -> str:
     return min(table[str(lower)], key=seconds)
 
 
-def calibration(comm: Communicator, nodes: list[str], wire: WireName, members: Sequence[str], make: Make) -> Table:
-    """What rank 0 has kept for these nodes, else measured now and kept. The same on all ranks; collective."""
+def calibration(
+    comm: Communicator, nodes: list[str], wire: WireName, members: Sequence[str], make: Make
+) -> Table:
+    """What rank 0 has kept for these nodes, else measured now and kept. The same on all ranks;
+    collective.
+    """
     what = [comm.transport.flavour, *nodes, wire, os.environ.get(NETWORK_VARIABLE, ""), *members]
     name = "allreduce-" + hashlib.blake2b("|".join(what).encode(), digest_size=8).hexdigest()
     kept: Table | None = comm.broadcast_object(_loaded(name, members) if comm.rank == 0 else None)
@@ -143,12 +157,22 @@ def _loaded(name: str, members: Sequence[str]) -> Table | None:
     kept = (cost_model.load(name) or {}).get("seconds")
     if not isinstance(kept, dict):
         return None
-    complete = all(isinstance(kept.get(str(size), {}).get(member), float) for size in SIZES_BYTES for member in members)
-    return kept if complete and all(seconds > 0 for times in kept.values() for seconds in times.values()) else None
+    complete = all(
+        isinstance(kept.get(str(size), {}).get(member), float)
+        for size in SIZES_BYTES
+        for member in members
+    )
+    return (
+        kept
+        if complete and all(seconds > 0 for times in kept.values() for seconds in times.values())
+        else None
+    )
 
 
 def _node_of(comm: Communicator) -> str:
-    """The name of this node: its host's, and the rank of its first rank, since hosts may share a name."""
+    """The name of this node: its host's, and the rank of its first rank, since hosts may share a
+    name.
+    """
     node = comm.split_by_node()
     first = node.broadcast_object(comm.rank)
     node.free()

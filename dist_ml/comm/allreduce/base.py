@@ -1,7 +1,9 @@
-"""What all members of the allreduce family have in common, and how one that is made of steps is run.
+"""What all members of the allreduce family have in common, and how one that is made of steps is
+run.
 
-An algorithm made of messages is a generator: it yields each request that must complete before it can go on. Waiting for them one
-by one makes the blocking call; testing the current one makes the call that overlaps; neither appears in the algorithm.
+An algorithm made of messages is a generator: it yields each request that must complete before it
+can go on. Waiting for them one by one makes the blocking call; testing the current one makes the
+call that overlaps; neither appears in the algorithm.
 """
 
 from abc import ABC, abstractmethod
@@ -19,16 +21,20 @@ from dist_ml.errors import CommunicationError
 Steps: TypeAlias = Iterator[Request]
 Op: TypeAlias = Literal["sum", "mean"]
 
-FIRST_TAG, NUM_TAGS = 16_384, 8_192  # kept for this family on any communicator; every MPI allows tags up to 32767
+FIRST_TAG, NUM_TAGS = (
+    16_384,
+    8_192,
+)  # kept for this family on any communicator; every MPI allows tags up to 32767
 
 _DTYPES = ("float32", "float64")
 
 
 class Allreduce(ABC):
-    """Reduces tensors in place over `comm`: sum or mean, the same bits on all ranks, deterministic for a fixed layout of ranks.
+    """Reduces tensors in place over `comm`: sum or mean, the same bits on all ranks, deterministic
+    for a fixed layout of ranks.
 
-    float32 and float64, contiguous, in host memory, the same number of elements on all ranks. `name` is the entry's in
-    `ALLREDUCES` and in the traffic ledger.
+    float32 and float64, contiguous, in host memory, the same number of elements on all ranks.
+    `name` is the entry's in `ALLREDUCES` and in the traffic ledger.
     """
 
     name = ""
@@ -44,7 +50,8 @@ class Allreduce(ABC):
     def start(self, x: Tensor, op: Op = "sum") -> Request:
         """Reduce `x` in place, completed by the returned request; `x` belongs to it until then.
 
-        Several may be under way; all ranks start them in the same order. It moves when it is tested or waited for.
+        Several may be under way; all ranks start them in the same order. It moves when it is tested
+        or waited for.
         """
         array = self.enter(x, op)
         if self.comm.size == 1 or array.size == 0:
@@ -54,32 +61,47 @@ class Allreduce(ABC):
         return Request([stepping], keep=x)
 
     def steps(self, array: Array, op: Op, tag: int) -> Steps:  # noqa: ARG002
-        """The algorithm, on the flat view of the caller's tensor; all its messages carry `tag`. None if `start` is overridden."""
+        """The algorithm, on the flat view of the caller's tensor; all its messages carry `tag`.
+        None if `start` is overridden.
+        """
         return iter(())
 
     @abstractmethod
     def words(self, n: int, item_bytes: int = 4) -> Words:
-        """What this rank moves to reduce n elements of `item_bytes`: exactly what the traffic ledger shows afterwards."""
+        """What this rank moves to reduce n elements of `item_bytes`: exactly what the traffic
+        ledger shows afterwards.
+        """
 
     def allocate(self, n: int, dtype: torch.dtype) -> torch.Tensor:
-        """A vector of n zeros where this algorithm reduces it fastest. Collective. It lives until `free`."""
+        """A vector of n zeros where this algorithm reduces it fastest. Collective. It lives until
+        `free`.
+        """
         return torch.zeros(n, dtype=dtype)
 
     def free(self) -> None:  # noqa: B027 - most hold nothing
         """Give memory and communicators back. Collective."""
 
     def next_tag(self) -> int:
-        """A tag of its own for each of the many that may be under way: ranks may get on with them in different orders."""
+        """A tag of its own for each of the many that may be under way: ranks may get on with them
+        in different orders.
+        """
         self._started += 1
         return FIRST_TAG + self._started % NUM_TAGS
 
     def enter(self, x: Tensor, op: Op) -> Array:
-        """Check one call (with the other ranks' too, in checked mode) and return the flat view of `x`."""
+        """Check one call (with the other ranks' too, in checked mode) and return the flat view of
+        `x`.
+        """
         buffer = as_buffer(x)
         if buffer.dtype not in _DTYPES:
-            raise CommunicationError(f"allreduce={self.name} takes float32 and float64, not {buffer.dtype}; use allreduce=native")
+            raise CommunicationError(
+                f"allreduce={self.name} takes float32 and float64, not {buffer.dtype}; use "
+                "allreduce=native"
+            )
         if op not in ("sum", "mean"):
-            raise CommunicationError(f"allreduce={self.name} takes op=sum or mean, not {op}; use allreduce=native")
+            raise CommunicationError(
+                f"allreduce={self.name} takes op=sum or mean, not {op}; use allreduce=native"
+            )
         self.comm.compare_calls(f"allreduce {op} by {self.name}", buffer.dtype, buffer.array.size)
         return buffer.array
 

@@ -1,8 +1,10 @@
-"""The hot loops of the shared-memory reduction, compiled: one pass reads a line of every copy, adds, and writes all copies.
+"""The hot loops of the shared-memory reduction, compiled: one pass reads a line of every copy,
+adds, and writes all copies.
 
-Vector loads and stores of exactly one aligned cache line (64 bytes), instead of a scalar loop left to the compiler's vectoriser:
-measured here on 2 x 25 M floats 5 ms against 8-10 ms, and 5 ms is what reading and writing as many floats in place takes. LLVM
-splits the vectors for processors with shorter ones. Importing this module imports numba; `plain_loops.py` is its twin.
+Vector loads and stores of exactly one aligned cache line (64 bytes), instead of a scalar loop left
+to the compiler's vectoriser: measured here on 2 x 25 M floats 5 ms against 8-10 ms, and 5 ms is
+what reading and writing as many floats in place takes. LLVM splits the vectors for processors with
+shorter ones. Importing this module imports numba; `plain_loops.py` is its reference.
 """
 
 from typing import Any
@@ -15,11 +17,15 @@ from numba.extending import intrinsic
 cgutils: Any = untyped_cgutils
 
 LINE_BYTES = 64
-FLAG_STRIDE = LINE_BYTES // 8  # each flag has a line of its own, so that waiting for one doesn't slow another
+FLAG_STRIDE = (
+    LINE_BYTES // 8
+)  # each flag has a line of its own, so that waiting for one doesn't slow another
 
 
 def _load_acquire(_context: Any, flags: Any, index: Any) -> Any:
-    """flags[index] (int64), read anew each time, and before everything that the program does after it."""
+    """flags[index] (int64), read anew each time, and before everything that the program does after
+    it.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load_atomic(_element(context, builder, signature, arguments), "acquire", 8)
@@ -31,7 +37,9 @@ def _store_release(_context: Any, flags: Any, index: Any, _value: Any) -> Any:
     """flags[index] = value (int64), after everything that the program did before it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.store_atomic(arguments[2], _element(context, builder, signature, arguments), "release", 8)
+        builder.store_atomic(
+            arguments[2], _element(context, builder, signature, arguments), "release", 8
+        )
         return context.get_dummy_value()
 
     return types.void(flags, index, types.int64), generate
@@ -42,20 +50,28 @@ def _element(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return builder.gep(array.data, [arguments[1]])
 
 
-def _reduce_line(_context: Any, copies: Any, rows: Any, _column: Any, _divisor: Any, _target: Any) -> Any:
+def _reduce_line(
+    _context: Any, copies: Any, rows: Any, _column: Any, _divisor: Any, _target: Any
+) -> Any:
     """Reduce the aligned line at `column` of all rows of `copies`; see `plain_loops.reduce`.
 
-    `rows` is the tuple of all row numbers: its type tells the compiler how many there are, and the loop is unrolled.
+    `rows` is the tuple of all row numbers: its type tells the compiler how many there are, and the
+    loop is unrolled.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])
-        vector = ir.VectorType(context.get_value_type(copies.dtype), LINE_BYTES * 8 // copies.dtype.bitwidth)
+        vector = ir.VectorType(
+            context.get_value_type(copies.dtype), LINE_BYTES * 8 // copies.dtype.bitwidth
+        )
         stride = builder.sdiv(cgutils.unpack_tuple(builder, array.strides, 2)[0], array.itemsize)
         column, divisor, target = arguments[2:]
 
         def line(row: Any) -> Any:
-            return builder.bitcast(builder.gep(array.data, [builder.add(builder.mul(row, stride), column)]), vector.as_pointer())
+            return builder.bitcast(
+                builder.gep(array.data, [builder.add(builder.mul(row, stride), column)]),
+                vector.as_pointer(),
+            )
 
         lines = [line(column.type(row)) for row in range(rows.count)]
         total = builder.load(lines[0], align=LINE_BYTES)
@@ -89,7 +105,9 @@ def signal(flags: Any, index: int, ticket: int) -> None:
 
 @njit(nogil=True, cache=True)
 def reached(flags: Any, first: int, num_flags: int, ticket: int, spins: int) -> bool:
-    """Whether all of `num_flags` flags from `first` on are at `ticket` or beyond, looking again up to `spins` times a flag."""
+    """Whether all of `num_flags` flags from `first` on are at `ticket` or beyond, looking again up
+    to `spins` times a flag.
+    """
     for index in range(first, first + num_flags):
         left = spins
         while load_acquire(flags, index * FLAG_STRIDE) < ticket:
@@ -100,7 +118,9 @@ def reached(flags: Any, first: int, num_flags: int, ticket: int, spins: int) -> 
 
 
 @njit(nogil=True, cache=True)
-def _reduce_elements(copies: Any, rows: Any, start: int, stop: int, divisor: Any, target: int) -> None:
+def _reduce_elements(
+    copies: Any, rows: Any, start: int, stop: int, divisor: Any, target: int
+) -> None:
     for column in range(start, stop):
         total = copies[0, column]
         for row in range(1, len(rows)):
@@ -125,7 +145,16 @@ def reduce(copies: Any, rows: Any, start: int, stop: int, divisor: Any, target: 
 
 @njit(nogil=True, cache=True)
 def advance(
-    stage: int, copies: Any, rows: Any, flags: Any, rank: int, ticket: int, start: int, stop: int, divisor: Any, spins: int
+    stage: int,
+    copies: Any,
+    rows: Any,
+    flags: Any,
+    rank: int,
+    ticket: int,
+    start: int,
+    stop: int,
+    divisor: Any,
+    spins: int,
 ) -> int:
     """`plain_loops.advance`: a whole small reduction in one call."""
     if stage == 0:

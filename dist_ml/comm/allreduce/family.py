@@ -26,7 +26,9 @@ ALLREDUCES: dict[str, Maker] = {
 
 
 def make(name: str, comm: Communicator, wire: WireName = "fp32") -> Allreduce:
-    """The algorithm called `name` over `comm`. Collective. `ConfigError` for an unknown name, or one that can't work here."""
+    """The algorithm called `name` over `comm`. Collective. `ConfigError` for an unknown name, or
+    one that can't work here.
+    """
     if name not in ALLREDUCES:
         raise ConfigError(f"allreduce={name} is not one of {', '.join(ALLREDUCES)}")
     Wire(wire)

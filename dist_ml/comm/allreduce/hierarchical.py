@@ -1,6 +1,8 @@
-"""Shared memory inside the node, messages between nodes, and every rank of a node carries its share of the wire.
+"""Shared memory inside the node, messages between nodes, and every rank of a node carries its share
+of the wire.
 
-Two nodes of two ranks; the vector is cut into as many shares as a node has ranks, and rank i of every node looks after share i:
+Two nodes of two ranks; the vector is cut into as many shares as a node has ranks, and rank i of
+every node looks after share i:
 
     1  all ranks of a node have arrived
     2  rank i adds up share i over the copies of its node, into its own copy     (memory)
@@ -8,9 +10,10 @@ Two nodes of two ranks; the vector is cut into as many shares as a node has rank
     4  rank i writes share i to all copies of its node                           (memory)
     5  all ranks of the node have written
 
-Where nodes have different numbers of ranks there are as many rails as the smallest has, and its other ranks only watch.
-Jia et al., "Highly scalable deep learning training system with mixed-precision", arXiv 1807.11205, section 3.3, with shared
-memory in place of the reductions and broadcasts inside the node.
+Where nodes have different numbers of ranks there are as many rails as the smallest has, and its
+other ranks only watch. Jia et al., "Highly scalable deep learning training system with
+mixed-precision", arXiv 1807.11205, section 3.3, with shared memory in place of the reductions and
+broadcasts inside the node.
 """
 
 import torch
@@ -27,14 +30,17 @@ from dist_ml.comm.shared import SharedArena
 from dist_ml.comm.traffic import Words
 from dist_ml.partition import Range, block
 
-RING_FROM_BYTES = 1 << 18  # shares at least this long go around a ring; shorter ones are cheaper in fewer messages
+RING_FROM_BYTES = (
+    1 << 18
+)  # shares at least this long go around a ring; shorter ones are cheaper in fewer messages
 
 
 class Hierarchical(Allreduce):
-    """Words sent to other nodes: those of a ring (or rabenseifner) over the H nodes with n / R elements, R ranks a node.
+    """Words sent to other nodes: those of a ring (or rabenseifner) over the H nodes with n / R
+    elements, R ranks a node.
 
-    A node sends 2n(H-1)/H in all, however many ranks it has. Tensors from `allocate` are reduced in place; others are copied into
-    the node's memory and back, before `start` returns.
+    A node sends 2n(H-1)/H in all, however many ranks it has. Tensors from `allocate` are reduced in
+    place; others are copied into the node's memory and back, before `start` returns.
     """
 
     name = "hierarchical"
@@ -89,13 +95,17 @@ class Hierarchical(Allreduce):
     def _begin(self, arena: SharedArena, offset: int, n: int, op: Op) -> Request:
         ticket = arena.next_ticket()
         self._loops.signal(arena.flags, self.node.rank, ticket)
-        steps = self._node_steps(arena, Range(offset, offset + n), op, ticket, self._last.get(arena))
+        steps = self._node_steps(
+            arena, Range(offset, offset + n), op, ticket, self._last.get(arena)
+        )
         stepping = Stepping(steps, self.comm, self.name)
         stepping.Test()
         self._last[arena] = Request([stepping])
         return self._last[arena]
 
-    def _node_steps(self, arena: SharedArena, where: Range, op: Op, ticket: int, earlier: Request | None) -> Steps:
+    def _node_steps(
+        self, arena: SharedArena, where: Range, op: Op, ticket: int, earlier: Request | None
+    ) -> Steps:
         """Steps 2 to 5 of the drawing; the flags count reductions, so an earlier one ends first."""
         if earlier is not None:
             yield earlier
@@ -103,28 +113,45 @@ class Hierarchical(Allreduce):
         if self.rail is not None:
             share = block(where.size, self.num_rails, self.rail_index)
             mine = Range(where.start + share.start, where.start + share.stop)
-            yield from self._rail_steps(self.rail, arena, mine, self.comm.size if op == "mean" else 1)
+            yield from self._rail_steps(
+                self.rail, arena, mine, self.comm.size if op == "mean" else 1
+            )
         self._loops.signal(arena.flags, self.node.size + self.node.rank, ticket)
         yield self._reached(arena, self.node.size, ticket)
 
-    def _rail_steps(self, rail: Communicator, arena: SharedArena, mine: Range, divisor: int) -> Steps:
-        """Steps 2 to 4: around a ring the memory's work goes on while other segments are on the wire."""
+    def _rail_steps(
+        self, rail: Communicator, arena: SharedArena, mine: Range, divisor: int
+    ) -> Steps:
+        """Steps 2 to 4: around a ring the memory's work goes on while other segments are on the
+        wire.
+        """
         array = arena.copies[self.node.rank, mine.slice]
 
         def prepare(part: Range) -> None:
             own = Range(mine.start + part.start, mine.start + part.stop)
-            self._loops.reduce(arena.copies, arena.rows, own.start, own.stop, arena.copies.dtype.type(1), self.node.rank)
+            self._loops.reduce(
+                arena.copies,
+                arena.rows,
+                own.start,
+                own.stop,
+                arena.copies.dtype.type(1),
+                self.node.rank,
+            )
 
         def finish(part: Range) -> None:
             for rank in range(self.node.size):
                 if rank != self.node.rank:
-                    arena.copies[rank, mine.start + part.start : mine.start + part.stop] = array[part.slice]
+                    arena.copies[rank, mine.start + part.start : mine.start + part.stop] = array[
+                        part.slice
+                    ]
 
         whole = Range(0, mine.size)
         if rail.size > 1 and self._by_ring(mine.size, array.itemsize):
             segment_words = Ring(rail, self.wire.name).segment_words(array.itemsize)
             local = Local(prepare, finish)
-            yield from ring_steps(rail, array, divisor, self.next_tag(), self.wire, segment_words, local)
+            yield from ring_steps(
+                rail, array, divisor, self.next_tag(), self.wire, segment_words, local
+            )
             return
         prepare(whole)
         if rail.size > 1 and mine.size:

@@ -1,4 +1,6 @@
-"""The MPI library's own allreduce: the naive twin of the family, and what the others must beat."""
+"""The MPI library's own allreduce: the naive reference of the family, and what the others must
+beat.
+"""
 
 import numpy as np
 
@@ -13,14 +15,19 @@ from dist_ml.partition import block
 
 
 class Native(Allreduce):
-    """Any dtype that `Communicator.allreduce` takes. Counted as the direct algorithm: the library's own can't be seen."""
+    """Any dtype that `Communicator.allreduce` takes. Counted as the direct algorithm: the library's
+    own can't be seen.
+    """
 
     name = "native"
 
     def __init__(self, comm: Communicator, wire: WireName = "fp32") -> None:
         super().__init__(comm)
         if Wire(wire).name != "fp32":
-            raise ConfigError(f"wire={wire}: MPI's own allreduce sends numbers as they are; use allreduce=ring, or wire=fp32")
+            raise ConfigError(
+                f"wire={wire}: MPI's own allreduce sends numbers as they are; use allreduce=ring, "
+                "or wire=fp32"
+            )
 
     def steps(self, array: Array, op: Op, tag: int) -> Steps:  # noqa: ARG002
         yield self.comm.iallreduce(array, op)
@@ -38,7 +45,9 @@ class Native(Allreduce):
 
 
 def naive(comm: Communicator, array: Array, op: Op) -> None:
-    """The twin of the others in their tests: every rank receives everything and adds it up, in the order of the ranks."""
+    """The reference of the others in their tests: every rank receives everything and adds it up, in
+    the order of the ranks.
+    """
     everything = np.empty((comm.size, array.size), dtype=array.dtype)
     comm.allgather(array, everything, [array.size] * comm.size)
     total = everything[0].copy()

@@ -1,4 +1,6 @@
-"""The loops of the shared-memory reduction in plain torch: for use without numba, and to test the compiled ones against."""
+"""The loops of the shared-memory reduction in plain torch: for use without numba, and to test the
+compiled ones against.
+"""
 
 import threading
 from typing import TypeAlias
@@ -11,7 +13,11 @@ Rows: TypeAlias = tuple[int, ...]  # 0, 1, ... number of copies - 1
 
 LINE_BYTES = 64
 FLAG_STRIDE = LINE_BYTES // 8
-PIECE_BYTES = 1 << 17  # what is summed at a time, so that the sum is still in the cache when it is written to all copies
+PIECE_BYTES = (
+    1 << 17
+    # what is summed at a time, so that the sum is still in the cache when it is written to all
+    # copies
+)
 
 _fence = threading.Lock()  # taking and giving back a lock orders memory on every processor
 
@@ -24,7 +30,9 @@ def signal(flags: Array, index: int, ticket: int) -> None:
 
 
 def reached(flags: Array, first: int, num_flags: int, ticket: int, spins: int) -> bool:
-    """Whether all of `num_flags` flags from `first` on are at `ticket` or beyond, looking again up to `spins` times."""
+    """Whether all of `num_flags` flags from `first` on are at `ticket` or beyond, looking again up
+    to `spins` times.
+    """
     watched = flags[first * FLAG_STRIDE : (first + num_flags) * FLAG_STRIDE : FLAG_STRIDE]
     for _ in range(min(spins, 100) + 1):
         if watched.min() >= ticket:
@@ -34,9 +42,11 @@ def reached(flags: Array, first: int, num_flags: int, ticket: int, spins: int) -
 
 
 def reduce(copies: Array, rows: Rows, start: int, stop: int, divisor: float, target: int) -> None:
-    """Columns [start, stop) of all rows of `copies` are added in the order of the `rows` and divided by `divisor`.
+    """Columns [start, stop) of all rows of `copies` are added in the order of the `rows` and
+    divided by `divisor`.
 
-    The result goes to row `target`, or to all rows when that is negative. The caller is the only one to touch these columns.
+    The result goes to row `target`, or to all rows when that is negative. The caller is the only
+    one to touch these columns.
     """
     tensors = torch.from_numpy(copies)
     piece = PIECE_BYTES // copies.itemsize
@@ -54,12 +64,23 @@ def reduce(copies: Array, rows: Rows, start: int, stop: int, divisor: float, tar
 
 
 def advance(
-    stage: int, copies: Array, rows: Rows, flags: Array, rank: int, ticket: int, start: int, stop: int, divisor: float, spins: int
+    stage: int,
+    copies: Array,
+    rows: Rows,
+    flags: Array,
+    rank: int,
+    ticket: int,
+    start: int,
+    stop: int,
+    divisor: float,
+    spins: int,
 ) -> int:
-    """Bring one reduction as far as it gets without waiting longer than `spins`; returns the stage to go on from.
+    """Bring one reduction as far as it gets without waiting longer than `spins`; returns the stage
+    to go on from.
 
-    Stage 0: not begun. 1: this rank has arrived. 2: all ranks have arrived, and this rank has reduced [start, stop) into all
-    copies. 3: all ranks have reduced their ranges. `flags` holds a line for each rank's arrival, then one for each rank's end.
+    Stage 0: not begun. 1: this rank has arrived. 2: all ranks have arrived, and this rank has
+    reduced [start, stop) into all copies. 3: all ranks have reduced their ranges. `flags` holds a
+    line for each rank's arrival, then one for each rank's end.
     """
     if stage == 0:
         signal(flags, rank, ticket)

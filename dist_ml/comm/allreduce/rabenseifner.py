@@ -1,15 +1,18 @@
-"""Recursive halving and doubling, for any number of ranks: as few words as a ring in 2 ceil(log2 P) messages.
+"""Recursive halving and doubling, for any number of ranks: as few words as a ring in 2 ceil(log2 P)
+messages.
 
-Blocks are numbered from each rank's own: block i of rank r is the global block (r + i) mod P. P = 5 skips by 5, 3, 2, 1:
+Blocks are numbered from each rank's own: block i of rank r is the global block (r + i) mod P. P = 5
+skips by 5, 3, 2, 1:
 
     halving    send blocks 3..4 to rank r + 3, add what comes from r - 3 to blocks 0..1
                send block  2    to rank r + 2, add what comes from r - 2 to block  0
                send block  1    to rank r + 1, add what comes from r - 1 to block  0      block 0 = own is complete
     doubling   the same backwards: send block 0 to r - 1, receive block 1 from r + 1, and so on
 
-For powers of two these are Rabenseifner's rounds (R. Rabenseifner, "Optimization of collective reduction operations", ICCS 2004,
-section 3); the circulant skips make any P as cheap (J. L. Träff, "Optimal, non-pipelined reduce-scatter and allreduce
-algorithms", arXiv 2410.14234, algorithms 1 and 2).
+For powers of two these are Rabenseifner's rounds (R. Rabenseifner, "Optimization of collective
+reduction operations", ICCS 2004, section 3); the circulant skips make any P as cheap (J. L. Träff,
+"Optimal, non-pipelined reduce-scatter and allreduce algorithms", arXiv 2410.14234, algorithms 1 and
+2).
 """
 
 from collections.abc import Callable
@@ -29,17 +32,20 @@ Take: TypeAlias = Callable[[Array, Array], None]
 
 
 class Round(NamedTuple):
-    """One round of halving: blocks [low, high) go to rank + low; blocks [0, high - low) are received for, from rank - low."""
+    """One round of halving: blocks [low, high) go to rank + low; blocks [0, high - low) are
+    received for, from rank - low.
+    """
 
     low: int
     high: int
 
 
 class Rabenseifner(Allreduce):
-    """Words sent: 2n - own - (the n elements' blocks are uneven by one at most); messages: 2 ceil(log2 P), fewer if n < P.
+    """Words sent: 2n - own - (the n elements' blocks are uneven by one at most); messages: 2
+    ceil(log2 P), fewer if n < P.
 
-    The best for short vectors between nodes, where messages cost more than words. With a 16-bit wire partial sums are rounded
-    once a round.
+    The best for short vectors between nodes, where messages cost more than words. With a 16-bit
+    wire partial sums are rounded once a round.
     """
 
     name = "rabenseifner"
@@ -56,7 +62,10 @@ class Rabenseifner(Allreduce):
         rank, size = self.comm.rank, self.comm.size
         sent = received = messages = 0
         for low, high in rounds(size):
-            for outgoing, incoming in (((low, high), (0, high - low)), ((0, high - low), (low, high))):
+            for outgoing, incoming in (
+                ((low, high), (0, high - low)),
+                ((0, high - low), (low, high)),
+            ):
                 words = _count(n, rank, size, *outgoing)
                 sent, messages = sent + words, messages + (words > 0)
                 received += _count(n, rank, size, *incoming)
@@ -81,7 +90,9 @@ def rabenseifner_steps(comm: Communicator, array: Array, op: Op, tag: int, wire:
         outgoing = _gather(wire, array, _ranges(array.size, rank, size, low, high))
         targets = _ranges(array.size, rank, size, 0, high - low)
         incoming = wire.room(_sum(targets), array.dtype)
-        yield from _exchange(comm, tag, outgoing, (rank + low) % size, incoming, (rank - low) % size)
+        yield from _exchange(
+            comm, tag, outgoing, (rank + low) % size, incoming, (rank - low) % size
+        )
         _scatter(wire.add, incoming, array, targets)
     own = array[block(array.size, size, rank).slice]
     if op == "mean":
@@ -91,19 +102,28 @@ def rabenseifner_steps(comm: Communicator, array: Array, op: Op, tag: int, wire:
         outgoing = _gather(wire, array, _ranges(array.size, rank, size, 0, high - low))
         targets = _ranges(array.size, rank, size, low, high)
         incoming = wire.room(_sum(targets), array.dtype)
-        yield from _exchange(comm, tag, outgoing, (rank - low) % size, incoming, (rank + low) % size)
+        yield from _exchange(
+            comm, tag, outgoing, (rank - low) % size, incoming, (rank + low) % size
+        )
         _scatter(wire.unpack, incoming, array, targets)
 
 
 def _ranges(n: int, rank: int, size: int, low: int, high: int) -> list[Range]:
-    """Blocks [low, high) counted from `rank`, as one range of elements, or two where they wrap around."""
+    """Blocks [low, high) counted from `rank`, as one range of elements, or two where they wrap
+    around.
+    """
     first, last = rank + low, rank + high - 1
     if first // size == last // size:
         return [Range(block(n, size, first % size).start, block(n, size, last % size).stop)]
-    return [Range(block(n, size, first % size).start, n), Range(0, block(n, size, last % size).stop)]
+    return [
+        Range(block(n, size, first % size).start, n),
+        Range(0, block(n, size, last % size).stop),
+    ]
 
 
-def _exchange(comm: Communicator, tag: int, outgoing: Array, destination: int, incoming: Array, source: int) -> Steps:
+def _exchange(
+    comm: Communicator, tag: int, outgoing: Array, destination: int, incoming: Array, source: int
+) -> Steps:
     receiving = comm.ireceive(incoming, source, tag) if incoming.size else Request()
     sending = comm.isend(outgoing, destination, tag) if outgoing.size else Request()
     yield receiving

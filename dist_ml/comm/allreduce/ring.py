@@ -1,7 +1,7 @@
 """Ring: each block travels once around the ranks to be summed, and once more to be told.
 
-With P = 3 and blocks 0, 1, 2 (one a rank); each arrow is a message to the right-hand neighbour, in segments that follow each
-other without a gap:
+With P = 3 and blocks 0, 1, 2 (one a rank); each arrow is a message to the right-hand neighbour, in
+segments that follow each other without a gap:
 
     step        rank 0        rank 1        rank 2
     0  reduce   sends 2 ->    sends 0 ->    sends 1 ->
@@ -9,7 +9,8 @@ other without a gap:
     2  gather   sends 0 ->    sends 1 ->    sends 2 ->
     3  gather   sends 2 ->    sends 0 ->    sends 1 ->
 
-Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC 69(2), 2009, section 4.
+Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC
+69(2), 2009, section 4.
 """
 
 from collections import deque
@@ -24,21 +25,29 @@ from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Words
 from dist_ml.partition import Range, block, pieces
 
-SEGMENT_BYTES = 1 << 20  # 512 KiB to 2 MiB measured alike at 1 Gbit/s; shorter ones cost messages, longer ones gaps
+SEGMENT_BYTES = (
+    1 << 20
+)  # 512 KiB to 2 MiB measured alike at 1 Gbit/s; shorter ones cost messages, longer ones gaps
 AHEAD = 4  # receives that are posted before their segment is needed
 
 
 class Slot(NamedTuple):
-    """One message of a rank's schedule: which elements, and whether what comes is a part of a sum or the whole sum."""
+    """One message of a rank's schedule: which elements, and whether what comes is a part of a sum
+    or the whole sum.
+    """
 
     where: Range
     gathered: bool
 
 
 class Local(NamedTuple):
-    """What a rank does with its own memory on the way, range by range, while other ranges are on the wire."""
+    """What a rank does with its own memory on the way, range by range, while other ranges are on
+    the wire.
+    """
 
-    prepare: Callable[[Range], None] = lambda _: None  # before the first use of what it adds to the sum
+    prepare: Callable[[Range], None] = lambda _: (
+        None
+    )  # before the first use of what it adds to the sum
     finish: Callable[[Range], None] = lambda _: None  # after the whole sum stands there
 
 
@@ -46,15 +55,18 @@ NOTHING = Local()
 
 
 class Ring(Allreduce):
-    """Words sent: 2n less this rank's and its right-hand neighbour's blocks: 2n(P-1)/P where P divides n. One message a segment.
+    """Words sent: 2n less this rank's and its right-hand neighbour's blocks: 2n(P-1)/P where P
+    divides n. One message a segment.
 
-    The best where the network is the limit and n is large: every link is busy in both directions all the time. With a 16-bit wire
-    partial sums are rounded once a step.
+    The best where the network is the limit and n is large: every link is busy in both directions
+    all the time. With a 16-bit wire partial sums are rounded once a step.
     """
 
     name = "ring"
 
-    def __init__(self, comm: Communicator, wire: WireName = "fp32", segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self, comm: Communicator, wire: WireName = "fp32", segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
         super().__init__(comm)
         self.wire = Wire(wire)
         self.segment_bytes = segment_bytes
@@ -62,7 +74,9 @@ class Ring(Allreduce):
     def steps(self, array: Array, op: Op, tag: int) -> Steps:
         self.wire.check(array.dtype)
         divisor = self.comm.size if op == "mean" else 1
-        return ring_steps(self.comm, array, divisor, tag, self.wire, self.segment_words(array.itemsize))
+        return ring_steps(
+            self.comm, array, divisor, tag, self.wire, self.segment_words(array.itemsize)
+        )
 
     def words(self, n: int, item_bytes: int = 4) -> Words:
         sent, received = schedule(n, self.comm.rank, self.comm.size, self.segment_words(item_bytes))
@@ -73,7 +87,8 @@ class Ring(Allreduce):
 
 
 def schedule(n: int, rank: int, size: int, segment_words: int) -> tuple[list[Slot], list[Slot]]:
-    """What `rank` sends to its right and receives from its left, in order. Every step has the same number of slots.
+    """What `rank` sends to its right and receives from its left, in order. Every step has the same
+    number of slots.
 
     What is received in slot i is sent on in slot i + (slots of a step).
     """
@@ -86,15 +101,25 @@ def schedule(n: int, rank: int, size: int, segment_words: int) -> tuple[list[Slo
 
 
 def ring_steps(
-    comm: Communicator, array: Array, divisor: int, tag: int, wire: Wire, segment_words: int, local: Local = NOTHING
+    comm: Communicator,
+    array: Array,
+    divisor: int,
+    tag: int,
+    wire: Wire,
+    segment_words: int,
+    local: Local = NOTHING,
 ) -> Steps:
     """The algorithm over one communicator; see `Ring`. The sum is divided by `divisor`."""
     sent, received = schedule(array.size, comm.rank, comm.size, segment_words)
     per_step = len(sent) // (2 * (comm.size - 1))
-    ahead = min(AHEAD, comm.size * per_step)  # further ahead, what is to be overwritten would not be sent yet
+    ahead = min(
+        AHEAD, comm.size * per_step
+    )  # further ahead, what is to be overwritten would not be sent yet
     sending: list[Request] = []
     arriving: deque[tuple[Array, Request]] = deque()
-    own = range((comm.size - 2) * per_step, (comm.size - 1) * per_step)  # the slots in which this rank's own block is complete
+    own = range(
+        (comm.size - 2) * per_step, (comm.size - 1) * per_step
+    )  # the slots in which this rank's own block is complete
     for slot in sent[:per_step]:
         local.prepare(slot.where)
         sending.append(_send(comm, tag, wire, array, slot))
@@ -119,9 +144,14 @@ def ring_steps(
     yield from sending
 
 
-def _slots(n: int, owner: int, size: int, num_segments: int, segment_words: int, gathered: bool) -> list[Slot]:
+def _slots(
+    n: int, owner: int, size: int, num_segments: int, segment_words: int, gathered: bool
+) -> list[Slot]:
     whole = block(n, size, owner % size)
-    cut = [Range(whole.start + piece.start, whole.start + piece.stop) for piece in pieces(whole.size, segment_words)]
+    cut = [
+        Range(whole.start + piece.start, whole.start + piece.stop)
+        for piece in pieces(whole.size, segment_words)
+    ]
     cut += [Range(whole.stop, whole.stop)] * (num_segments - len(cut))
     return [Slot(where, gathered) for where in cut]
 
@@ -132,7 +162,9 @@ def _send(comm: Communicator, tag: int, wire: Wire, array: Array, slot: Slot) ->
     return comm.isend(wire.pack(array[slot.where.slice]), (comm.rank + 1) % comm.size, tag)
 
 
-def _receive(comm: Communicator, tag: int, wire: Wire, array: Array, slot: Slot) -> tuple[Array, Request]:
+def _receive(
+    comm: Communicator, tag: int, wire: Wire, array: Array, slot: Slot
+) -> tuple[Array, Request]:
     target = array[slot.where.slice]
     packed = target if slot.gathered and wire.in_place else wire.room(slot.where.size, array.dtype)
     if slot.where.size == 0:

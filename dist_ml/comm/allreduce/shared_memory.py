@@ -1,10 +1,11 @@
-"""Reduction where the gradients lie: in memory that all ranks of the node see, without a copy in or out.
+"""Reduction where the gradients lie: in memory that all ranks of the node see, without a copy in or
+out.
 
     rank 0's copy  [ a0 | b0 ]      rank 0 reads a0, a1 and writes a0 + a1 to both places
     rank 1's copy  [ a1 | b1 ]      rank 1 reads b0, b1 and writes b0 + b1 to both places
 
-Each rank waits until all have arrived, passes over its range once, and waits until all have passed: it reads n words and writes
-n words in all, as if it only scaled its own gradient.
+Each rank waits until all have arrived, passes over its range once, and waits until all have passed:
+it reads n words and writes n words in all, as if it only scaled its own gradient.
 """
 
 from collections.abc import Callable
@@ -28,10 +29,12 @@ _DONE = 3  # the last stage of `plain_loops.advance`
 
 
 class SharedMemory(Allreduce):
-    """All ranks on one node. Words, crossing from one copy to another: 2n(P-1)/P as the ledger's direct algorithm; no messages.
+    """All ranks on one node. Words, crossing from one copy to another: 2n(P-1)/P as the ledger's
+    direct algorithm; no messages.
 
-    Tensors from `allocate` are reduced in place; others are copied into the node's memory and back, before `start` returns.
-    `ConfigError` where the ranks are on several nodes. The wire has no meaning here and is accepted: nothing is sent.
+    Tensors from `allocate` are reduced in place; others are copied into the node's memory and back,
+    before `start` returns. `ConfigError` where the ranks are on several nodes. The wire has no
+    meaning here and is accepted: nothing is sent.
     """
 
     name = "shared_memory"
@@ -50,7 +53,9 @@ class SharedMemory(Allreduce):
         return self._arenas.allocate(n, dtype)
 
     def __call__(self, x: Tensor, op: Op = "sum") -> None:
-        """Reduce `x` in place. What was worked out for a tensor of `allocate` is kept, because short ones are over in 2 µs."""
+        """Reduce `x` in place. What was worked out for a tensor of `allocate` is kept, because
+        short ones are over in 2 µs.
+        """
         plan = None
         if isinstance(x, torch.Tensor) and x.is_contiguous() and not self.comm.compares_calls:
             plan = self._plans.get((x.data_ptr(), x.numel(), x.dtype, op))
@@ -80,7 +85,9 @@ class SharedMemory(Allreduce):
     def words(self, n: int, item_bytes: int = 4) -> Words:  # noqa: ARG002
         if self.comm.size == 1:
             return Words(0, 0, 0)
-        return allreduce_words(n, block(n, self.comm.size, self.comm.rank).size, self.comm.size)._replace(messages=0)
+        return allreduce_words(
+            n, block(n, self.comm.size, self.comm.rank).size, self.comm.size
+        )._replace(messages=0)
 
     def free(self) -> None:
         self._last.clear()
@@ -92,7 +99,16 @@ class SharedMemory(Allreduce):
         divisor = arena.copies.dtype.type(self.comm.size if op == "mean" else 1)
         place = arena.copies, arena.rows, arena.flags, self.comm.rank
         share = offset + mine.start, offset + mine.stop, divisor
-        return Plan(self.loops, self.loops.advance, arena, place, share, self.spins, self.words(n), arena.copies.itemsize)
+        return Plan(
+            self.loops,
+            self.loops.advance,
+            arena,
+            place,
+            share,
+            self.spins,
+            self.words(n),
+            arena.copies.itemsize,
+        )
 
     def _begin(self, plan: "Plan") -> "Reduction":
         reduction = Reduction(plan, plan.arena.next_ticket(), earlier=self._last.get(plan.arena))
@@ -118,7 +134,8 @@ class Plan(NamedTuple):
     loops: ModuleType
     advance: Callable[..., int]
     arena: SharedArena
-    place: tuple[Any, ...]  # copies, rows, flags, rank: the arguments of `advance` before the ticket
+    # copies, rows, flags, rank: the arguments of `advance` before the ticket
+    place: tuple[Any, ...]
     share: tuple[Any, ...]  # start, stop, divisor: those after it
     spins: int
     words: Words
@@ -132,7 +149,9 @@ class Reduction:
 
     stage: int
 
-    def __init__(self, plan: Plan, ticket: int, stage: int = 0, earlier: "Reduction | None" = None) -> None:
+    def __init__(
+        self, plan: Plan, ticket: int, stage: int = 0, earlier: "Reduction | None" = None
+    ) -> None:
         self._plan = plan
         self._ticket = ticket
         self._earlier = earlier if earlier is not None and earlier.stage < _DONE else None
@@ -152,11 +171,15 @@ class Reduction:
             watch.between_looks()
 
     def _go_on(self, spins: int) -> bool:
-        """An earlier reduction goes first: the flags count reductions, so a rank must finish its ranges in order."""
+        """An earlier reduction goes first: the flags count reductions, so a rank must finish its
+        ranges in order.
+        """
         plan = self._plan
         if self._earlier is not None:
             if not self._earlier._go_on(spins):
-                if self.stage == 0:  # but the others may know already that this rank's elements are ready
+                if (
+                    self.stage == 0
+                ):  # but the others may know already that this rank's elements are ready
                     plan.loops.signal(plan.arena.flags, plan.place[3], self._ticket)
                     self.stage = 1
                 return False
@@ -172,6 +195,7 @@ def _check_one_node(comm: Communicator) -> None:
     node.free()
     if size != comm.size:
         raise ConfigError(
-            f"allreduce=shared_memory needs all {comm.size} ranks of axis {comm.axis} on one node, but this one has {size}; "
+            f"allreduce=shared_memory needs all {comm.size} ranks of axis {comm.axis} on one "
+            f"node, but this one has {size}; "
             "use allreduce=hierarchical"
         )

@@ -1,4 +1,6 @@
-"""What a number looks like on its way to another rank: as it is, or rounded to 16 bits. Sums are made in full precision."""
+"""What a number looks like on its way to another rank: as it is, or rounded to 16 bits. Sums are
+made in full precision.
+"""
 
 from typing import Literal, TypeAlias
 
@@ -14,9 +16,11 @@ _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Wire:
-    """Packs arrays for sending and unpacks what was received. `fp32` sends the elements as they are, without a copy.
+    """Packs arrays for sending and unpacks what was received. `fp32` sends the elements as they
+    are, without a copy.
 
-    bf16 keeps 8 significant bits and fp32's range; fp16 keeps 11 and overflows to infinity above 65504.
+    bf16 keeps 8 significant bits and fp32's range; fp16 keeps 11 and overflows to infinity above
+    65504.
     """
 
     def __init__(self, name: WireName) -> None:
@@ -32,7 +36,10 @@ class Wire:
     def check(self, dtype: np.dtype[np.generic]) -> None:
         """`ConfigError` where rounding would throw away the precision that was asked for."""
         if self._half is not None and dtype != np.float32:
-            raise ConfigError(f"wire={self.name} rounds float32 gradients, but these are {dtype}; wire=fp32 sends them unchanged")
+            raise ConfigError(
+                f"wire={self.name} rounds float32 gradients, but these are {dtype}; wire=fp32 "
+                "sends them unchanged"
+            )
 
     def pack(self, array: Array) -> Array:
         """What to send for `array`: itself, or a rounded copy (as 16-bit integers)."""
@@ -60,7 +67,9 @@ class Wire:
             torch.from_numpy(array).copy_(torch.from_numpy(packed).view(self._half))
 
     def round(self, array: Array) -> None:
-        """Round `array` in place to what the other ranks will receive of it, so that all ranks hold the same bits."""
+        """Round `array` in place to what the other ranks will receive of it, so that all ranks hold
+        the same bits.
+        """
         if self._half is not None:
             self.unpack(self.pack(array), array)
 

@@ -1,4 +1,6 @@
-"""The two that need no cleverness: everybody sends everything, or the dense sum that all variants are held against."""
+"""The two that need no cleverness: everybody sends everything, or the dense sum that all variants
+are held against.
+"""
 
 import numpy as np
 
@@ -20,11 +22,13 @@ class AllgatherSum(Stateless):
         encoded = self.wire.encode(own)
         with self.comm.traffic.labelled("sparse allgather"):
             messages = allgather_messages(self.comm, encoded.message)
-        return SparseSum(merge_all([self.wire.decode(message) for message in messages]), returned=[encoded.lost])
+        return SparseSum(
+            merge_all([self.wire.decode(message) for message in messages]), returned=[encoded.lost]
+        )
 
 
 class DenseSum(Stateless):
-    """The naive twin: make it dense, and sum in float64. Words 2n(P-1)/P, of 8 bytes."""
+    """The naive reference: make it dense, and sum in float64. Words 2n(P-1)/P, of 8 bytes."""
 
     def reduce(self, own: Entries, k: int) -> SparseSum:  # noqa: ARG002 - all that was selected is sent
         total = own.dense(self.length).astype(np.float64)

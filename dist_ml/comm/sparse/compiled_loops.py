@@ -8,7 +8,9 @@ import numpy as np
 from dist_ml.comm.buffer import Array
 
 
-def merge_lists(left_indices: Array, left_values: Array, right_indices: Array, right_values: Array) -> tuple[Array, Array]:
+def merge_lists(
+    left_indices: Array, left_values: Array, right_indices: Array, right_values: Array
+) -> tuple[Array, Array]:
     """The sorted union of two sorted lists; values with the same index are added, left + right."""
     room = left_indices.size + right_indices.size
     indices, values = np.empty(room, np.int32), np.empty(room, left_values.dtype)
@@ -17,8 +19,17 @@ def merge_lists(left_indices: Array, left_values: Array, right_indices: Array, r
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def _merge(left_indices: Any, left_values: Any, right_indices: Any, right_values: Any, indices: Any, values: Any) -> Any:
-    """Both heads are written at each step and only the counters depend on the comparison, so that there is no branch to guess."""
+def _merge(
+    left_indices: Any,
+    left_values: Any,
+    right_indices: Any,
+    right_values: Any,
+    indices: Any,
+    values: Any,
+) -> Any:
+    """Both heads are written at each step and only the counters depend on the comparison, so that
+    there is no branch to guess.
+    """
     i, j, out = 0, 0, 0
     num_left, num_right = left_indices.size, right_indices.size
     while i < num_left and j < num_right:
@@ -41,7 +52,9 @@ def _merge(left_indices: Any, left_values: Any, right_indices: Any, right_values
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
 def encode_gaps(indices: Any, start: Any, coded: Any) -> int:
-    """Gaps between ascending indices in base 128, low digits first, the top bit set on all but the last; returns the bytes."""
+    """Gaps between ascending indices in base 128, low digits first, the top bit set on all but the
+    last; returns the bytes.
+    """
     previous, out = start, 0
     for i in range(indices.size):
         gap = indices[i] - previous
@@ -71,8 +84,11 @@ def decode_gaps(coded: Any, start: Any, indices: Any) -> None:
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def qsgd_pack(values: Any, scales: Any, bits: Any, lane_bits: Any, bucket_bits: Any, seed: Any, packed: Any) -> None:
-    """Sign and level of each value, rounded up with the probability of what is left, 2^lane_bits to a byte; SplitMix64 flips.
+def qsgd_pack(
+    values: Any, scales: Any, bits: Any, lane_bits: Any, bucket_bits: Any, seed: Any, packed: Any
+) -> None:
+    """Sign and level of each value, rounded up with the probability of what is left, 2^lane_bits to
+    a byte; SplitMix64 flips.
 
     Places are found by shifts: a division an element would cost more than all the rest.
     """
@@ -91,7 +107,9 @@ def qsgd_pack(values: Any, scales: Any, bits: Any, lane_bits: Any, bucket_bits: 
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def qsgd_unpack(packed: Any, steps: Any, bits: Any, lane_bits: Any, bucket_bits: Any, values: Any) -> None:
+def qsgd_unpack(
+    packed: Any, steps: Any, bits: Any, lane_bits: Any, bucket_bits: Any, values: Any
+) -> None:
     """The values back, on the grid of each bucket's step."""
     top, mask, lane = (1 << (bits - 1)) - 1, (1 << bits) - 1, (1 << lane_bits) - 1
     for i in range(values.size):

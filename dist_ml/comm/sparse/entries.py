@@ -16,7 +16,9 @@ MAX_LENGTH = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """Some elements of a vector: `indices` (int32, strictly ascending) and their `values` (float32 or float64), same length."""
+    """Some elements of a vector: `indices` (int32, strictly ascending) and their `values` (float32
+    or float64), same length.
+    """
 
     indices: Array
     values: Array
@@ -40,7 +42,9 @@ class Entries:
         return Entries(self.indices[start:stop], self.values[start:stop])
 
     def cut(self, boundaries: Sequence[int] | Array) -> "list[Entries]":
-        """The entries with boundaries[i] <= index < boundaries[i + 1], for each i: views. The ends must enclose all indices."""
+        """The entries with boundaries[i] <= index < boundaries[i + 1], for each i: views. The ends
+        must enclose all indices.
+        """
         at = np.searchsorted(self.indices, np.asarray(boundaries, dtype=np.int64))
         return [self.part(int(start), int(stop)) for start, stop in pairwise(at)]
 
@@ -60,11 +64,16 @@ def concatenate(parts: Sequence[Entries]) -> Entries:
     assert parts, "at least one part tells the dtype"
     if len(parts) == 1:
         return parts[0]
-    return Entries(np.concatenate([part.indices for part in parts]), np.concatenate([part.values for part in parts]))
+    return Entries(
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate([part.values for part in parts]),
+    )
 
 
 def largest(entries: Entries, k: int) -> tuple[Entries, Entries]:
-    """The k entries of largest magnitude and the others, both in order; of equal ones those with the lowest indices are kept."""
+    """The k entries of largest magnitude and the others, both in order; of equal ones those with
+    the lowest indices are kept.
+    """
     if entries.size <= k:
         return entries, entries.part(0, 0)
     mask = largest_mask(np.abs(entries.values), k)
@@ -88,6 +97,7 @@ def check_length(length: int) -> None:
     """`CommunicationError` where an index would not fit one 32-bit word."""
     if length > MAX_LENGTH:
         raise CommunicationError(
-            f"a sparse allreduce indexes at most {MAX_LENGTH} elements with 32-bit words, not {length}; "
+            f"a sparse allreduce indexes at most {MAX_LENGTH} elements with 32-bit words, not "
+            f"{length}; "
             "cut the gradient into buckets (sparse.bucket_mib)"
         )

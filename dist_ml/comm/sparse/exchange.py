@@ -18,11 +18,14 @@ TAG = 31_000
 
 @dataclass(frozen=True)
 class Settings:
-    """How entries are written, and how often the variants with a memory renew what they remember."""
+    """How entries are written, and how often the variants with a memory renew what they
+    remember.
+    """
 
     dtype: str = "float32"  # of the values that are summed
     values: str = "plain"  # wire format: plain, or coded indices with fp32, bf16 or int4 values
-    qsgd_bits: int = 0  # dense_split_allgather: 2, 4 or 8 bits on the dense half; 0 sends it as it is
+    # dense_split_allgather: 2, 4 or 8 bits on the dense half; 0 sends it as it is
+    qsgd_bits: int = 0
     repartition_steps: int = 64  # oktopk: steps between new boundaries of the regions
     threshold_steps: int = 32  # oktopk: steps between exact global thresholds
     seed: int = 0  # of QSGD's coin flips
@@ -30,10 +33,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class SparseSum:
-    """The sum over ranks, the same on all of them: `entries`, or `dense` where that is the smaller form.
+    """The sum over ranks, the same on all of them: `entries`, or `dense` where that is the smaller
+    form.
 
-    `returned` is what this rank's share of the sum lacks: the sum of all ranks' inputs is the result plus all ranks' returned
-    entries. Whoever remembers (the residual) adds them back.
+    `returned` is what this rank's share of the sum lacks: the sum of all ranks' inputs is the
+    result plus all ranks' returned entries. Whoever remembers (the residual) adds them back.
     """
 
     entries: Entries | None
@@ -58,8 +62,8 @@ class SparseSum:
 class SparseAllreduce(Protocol):
     """Sums sparse vectors of `length` elements over the ranks of a group.
 
-    `reduce` is collective: every rank passes its own entries, any number of them, and the k that all agreed on.
-    `state_dict` is what the next calls depend on; {} for variants without a memory.
+    `reduce` is collective: every rank passes its own entries, any number of them, and the k that
+    all agreed on. `state_dict` is what the next calls depend on; {} for variants without a memory.
     """
 
     def reduce(self, own: Entries, k: int) -> SparseSum: ...
@@ -107,11 +111,15 @@ def allgather_regions(comm: Communicator, wire: Wire, region: Entries) -> tuple[
     return concatenate([wire.decode(message) for message in messages]), encoded.lost
 
 
-def split_to_owners(comm: Communicator, wire: Wire, pieces: Sequence[Entries]) -> tuple[list[Entries], Entries, list[Entries]]:
-    """Send pieces[i] to rank i; return all ranks' pieces for this rank, in rank order, own ones as received, and what was lost.
+def split_to_owners(
+    comm: Communicator, wire: Wire, pieces: Sequence[Entries]
+) -> tuple[list[Entries], Entries, list[Entries]]:
+    """Send pieces[i] to rank i; return all ranks' pieces for this rank, in rank order, own ones as
+    received, and what was lost.
 
-    Destinations are rotated: in step s, rank r sends to r + s and receives from r - s, so that no rank is the target of two at
-    once (Ok-Topk, PPoPP 2022, section 3.1.1). P - 1 messages; words: all pieces but one's own.
+    Destinations are rotated: in step s, rank r sends to r + s and receives from r - s, so that no
+    rank is the target of two at once (Ok-Topk, PPoPP 2022, section 3.1.1). P - 1 messages; words:
+    all pieces but one's own.
     """
     rank, size = comm.rank, comm.size
     requests, lost = [], []

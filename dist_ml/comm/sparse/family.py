@@ -37,18 +37,31 @@ def make(name: str, comm: Communicator, length: int, settings: Settings) -> Spar
     return SPARSE_ALLREDUCES[name](comm, length, settings)
 
 
-def plan_all(length: int, k: int, ranks: int, settings: Settings, common: float = 0.0) -> dict[str, Plan]:
-    """Every variant's plan, dense included. `common`: the share of their entries that all ranks have at the same places."""
+def plan_all(
+    length: int, k: int, ranks: int, settings: Settings, common: float = 0.0
+) -> dict[str, Plan]:
+    """Every variant's plan, dense included. `common`: the share of their entries that all ranks
+    have at the same places.
+    """
     value_bytes = 8 if settings.dtype == "float64" else 4
     per_entry = entry_bytes(length, k, value_bytes, settings.values)
     problem = Problem(length, k, ranks, value_bytes, per_entry, settings.qsgd_bits, common)
     return {name: plan(problem) for name, plan in PLANS.items()}
 
 
-def fastest(length: int, k: int, ranks: int, settings: Settings, model: CostModel, selection_passes: float = 1.5) -> str:
-    """The variant with the fewest predicted seconds, "dense" included, which alone needs no selection; says so in the log.
+def fastest(
+    length: int,
+    k: int,
+    ranks: int,
+    settings: Settings,
+    model: CostModel,
+    selection_passes: float = 1.5,
+) -> str:
+    """The variant with the fewest predicted seconds, "dense" included, which alone needs no
+    selection; says so in the log.
 
-    `model` must be the same on all ranks, or ranks may choose differently: pass the one that was reduced or broadcast.
+    `model` must be the same on all ranks, or ranks may choose differently: pass the one that was
+    reduced or broadcast.
     """
     select_seconds = model.copy_seconds(selection_passes * length)
     seconds = {
@@ -56,6 +69,16 @@ def fastest(length: int, k: int, ranks: int, settings: Settings, model: CostMode
         for name, plan in plan_all(length, k, ranks, settings).items()
     }
     chosen = min(seconds, key=seconds.__getitem__)
-    others = ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in sorted(seconds.items(), key=lambda item: item[1]))
-    log.info("sparse.allreduce=auto chose %s for k=%d of n=%d on %d ranks; predicted: %s", chosen, k, length, ranks, others)
+    others = ", ".join(
+        f"{name} {1e3 * value:.3g} ms"
+        for name, value in sorted(seconds.items(), key=lambda item: item[1])
+    )
+    log.info(
+        "sparse.allreduce=auto chose %s for k=%d of n=%d on %d ranks; predicted: %s",
+        chosen,
+        k,
+        length,
+        ranks,
+        others,
+    )
     return chosen

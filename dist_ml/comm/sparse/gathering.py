@@ -1,6 +1,8 @@
-"""An allgather of messages of any sizes, of our own: nobody has to be told the sizes, and no library chooses an algorithm.
+"""An allgather of messages of any sizes, of our own: nobody has to be told the sizes, and no
+library chooses an algorithm.
 
-MPICH's Allgatherv took 76 to 794 ms for 2 MB a rank on 4 hosts at 1 Gbit/s, where the link needs 48 and `direct` takes 55 to 73.
+MPICH's Allgatherv took 76 to 794 ms for 2 MB a rank on 4 hosts at 1 Gbit/s, where the link needs 48
+and `direct` takes 55 to 73.
 """
 
 from collections.abc import Callable
@@ -12,17 +14,24 @@ from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 
 TAG = 31_001
-DIRECT_RANKS = 8  # up to these, P - 1 messages that are under way at once took less than what `doubling` copies
+# up to these, P - 1 messages that are under way at once took less than what `doubling` copies
+DIRECT_RANKS = 8
 
 
 def allgather_messages(comm: Communicator, message: Array) -> list[Array]:
-    """Every rank's flat message, in rank order; all of one dtype. Words: P - 1 of a message; `doubling` adds sizes."""
-    gather: Callable[[Communicator, Array], list[Array]] = direct if comm.size <= DIRECT_RANKS else doubling
+    """Every rank's flat message, in rank order; all of one dtype. Words: P - 1 of a message;
+    `doubling` adds sizes.
+    """
+    gather: Callable[[Communicator, Array], list[Array]] = (
+        direct if comm.size <= DIRECT_RANKS else doubling
+    )
     return gather(comm, message)
 
 
 def direct(comm: Communicator, message: Array) -> list[Array]:
-    """Each message straight to everybody, in P - 1 messages; destinations are rotated, so that no rank is the target of all."""
+    """Each message straight to everybody, in P - 1 messages; destinations are rotated, so that no
+    rank is the target of all.
+    """
     rank, size = comm.rank, comm.size
     requests = [comm.isend(message, (rank + step) % size, TAG) for step in range(1, size)]
     found = {rank: message}
@@ -35,10 +44,12 @@ def direct(comm: Communicator, message: Array) -> list[Array]:
 
 
 def doubling(comm: Communicator, message: Array) -> list[Array]:
-    """In ceil(log2 P) messages: at distance d = 1, 2, 4, … pass on the first d messages that one has.
+    """In ceil(log2 P) messages: at distance d = 1, 2, 4, … pass on the first d messages that one
+    has.
 
-    Bruck et al., IEEE Transactions on Parallel and Distributed Systems 8(11), 1997, section 4. The sizes of its parts lead each
-    message, 64-bit: 2(P - 1) words beside all messages but one's own, each received once.
+    Bruck et al., IEEE Transactions on Parallel and Distributed Systems 8(11), 1997, section 4. The
+    sizes of its parts lead each message, 64-bit: 2(P - 1) words beside all messages but one's own,
+    each received once.
     """
     rank, size = comm.rank, comm.size
     held = [message]  # of ranks r, r + 1, …
@@ -46,7 +57,9 @@ def doubling(comm: Communicator, message: Array) -> list[Array]:
         distance = len(held)
         passed = held[: size - distance]
         request = comm.isend(_packed(passed), (rank - distance) % size, TAG)
-        held += _unpacked(comm.receive_message("int32", (rank + distance) % size, TAG), len(passed), message.dtype)
+        held += _unpacked(
+            comm.receive_message("int32", (rank + distance) % size, TAG), len(passed), message.dtype
+        )
         request.wait()
     return [held[(source - rank) % size] for source in range(size)]
 

@@ -1,4 +1,6 @@
-"""A tree that selects again at every merge, then a broadcast: the result never holds more than k elements."""
+"""A tree that selects again at every merge, then a broadcast: the result never holds more than k
+elements.
+"""
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.sparse.entries import Entries, largest
@@ -7,10 +9,12 @@ from dist_ml.comm.sparse.merge import merge
 
 
 class GlobalTopk(Stateless):
-    """Pairs of ranks merge and keep the k largest, log2 P times; rank 0 broadcasts (Shi et al., ICDCS 2019, algorithm 2).
+    """Pairs of ranks merge and keep the k largest, log2 P times; rank 0 broadcasts (Shi et al.,
+    ICDCS 2019, algorithm 2).
 
-    At most 4k log P words and 2 log P messages pass over a rank's boundary. What a merge drops is returned to the rank that
-    merged, which the paper leaves out: no part of the gradient is lost on the way up the tree. Any P.
+    At most 4k log P words and 2 log P messages pass over a rank's boundary. What a merge drops is
+    returned to the rank that merged, which the paper leaves out: no part of the gradient is lost on
+    the way up the tree. Any P.
     """
 
     def reduce(self, own: Entries, k: int) -> SparseSum:
@@ -19,7 +23,9 @@ class GlobalTopk(Stateless):
         with self.comm.traffic.labelled("sparse gtopk"):
             message = self._up(kept, k, returned)
             message = self._down(message)
-        return SparseSum(self.wire.decode(message) if message is not None else kept, returned=returned)
+        return SparseSum(
+            self.wire.decode(message) if message is not None else kept, returned=returned
+        )
 
     def _up(self, kept: Entries, k: int, returned: list[Entries]) -> Array | None:
         """Merge along a binomial tree towards rank 0, whose message this returns there."""

@@ -1,6 +1,8 @@
-"""Ascending indices in the fewest bytes of three forms: as they are, as gaps in base 128, or as a bitmap.
+"""Ascending indices in the fewest bytes of three forms: as they are, as gaps in base 128, or as a
+bitmap.
 
-At density d the mean gap is 1/d: plain takes 4 bytes an index, gaps 1 (d above about 1/50) to 2, a bitmap 1/(8 d).
+At density d the mean gap is 1/d: plain takes 4 bytes an index, gaps 1 (d above about 1/50) to 2, a
+bitmap 1/(8 d).
 """
 
 from functools import cache
@@ -45,7 +47,7 @@ def _gap_bytes(indices: Array) -> int:
 
 
 class PlainGaps:
-    """The plain twin of the compiled gap coder: one vector operation a digit."""
+    """The plain reference of the compiled gap coder: one vector operation a digit."""
 
     @staticmethod
     def encode(indices: Array, first: int, num_bytes: int) -> Array:

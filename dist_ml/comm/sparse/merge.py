@@ -1,7 +1,8 @@
 """Sums of sparse vectors: sorted lists in, one sorted list out.
 
-Two lists are merged in one compiled pass where numba is installed, by sorting their concatenation otherwise; both add where
-indices meet, in the order of their arguments, so that the two agree to the last bit.
+Two lists are merged in one compiled pass where numba is installed, by sorting their concatenation
+otherwise; both add where indices meet, in the order of their arguments, so that the two agree to
+the last bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,9 @@ def merge(left: Entries, right: Entries) -> Entries:
 
 
 def merge_all(parts: Sequence[Entries]) -> Entries:
-    """The sum of all parts, pairwise as a tree, so that no entry is copied more than log2(len(parts)) times."""
+    """The sum of all parts, pairwise as a tree, so that no entry is copied more than
+    log2(len(parts)) times.
+    """
     assert parts, "at least one part tells the dtype"
     level = list(parts)
     while len(level) > 1:
@@ -33,8 +36,10 @@ def merge_all(parts: Sequence[Entries]) -> Entries:
     return level[0]
 
 
-def merge_by_sorting(left_indices: Array, left_values: Array, right_indices: Array, right_values: Array) -> tuple[Array, Array]:
-    """The plain twin of the compiled merge."""
+def merge_by_sorting(
+    left_indices: Array, left_values: Array, right_indices: Array, right_values: Array
+) -> tuple[Array, Array]:
+    """The plain reference of the compiled merge."""
     indices = np.concatenate([left_indices, right_indices])
     values = np.concatenate([left_values, right_values])
     order = np.argsort(indices, kind="stable")

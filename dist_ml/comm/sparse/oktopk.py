@@ -22,15 +22,18 @@ from dist_ml.comm.sparse.merge import merge_all
 from dist_ml.comm.sparse.regions import BalancedRegions
 from dist_ml.partition import Range, blocks
 
-# Survivors are dealt evenly before the gather when the fullest rank holds this many times its share. At 1.5, a gather that is
-# not balanced stays within the words of one that is, plus the balancing.
+# Survivors are dealt evenly before the gather when the fullest rank holds this many times its
+# share. At 1.5, a gather that is not balanced stays within the words of one that is, plus the
+# balancing.
 IMBALANCE = 1.5
-# Survivors over k that a reused threshold may let through: with more, the gather would break the bound of 6k(P-1)/P words.
+# Survivors over k that a reused threshold may let through: with more, the gather would break the
+# bound of 6k(P-1)/P words.
 MOST = 4 / 3
 
 
 class OkTopk(Stateless):
-    """Top-k of the sum, not the sum of top-k (Li and Hoefler, PPoPP 2022, section 3 and algorithm 1).
+    """Top-k of the sum, not the sum of top-k (Li and Hoefler, PPoPP 2022, section 3 and algorithm
+    1).
 
         own entries     |a a|b|c c c|       1. cut at the balanced boundaries (renewed every tau steps)
                           \\  |  /           2. send region i to rank i, destinations rotated; add          2k(P-1)/P words
@@ -38,7 +41,8 @@ class OkTopk(Stateless):
         survivors       |s s s|s| |         4. deal them evenly if they are not                       up to 2k(P-1)/P
         everybody       |s s s s s s|       5. allgather                                                 about 2k(P-1)/P
 
-    Messages P - 1, those of the balancing, and one allgather. Returned: own entries that did not survive, whole.
+    Messages P - 1, those of the balancing, and one allgather. Returned: own entries that did not
+    survive, whole.
     """
 
     def __init__(self, comm: Communicator, length: int, settings: Settings | None = None) -> None:
@@ -65,7 +69,8 @@ class OkTopk(Stateless):
         return SparseSum(total, returned=[*lost, last, missing(sent, total)])
 
     def _follow(self, own: Entries) -> None:
-        """Let the reused threshold follow this rank's own smallest selected magnitude, which grows and shrinks with the gradient.
+        """Let the reused threshold follow this rank's own smallest selected magnitude, which grows
+        and shrinks with the gradient.
 
         Owners may differ in it: each decides for its own region only.
         """
@@ -82,8 +87,12 @@ class OkTopk(Stateless):
                 self._threshold = exact_threshold(self.comm, magnitudes, k)
             survivors = region.where(magnitudes >= self._threshold)
             sizes = gather_sizes(self.comm, survivors.size)
-            if sum(sizes) > MOST * k:  # reuse has failed: the exact threshold is that of the survivors
-                self._threshold = max(self._threshold, exact_threshold(self.comm, np.abs(survivors.values), k))
+            if (
+                sum(sizes) > MOST * k
+            ):  # reuse has failed: the exact threshold is that of the survivors
+                self._threshold = max(
+                    self._threshold, exact_threshold(self.comm, np.abs(survivors.values), k)
+                )
                 survivors = survivors.where(np.abs(survivors.values) >= self._threshold)
                 sizes = gather_sizes(self.comm, survivors.size)
         self._age += 1
@@ -91,7 +100,12 @@ class OkTopk(Stateless):
         return survivors, sizes
 
     def state_dict(self) -> dict[str, Any]:
-        return {"age": self._age, "threshold": self._threshold, "smallest": self._smallest, "regions": self._regions.state_dict()}
+        return {
+            "age": self._age,
+            "threshold": self._threshold,
+            "smallest": self._smallest,
+            "regions": self._regions.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._age = state["age"]
@@ -113,7 +127,9 @@ def exact_threshold(comm: Communicator, magnitudes: Array, k: int) -> float:
 
 
 def balance(comm: Communicator, mine: Entries, sizes: list[int]) -> Entries:
-    """Deal consecutive entries evenly over ranks, keeping their order, when the fullest rank has `IMBALANCE` times its share."""
+    """Deal consecutive entries evenly over ranks, keeping their order, when the fullest rank has
+    `IMBALANCE` times its share.
+    """
     total = sum(sizes)
     if max(sizes) * comm.size <= IMBALANCE * total + comm.size:
         return mine
@@ -127,17 +143,28 @@ def balance(comm: Communicator, mine: Entries, sizes: list[int]) -> Entries:
         common = here.intersect(wanted[destination])
         if common.size:
             part = mine.part(common.start - here.start, common.stop - here.start)
-            requests += [comm.isend(np.ascontiguousarray(array), destination, TAG) for array in (part.indices, part.values)]
-    parts = [_receive_part(comm, mine, held, wanted[comm.rank], source) for source in range(comm.size)]
+            requests += [
+                comm.isend(np.ascontiguousarray(array), destination, TAG)
+                for array in (part.indices, part.values)
+            ]
+    parts = [
+        _receive_part(comm, mine, held, wanted[comm.rank], source) for source in range(comm.size)
+    ]
     for request in requests:
         request.wait()
     return concatenate(parts)
 
 
-def _receive_part(comm: Communicator, mine: Entries, held: list[Range], wanted: Range, source: int) -> Entries:
+def _receive_part(
+    comm: Communicator, mine: Entries, held: list[Range], wanted: Range, source: int
+) -> Entries:
     common = held[source].intersect(wanted)
     if source == comm.rank:
-        return mine.part(common.start - held[source].start, common.stop - held[source].start) if common.size else mine.part(0, 0)
+        return (
+            mine.part(common.start - held[source].start, common.stop - held[source].start)
+            if common.size
+            else mine.part(0, 0)
+        )
     part = Entries(np.empty(common.size, np.int32), np.empty(common.size, mine.values.dtype))
     if common.size:
         comm.receive(part.indices, source, TAG)

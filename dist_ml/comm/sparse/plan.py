@@ -1,8 +1,10 @@
-"""What each sparse allreduce costs before it runs: words and messages of a rank, fill-in, and seconds by the cost model.
+"""What each sparse allreduce costs before it runs: words and messages of a rank, fill-in, and
+seconds by the cost model.
 
-Supports are taken as independent between ranks, but for a share that all have in common, and uniform over the index space: an
-element is in the sum of m ranks with probability 1 - (1 - k/n)^m (SparCML, SC 2019, section 4). Real gradients overlap, so that
-fill-in with nothing in common is an upper estimate.
+Supports are taken as independent between ranks, but for a share that all have in common, and
+uniform over the index space: an element is in the sum of m ranks with probability 1 - (1 - k/n)^m
+(SparCML, SC 2019, section 4). Real gradients overlap, so that fill-in with nothing in common is an
+upper estimate.
 """
 
 import math
@@ -13,15 +15,19 @@ from dist_ml.comm.sparse.gathering import DIRECT_RANKS
 from dist_ml.measure.cost_model import CostModel
 
 BUCKET = 1024
-# Selecting among entries, or looking them up, over merging them: 25 against 2.5 ns an entry, measured.
+# Selecting among entries, or looking them up, over merging them: 25 against 2.5 ns an entry,
+# measured.
 SELECTING = 10
-# Coding and decoding an element with QSGD, and writing the dense result, over merging an entry: 4 and 3 ns against 2.5.
+# Coding and decoding an element with QSGD, and writing the dense result, over merging an entry: 4
+# and 3 ns against 2.5.
 CODING, WRITING = 1.6, 1.2
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One exchange: `length` elements, k selected by each of `ranks`; an entry takes `entry_bytes` in a message."""
+    """One exchange: `length` elements, k selected by each of `ranks`; an entry takes `entry_bytes`
+    in a message.
+    """
 
     length: int
     k: int
@@ -83,7 +89,9 @@ def dense(p: Problem) -> Plan:
 def allgather(p: Problem) -> Plan:
     """2k(P-1) words in one allgather."""
     merged = p.k * p.ranks * max(1, p.rounds)
-    return Plan("allgather", p.k * p.entry_bytes * (p.ranks - 1), p.gathering, merged, p.filled(p.ranks))
+    return Plan(
+        "allgather", p.k * p.entry_bytes * (p.ranks - 1), p.gathering, merged, p.filled(p.ranks)
+    )
 
 
 def gtopk(p: Problem) -> Plan:
@@ -93,20 +101,30 @@ def gtopk(p: Problem) -> Plan:
 
 
 def recursive_doubling(p: Problem) -> Plan:
-    """The sum over steps of what 2^s ranks together hold, in log P messages, two more when P is no power of two."""
+    """The sum over steps of what 2^s ranks together hold, in log P messages, two more when P is no
+    power of two.
+    """
     power = 1 << (p.ranks.bit_length() - 1)
     steps = [p.filled(1 << step) for step in range(power.bit_length() - 1)]
     folded = [] if power == p.ranks else [p.k, p.filled(p.ranks)]
     merged = sum(2 * entries for entries in steps)
     num_bytes = sum(p.message(entries) for entries in [*steps, *folded])
-    return Plan("recursive_doubling", num_bytes, len(steps) + len(folded), merged, p.filled(p.ranks))
+    return Plan(
+        "recursive_doubling", num_bytes, len(steps) + len(folded), merged, p.filled(p.ranks)
+    )
 
 
 def split_allgather(p: Problem) -> Plan:
     """2k(P-1)/P to the owners, then the owners' regions, 2 filled (P-1)/P."""
     total = p.filled(p.ranks)
     num_bytes = (p.k + total) * p.entry_bytes * p.share
-    return Plan("split_allgather", num_bytes, p.ranks - 1 + p.gathering, p.k * max(1, p.rounds) + total, total)
+    return Plan(
+        "split_allgather",
+        num_bytes,
+        p.ranks - 1 + p.gathering,
+        p.k * max(1, p.rounds) + total,
+        total,
+    )
 
 
 def dense_split_allgather(p: Problem) -> Plan:
@@ -115,12 +133,18 @@ def dense_split_allgather(p: Problem) -> Plan:
     num_bytes = (p.k * p.entry_bytes + p.length * element) * p.share
     elements = WRITING * p.length + (CODING * p.length / p.ranks if p.qsgd_bits else 0)
     return Plan(
-        "dense_split_allgather", num_bytes, p.ranks - 1 + p.gathering, p.k * max(1, p.rounds) + elements, p.filled(p.ranks)
+        "dense_split_allgather",
+        num_bytes,
+        p.ranks - 1 + p.gathering,
+        p.k * max(1, p.rounds) + elements,
+        p.filled(p.ranks),
     )
 
 
 def oktopk(p: Problem) -> Plan:
-    """2k(P-1)/P to the owners and 2k(P-1)/P back; at most 6k(P-1)/P when survivors have to be dealt again."""
+    """2k(P-1)/P to the owners and 2k(P-1)/P back; at most 6k(P-1)/P when survivors have to be dealt
+    again.
+    """
     num_bytes = 2 * p.k * p.entry_bytes * p.share
     entries = p.k * max(1, p.rounds) + SELECTING * (p.k + p.filled(p.ranks) / p.ranks)
     return Plan("oktopk", num_bytes, p.ranks - 1 + p.rounds + p.gathering, entries, p.k)
@@ -145,7 +169,9 @@ PLANS: dict[str, Callable[[Problem], Plan]] = {
 
 
 def entry_bytes(length: int, k: int, value_bytes: int, values: str) -> float:
-    """What one entry takes in a message of that wire format: coded gaps are geometric with mean n/k."""
+    """What one entry takes in a message of that wire format: coded gaps are geometric with mean
+    n/k.
+    """
     if values == "plain":
         return 4.0 + value_bytes
     per_value = {"fp32": float(value_bytes), "bf16": 2.0, "int4": 0.5 + 4 / BUCKET}[values]

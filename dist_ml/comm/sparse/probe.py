@@ -1,4 +1,6 @@
-"""A cost model measured in about a second: a ring of messages of several sizes, a copy, and a merge."""
+"""A cost model measured in about a second: a ring of messages of several sizes, a copy, and a
+merge.
+"""
 
 import statistics
 import time
@@ -12,7 +14,8 @@ from dist_ml.comm.sparse.merge import merge
 from dist_ml.measure.cost_model import CostModel, fit
 
 _TAG = 30_999
-# Beyond what shaped links and socket buffers let through at once; the largest is left out where the one before took long.
+# Beyond what shaped links and socket buffers let through at once; the largest is left out where the
+# one before took long.
 _SIZES_BYTES = (4, 1 << 20, 1 << 23)
 _REPEATS = {4: 10, 1 << 20: 3, 1 << 23: 2}
 _LONG_SECONDS = 0.05
@@ -23,8 +26,9 @@ _MERGED_ENTRIES = 500_000
 def probe(comm: Communicator) -> CostModel:
     """What messages, copies and merges cost over this group, the same on all ranks. Collective.
 
-    All ranks send to their right-hand neighbour at once, and copy and merge at once, as sparse exchanges do, and the last one's
-    time counts: a link or a core that is shared shows as such. Not counted in the ledger's totals of a step: call it at set-up.
+    All ranks send to their right-hand neighbour at once, and copy and merge at once, as sparse
+    exchanges do, and the last one's time counts: a link or a core that is shared shows as such. Not
+    counted in the ledger's totals of a step: call it at set-up.
     """
     source, target = np.zeros(_COPY_WORDS, np.float32), np.zeros(_COPY_WORDS, np.float32)
     left, right = _lists()
@@ -41,7 +45,9 @@ def probe(comm: Communicator) -> CostModel:
 
 
 def _together(comm: Communicator, action: Callable[[], object], repeats: int) -> float:
-    """Seconds until the last rank has done what all began together; the median of some repetitions."""
+    """Seconds until the last rank has done what all began together; the median of some
+    repetitions.
+    """
     seconds = []
     for _ in range(repeats):
         comm.barrier()

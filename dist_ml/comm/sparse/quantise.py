@@ -1,7 +1,9 @@
-"""Values in fewer bits: as they are, bf16, 4 bits with a scale per bucket, and QSGD's unbiased rounding.
+"""Values in fewer bits: as they are, bf16, 4 bits with a scale per bucket, and QSGD's unbiased
+rounding.
 
-All but QSGD round to nearest, and their loss is kept by the sender as residual. QSGD (Alistarh et al., NeurIPS 2017, section 3)
-rounds up or down by a coin flip so that the expectation is exact, and keeps nothing.
+All but QSGD round to nearest, and their loss is kept by the sender as residual. QSGD (Alistarh et
+al., NeurIPS 2017, section 3) rounds up or down by a coin flip so that the expectation is exact, and
+keeps nothing.
 """
 
 from typing import Protocol
@@ -49,11 +51,15 @@ class Bfloat16:
 
 
 class Int4:
-    """Sign and 3 bits, in steps of a seventh of the largest magnitude of each bucket of 1024; half a byte and 4/1024 a value."""
+    """Sign and 3 bits, in steps of a seventh of the largest magnitude of each bucket of 1024; half
+    a byte and 4/1024 a value.
+    """
 
     def encode(self, values: Array) -> tuple[Array, Array]:
         scales = bucket_scales(values)
-        steps = spread(np.where(scales > 0, scales / INT4_LEVELS, 1).astype(np.float32), values.size)
+        steps = spread(
+            np.where(scales > 0, scales / INT4_LEVELS, 1).astype(np.float32), values.size
+        )
         levels = np.clip(np.rint(values / steps), -INT4_LEVELS, INT4_LEVELS).astype(np.int8)
         seen = (levels * steps).astype(values.dtype, copy=False)
         return np.concatenate([scales.view(np.uint8), pack_levels(levels + 8, 4)]), seen
@@ -70,12 +76,22 @@ FORMATS: dict[str, Format] = {"fp32": Exact(), "bf16": Bfloat16(), "int4": Int4(
 
 
 def qsgd_encode(values: Array, bits: int, random: np.random.Generator) -> Array:
-    """Each value as sign and level of 2^(bits-1) - 1 levels of its bucket's largest magnitude, rounded by a coin: uint8 bytes."""
+    """Each value as sign and level of 2^(bits-1) - 1 levels of its bucket's largest magnitude,
+    rounded by a coin: uint8 bytes.
+    """
     if compiled.available():
         from dist_ml.comm.sparse import compiled_loops
 
         scales, packed = bucket_scales(values), np.zeros(-(-values.size * bits // 8), np.uint8)
-        compiled_loops.qsgd_pack(values, scales, bits, LANE_BITS[bits], BUCKET_BITS, np.uint64(random.integers(1 << 62)), packed)
+        compiled_loops.qsgd_pack(
+            values,
+            scales,
+            bits,
+            LANE_BITS[bits],
+            BUCKET_BITS,
+            np.uint64(random.integers(1 << 62)),
+            packed,
+        )
         return np.concatenate([scales.view(np.uint8), packed])
     top = 2 ** (bits - 1) - 1
     scales = bucket_scales(values)
@@ -95,7 +111,9 @@ def qsgd_decode(coded: Array, bits: int, num: int, dtype: str) -> Array:
 
         decoded: Array = np.empty(num, dtype)
         steps = scales / np.float32(top)
-        compiled_loops.qsgd_unpack(coded[4 * num_buckets :], steps, bits, LANE_BITS[bits], BUCKET_BITS, decoded)
+        compiled_loops.qsgd_unpack(
+            coded[4 * num_buckets :], steps, bits, LANE_BITS[bits], BUCKET_BITS, decoded
+        )
         return decoded
     levels = unpack_levels(coded[4 * num_buckets :], bits, num).astype(np.float32) - top
     values: Array = (levels * spread(scales / top, num)).astype(dtype, copy=False)
@@ -111,7 +129,9 @@ def bucket_scales(values: Array) -> Array:
     """The largest magnitude of each bucket (float32, one per 1024 values)."""
     if not values.size:
         return np.empty(0, np.float32)
-    scales: Array = np.maximum.reduceat(np.abs(values), np.arange(0, values.size, BUCKET)).astype(np.float32)
+    scales: Array = np.maximum.reduceat(np.abs(values), np.arange(0, values.size, BUCKET)).astype(
+        np.float32
+    )
     return scales
 
 

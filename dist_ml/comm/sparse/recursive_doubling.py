@@ -12,13 +12,16 @@ Vector = Entries | Array
 
 
 class RecursiveDoubling(Stateless):
-    """In step s, ranks at distance 2^s exchange and add all they have (SparCML, SC 2019, section 5.3.1).
+    """In step s, ranks at distance 2^s exchange and add all they have (SparCML, SC 2019, section
+    5.3.1).
 
-    Words 2k log P (equal supports) to 2k(P-1) (disjoint), never more than n a message; log P messages. A sum turns dense when its
-    two parts have together delta entries, delta = n * value bytes / (index + value bytes): n/2 for fp32. For any P: the ranks
-    beyond the largest power of two first give theirs to a partner below it, and get the result last (2 messages more).
+    Words 2k log P (equal supports) to 2k(P-1) (disjoint), never more than n a message; log P
+    messages. A sum turns dense when its two parts have together delta entries, delta = n * value
+    bytes / (index + value bytes): n/2 for fp32. For any P: the ranks beyond the largest power of
+    two first give theirs to a partner below it, and get the result last (2 messages more).
 
-    A lossy wire rounds the sum of a group of ranks once for each exchange; the loss goes to the group's first rank alone.
+    A lossy wire rounds the sum of a group of ranks once for each exchange; the loss goes to the
+    group's first rank alone.
     """
 
     def reduce(self, own: Entries, k: int) -> SparseSum:  # noqa: ARG002 - all that was selected is sent
@@ -53,8 +56,12 @@ class RecursiveDoubling(Stateless):
             send(self.comm, self._exact(total), rank + power).wait()
         return total
 
-    def _encode(self, vector: Vector, returned: list[Entries], keep_loss: bool) -> tuple[Array, Vector]:
-        """The message, and the vector as its receiver sees it. A message of n words is dense: a sparse one must be smaller."""
+    def _encode(
+        self, vector: Vector, returned: list[Entries], keep_loss: bool
+    ) -> tuple[Array, Vector]:
+        """The message, and the vector as its receiver sees it. A message of n words is dense: a
+        sparse one must be smaller.
+        """
         if isinstance(vector, Entries):
             encoded = self.wire.encode(vector)
             if encoded.message.size < self._dense_words():
@@ -65,10 +72,13 @@ class RecursiveDoubling(Stateless):
         return vector.view(np.int32), vector
 
     def _exact(self, vector: Vector) -> Array:
-        """The result for a rank that has no part in the exchanges: without loss, so that all ranks have the same."""
+        """The result for a rank that has no part in the exchanges: without loss, so that all ranks
+        have the same.
+        """
         if isinstance(vector, Entries):
             message = PlainWire(self.settings.dtype).encode(vector).message
-            # In the other wire's stead, marked by an odd first word that no wire begins with: all of its words are indices >= 0.
+            # In the other wire's stead, marked by an odd first word that no wire begins with: all
+            # of its words are indices >= 0.
             message = np.concatenate([np.array([-1], np.int32), message])
             if message.size < self._dense_words():
                 return message

@@ -11,11 +11,12 @@ from dist_ml.partition import blocks
 
 
 class BalancedRegions:
-    """P consecutive regions, cut anew every `period` calls at the mean of the cuts that would deal each rank's entries evenly.
+    """P consecutive regions, cut anew every `period` calls at the mean of the cuts that would deal
+    each rank's entries evenly.
 
-    Gradients are denser in some layers than in others, and stay so for many steps (Ok-Topk, PPoPP 2022, section 3.1.1). A renewal
-    is an allreduce of P words of 8 bytes: cuts are summed in 64 bits, because n P does not fit 32. Ranks without entries
-    don't vote.
+    Gradients are denser in some layers than in others, and stay so for many steps (Ok-Topk, PPoPP
+    2022, section 3.1.1). A renewal is an allreduce of P words of 8 bytes: cuts are summed in 64
+    bits, because n P does not fit 32. Ranks without entries don't vote.
     """
 
     def __init__(self, comm: Communicator, length: int, period: int) -> None:
@@ -23,7 +24,9 @@ class BalancedRegions:
         self._length = length
         self._period = period
         self._age = 0
-        self.boundaries: Array = np.array([0, *(region.stop for region in blocks(length, comm.size))], dtype=np.int64)
+        self.boundaries: Array = np.array(
+            [0, *(region.stop for region in blocks(length, comm.size))], dtype=np.int64
+        )
 
     def renew(self, own: Entries) -> None:
         """Cut anew if it is time. Collective."""
@@ -54,7 +57,11 @@ class BalancedRegions:
 
 
 def own_cuts(indices: Array, num_regions: int, length: int) -> Array:
-    """The inner boundaries that deal `indices` evenly, in order, to the regions (int64, num_regions - 1)."""
-    starts = np.array([region.start for region in blocks(indices.size, num_regions)][1:], dtype=np.int64)
+    """The inner boundaries that deal `indices` evenly, in order, to the regions (int64, num_regions
+    - 1).
+    """
+    starts = np.array(
+        [region.start for region in blocks(indices.size, num_regions)][1:], dtype=np.int64
+    )
     beyond = np.append(indices, length)
     return beyond[starts].astype(np.int64)

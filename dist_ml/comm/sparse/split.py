@@ -12,10 +12,11 @@ from dist_ml.partition import block, blocks, counts
 
 
 class SplitAllgather(Stateless):
-    """Send each region's entries to its owner, who adds them; gather the disjoint results (SparCML, SC 2019, section 5.3.2).
+    """Send each region's entries to its owner, who adds them; gather the disjoint results (SparCML,
+    SC 2019, section 5.3.2).
 
-    Words 4k(P-1)/P (equal supports) to 2k(P²-1)/P (disjoint) with entries spread evenly over regions; P - 1 messages and one
-    allgather.
+    Words 4k(P-1)/P (equal supports) to 2k(P²-1)/P (disjoint) with entries spread evenly over
+    regions; P - 1 messages and one allgather.
     """
 
     def reduce(self, own: Entries, k: int) -> SparseSum:  # noqa: ARG002 - all that was selected is sent
@@ -27,17 +28,21 @@ class SplitAllgather(Stateless):
         return SparseSum(total, returned=[*lost, last])
 
     def _reduce_region(self, own: Entries) -> tuple[Entries, list[Entries]]:
-        """The sum over ranks of this rank's region, and what the wire lost of this rank's entries."""
+        """The sum over ranks of this rank's region, and what the wire lost of this rank's
+        entries.
+        """
         boundaries = [0, *(region.stop for region in blocks(self.length, self.comm.size))]
         arrived, _, lost = split_to_owners(self.comm, self.wire, own.cut(boundaries))
         return merge_all(arrived), lost
 
 
 class DenseSplitAllgather(SplitAllgather):
-    """Sparse reduce, dense allgather ("DSAR", SparCML, section 5.3.3), the dense half in QSGD's 2, 4 or 8 bits if wanted.
+    """Sparse reduce, dense allgather ("DSAR", SparCML, section 5.3.3), the dense half in QSGD's 2,
+    4 or 8 bits if wanted.
 
-    Words (2k + n)(P-1)/P with even regions; with QSGD of b bits the n shrinks to (b/32 + 1/1024) n. QSGD is unbiased and its
-    error is not returned: the sum of inputs is the result plus what is returned in expectation only.
+    Words (2k + n)(P-1)/P with even regions; with QSGD of b bits the n shrinks to (b/32 + 1/1024) n.
+    QSGD is unbiased and its error is not returned: the sum of inputs is the result plus what is
+    returned in expectation only.
     """
 
     def __init__(self, *arguments: object, **named: object) -> None:
@@ -62,7 +67,9 @@ class DenseSplitAllgather(SplitAllgather):
         random = np.random.default_rng([self.settings.seed, self._calls, self.comm.rank])
         coded = allgather_messages(self.comm, quantise.qsgd_encode(mine, bits, random))
         parts = zip(coded, sizes, strict=True)
-        return np.concatenate([quantise.qsgd_decode(part, bits, size, self.settings.dtype) for part, size in parts])
+        return np.concatenate(
+            [quantise.qsgd_decode(part, bits, size, self.settings.dtype) for part, size in parts]
+        )
 
     def state_dict(self) -> dict[str, int]:
         return {"calls": self._calls}

@@ -1,11 +1,12 @@
 """How entries look in a message: plain words, or values and indices made smaller.
 
-A message is a flat int32 array. Plain: the indices, then the values' bits; its length tells the number of entries, so there is no
-header, and one entry is two words in fp32. Compact: a header of four words [entries, index form, first index, index bytes], the
-indices in whichever form is smallest, the values as fp32, bf16 or 4 bits.
+A message is a flat int32 array. Plain: the indices, then the values' bits; its length tells the
+number of entries, so there is no header, and one entry is two words in fp32. Compact: a header of
+four words [entries, index form, first index, index bytes], the indices in whichever form is
+smallest, the values as fp32, bf16 or 4 bits.
 
-A lossy wire reports what the receivers will see, and what was lost, so that the sender keeps the loss as its residual:
-`sent + lost` is the sum that was to be sent, to the last bit of each value.
+A lossy wire reports what the receivers will see, and what was lost, so that the sender keeps the
+loss as its residual: `sent + lost` is the sum that was to be sent, to the last bit of each value.
 """
 
 from dataclasses import dataclass
@@ -43,7 +44,9 @@ class PlainWire:
 
     def encode(self, entries: Entries) -> Encoded:
         assert entries.values.dtype == self.dtype, (entries.values.dtype, self.dtype)
-        message = np.concatenate([entries.indices, np.ascontiguousarray(entries.values).view(np.int32)])
+        message = np.concatenate(
+            [entries.indices, np.ascontiguousarray(entries.values).view(np.int32)]
+        )
         return Encoded(message, entries, entries.part(0, 0))
 
     def decode(self, message: Array) -> Entries:
@@ -53,7 +56,9 @@ class PlainWire:
 
 @dataclass(frozen=True)
 class CompactWire:
-    """Values as `values` says (fp32: as they are; bf16; int4: 4 bits and a scale per 1024), indices in the smallest form."""
+    """Values as `values` says (fp32: as they are; bf16; int4: 4 bits and a scale per 1024), indices
+    in the smallest form.
+    """
 
     dtype: str = "float32"
     values: str = "bf16"
@@ -67,16 +72,24 @@ class CompactWire:
         message[:HEADER_WORDS] = header
         message[HEADER_WORDS:].view(np.uint8)[: body.size] = body
         sent = Entries(entries.indices, seen)
-        lost = entries.part(0, 0) if seen is entries.values else Entries(entries.indices, entries.values - seen)
+        lost = (
+            entries.part(0, 0)
+            if seen is entries.values
+            else Entries(entries.indices, entries.values - seen)
+        )
         return Encoded(message, sent, lost)
 
     def decode(self, message: Array) -> Entries:
         num, form, first, index_bytes = (int(word) for word in message[:HEADER_WORDS])
         body = message[HEADER_WORDS:].view(np.uint8)
         indices = index_code.decode(form, first, num, body[:index_bytes])
-        return Entries(indices, quantise.FORMATS[self.values].decode(body[index_bytes:], num, self.dtype))
+        return Entries(
+            indices, quantise.FORMATS[self.values].decode(body[index_bytes:], num, self.dtype)
+        )
 
 
 def make_wire(dtype: str, values: str) -> Wire:
-    """The wire for `values` of "plain", "fp32", "bf16" or "int4"; all but plain also code the indices."""
+    """The wire for `values` of "plain", "fp32", "bf16" or "int4"; all but plain also code the
+    indices.
+    """
     return PlainWire(dtype) if values == "plain" else CompactWire(dtype, values)

@@ -6,7 +6,6 @@ import numpy as np
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.sparse.entries import Entries
-from dist_ml.data_parallel.passes import Taken
 from dist_ml.data_parallel.residual import Residual
 from dist_ml.data_parallel.selection.selection import (
     floor_of,
@@ -15,15 +14,18 @@ from dist_ml.data_parallel.selection.selection import (
     sample_positions,
     take_exactly,
 )
+from dist_ml.data_parallel.selection_kernels import Taken
 
 ROOM = 2
 
 
 class ExactTopk:
-    """Takes all candidates above a threshold that a sample finds safe, then the k largest of these few.
+    """Takes all candidates above a threshold that a sample finds safe, then the k largest of these
+    few.
 
-    One pass and a partition of a little more than k elements; exact, because a threshold that lets k or more through has the k
-    largest among them, and others are corrected. Of equal magnitudes those with the lowest indices are taken.
+    One pass and a partition of a little more than k elements; exact, because a threshold that lets
+    k or more through has the k largest among them, and others are corrected. Of equal magnitudes
+    those with the lowest indices are taken.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -48,11 +50,14 @@ class ExactTopk:
         self._step = state["step"]
 
 
-def settle(residual: Residual, taken: Taken, threshold: float, k: int, fewest: int, seed: list[int]) -> tuple[Entries, float]:
-    """The k largest of everything, or at least `fewest` of them, given what a pass with `threshold` took; and the last magnitude.
+def settle(
+    residual: Residual, taken: Taken, threshold: float, k: int, fewest: int, seed: list[int]
+) -> tuple[Entries, float]:
+    """The k largest of everything, or at least `fewest` of them, given what a pass with `threshold`
+    took; and the last magnitude.
 
-    Too many: the k-th magnitude of those that found room is a higher threshold that still has k above it. Too few: a sample tells
-    a lower one, and a lower one still.
+    Too many: the k-th magnitude of those that found room is a higher threshold that still has k
+    above it. Too few: a sample tells a lower one, and a lower one still.
     """
     floor, room, share = floor_of(residual), ROOM * k, safe_share(k, residual.length)
     while taken.overflowed or (taken.entries.size < fewest and threshold > floor):
@@ -66,8 +71,13 @@ def settle(residual: Residual, taken: Taken, threshold: float, k: int, fewest: i
                 room = residual.length  # ties
         else:
             residual.give_back(taken.entries)
-            lower = quantile_threshold(residual.peek(sample_positions(residual.length, seed)), share)
-            threshold = max(floor, lower if lower < threshold else threshold / 2 if threshold > 1e3 * floor else floor)
+            lower = quantile_threshold(
+                residual.peek(sample_positions(residual.length, seed)), share
+            )
+            threshold = max(
+                floor,
+                lower if lower < threshold else threshold / 2 if threshold > 1e3 * floor else floor,
+            )
             share = min(1.0, 2 * share)
         taken = residual.sweep(threshold, room)
     return take_exactly(residual, taken.entries, k)

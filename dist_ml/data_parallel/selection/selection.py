@@ -10,19 +10,22 @@ from dist_ml.comm.sparse.entries import Entries, largest
 from dist_ml.data_parallel.residual import Residual
 
 SAMPLE = 1 << 16
-# How far from k a threshold that is not exact may take the count (Ok-Topk, PPoPP 2022, section 5.2: about a third).
+# How far from k a threshold that is not exact may take the count (Ok-Topk, PPoPP 2022, section 5.2:
+# about a third).
 LOWEST, HIGHEST = 2 / 3, 4 / 3
 
 
 class Selection(Protocol):
     """Decides what leaves the residual in a step.
 
-    `select` adds `scale * gradient` to the residual and moves about k entries out of it, ascending, none of them zero. What is
-    selected + residual = accumulated gradient, to the last bit. `NonFiniteError`, with the residual as before, when the gradient
-    is not finite.
+    `select` adds `scale * gradient` to the residual and moves about k entries out of it, ascending,
+    none of them zero. What is selected + residual = accumulated gradient, to the last bit.
+    `NonFiniteError`, with the residual as before, when the gradient is not finite.
     """
 
-    def select(self, residual: Residual, gradient: Array, k: int, scale: float = 1.0) -> Entries: ...
+    def select(
+        self, residual: Residual, gradient: Array, k: int, scale: float = 1.0
+    ) -> Entries: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -38,14 +41,18 @@ def floor_of(residual: Residual) -> float:
 
 
 def sample_positions(length: int, seed: list[int]) -> Array:
-    """Random positions of 0 … length-1, with replacement: at most `SAMPLE`; all of them where there are not more."""
+    """Random positions of 0 … length-1, with replacement: at most `SAMPLE`; all of them where there
+    are not more.
+    """
     if length <= SAMPLE:
         return np.arange(length)
     return np.random.default_rng(seed).integers(0, length, SAMPLE)
 
 
 def safe_share(k: int, length: int) -> float:
-    """The share of a sample that holds the k largest of `length`, four standard deviations beyond the expected one."""
+    """The share of a sample that holds the k largest of `length`, four standard deviations beyond
+    the expected one.
+    """
     share = k / length
     return share + 4 * math.sqrt(share / min(length, SAMPLE)) if length > SAMPLE else share
 

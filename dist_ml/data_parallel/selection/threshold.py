@@ -21,10 +21,12 @@ from dist_ml.data_parallel.selection.selection import (
 
 
 class ReusedThreshold:
-    """The exact k-th magnitude every `period` steps; between, the last threshold, drifting after the count it gave.
+    """The exact k-th magnitude every `period` steps; between, the last threshold, drifting after
+    the count it gave.
 
-    The count stays within [2k/3, 4k/3]: where the drift did not hold it, the k largest of too many are taken, and for too few a
-    sample tells a better threshold (Ok-Topk, PPoPP 2022, section 3.1.3, leaves the count unbounded).
+    The count stays within [2k/3, 4k/3]: where the drift did not hold it, the k largest of too many
+    are taken, and for too few a sample tells a better threshold (Ok-Topk, PPoPP 2022, section
+    3.1.3, leaves the count unbounded).
     """
 
     def __init__(self, period: int = 32, seed: int = 0) -> None:
@@ -36,7 +38,12 @@ class ReusedThreshold:
         self._k = 0
 
     def select(self, residual: Residual, gradient: Array, k: int, scale: float = 1.0) -> Entries:
-        if self._age % self._period == 0 or k != self._k or not self._threshold or k == residual.length:
+        if (
+            self._age % self._period == 0
+            or k != self._k
+            or not self._threshold
+            or k == residual.length
+        ):
             entries = self._exact.select(residual, gradient, k, scale)
             self._threshold = float(np.abs(entries.values).min()) if entries.size else 0.0
         else:
@@ -49,13 +56,20 @@ class ReusedThreshold:
         taken = residual.accumulate(gradient, threshold, ROOM * k, scale)
         size = taken.entries.size
         if taken.overflowed or not LOWEST * k <= size <= HIGHEST * k:
-            entries, self._threshold = settle(residual, taken, threshold, k, int(LOWEST * k) + 1, [self._seed, self._age])
+            entries, self._threshold = settle(
+                residual, taken, threshold, k, int(LOWEST * k) + 1, [self._seed, self._age]
+            )
             return entries
         self._threshold = drifted(threshold, size, k, residual.length)
         return taken.entries
 
     def state_dict(self) -> dict[str, Any]:
-        return {"exact": self._exact.state_dict(), "threshold": self._threshold, "age": self._age, "k": self._k}
+        return {
+            "exact": self._exact.state_dict(),
+            "threshold": self._threshold,
+            "age": self._age,
+            "k": self._k,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._exact.load_state_dict(state["exact"])
@@ -63,8 +77,9 @@ class ReusedThreshold:
 
 
 class SampledThreshold:
-    """The k/n quantile of a random sample, each step anew; when it takes too many, the k largest of these (DGC, section 3 and
-    appendix: hierarchical selection). With 2^16 samples and density 1 % the count is within about 4 % of k, at 0.1 % within 12 %.
+    """The k/n quantile of a random sample, each step anew; when it takes too many, the k largest of
+    these (DGC, section 3 and appendix: hierarchical selection). With 2^16 samples and density 1 %
+    the count is within about 4 % of k, at 0.1 % within 12 %.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -73,9 +88,17 @@ class SampledThreshold:
 
     def select(self, residual: Residual, gradient: Array, k: int, scale: float = 1.0) -> Entries:
         self._step += 1
-        magnitudes = residual.peek(sample_positions(residual.length, [self._seed, self._step]), gradient, scale)
-        threshold = quantile_threshold(magnitudes, k / residual.length) if k < residual.length else 0.0
-        return _at_most(residual, residual.accumulate(gradient, max(threshold, floor_of(residual)), 2 * k, scale).entries, k)
+        magnitudes = residual.peek(
+            sample_positions(residual.length, [self._seed, self._step]), gradient, scale
+        )
+        threshold = (
+            quantile_threshold(magnitudes, k / residual.length) if k < residual.length else 0.0
+        )
+        return _at_most(
+            residual,
+            residual.accumulate(gradient, max(threshold, floor_of(residual)), 2 * k, scale).entries,
+            k,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step}
@@ -85,11 +108,12 @@ class SampledThreshold:
 
 
 class GaussianThreshold:
-    """The threshold that a normal distribution of the sample's mean square would put k above, corrected up to four times
-    while the count is outside [2k/3, 4k/3] (Gaussian-k, Shi et al., arXiv 1911.08772, algorithm 1).
+    """The threshold that a normal distribution of the sample's mean square would put k above,
+    corrected up to four times while the count is outside [2k/3, 4k/3] (Gaussian-k, Shi et al.,
+    arXiv 1911.08772, algorithm 1).
 
-    Gradients are heavier-tailed than normal, so the first guess takes too many: each correction costs a pass, and the factor that
-    it led to is remembered for the next step.
+    Gradients are heavier-tailed than normal, so the first guess takes too many: each correction
+    costs a pass, and the factor that it led to is remembered for the next step.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -102,7 +126,9 @@ class GaussianThreshold:
         floor = floor_of(residual)
         if k >= residual.length:
             return residual.accumulate(gradient, floor, residual.length, scale).entries
-        magnitudes = residual.peek(sample_positions(residual.length, [self._seed, self._step]), gradient, scale)
+        magnitudes = residual.peek(
+            sample_positions(residual.length, [self._seed, self._step]), gradient, scale
+        )
         deviation = float(np.sqrt(np.mean(np.square(magnitudes, dtype=np.float64))))
         normal = deviation * NormalDist().inv_cdf(1 - k / residual.length / 2)
         taken = residual.accumulate(gradient, max(floor, normal * self._factor), 2 * k, scale)

@@ -1,4 +1,6 @@
-"""The plain twins of the compiled passes: whole-vector torch operations, one after the other."""
+"""The plain reference of the compiled passes: whole-vector torch operations, one after the
+other.
+"""
 
 import math
 
@@ -10,7 +12,13 @@ from dist_ml.comm.buffer import Array
 
 
 def accumulate(
-    gradient: Array, scale: float, residual: Array, threshold: float, indices: Array, values: Array, offset: int
+    gradient: Array,
+    scale: float,
+    residual: Array,
+    threshold: float,
+    indices: Array,
+    values: Array,
+    offset: int,
 ) -> tuple[int, bool, bool]:
     bad = _add(_scaled(gradient, float(scale)), torch.from_numpy(residual))
     return (*sweep(residual, threshold, indices, values, offset)[:2], bad)
@@ -32,7 +40,9 @@ def accumulate_momentum(
     return (*sweep(residual, threshold, indices, values, offset)[:2], bad)
 
 
-def sweep(residual: Array, threshold: float, indices: Array, values: Array, offset: int) -> tuple[int, bool, bool]:
+def sweep(
+    residual: Array, threshold: float, indices: Array, values: Array, offset: int
+) -> tuple[int, bool, bool]:
     total = torch.from_numpy(residual)
     hits = torch.logical_not(total.abs() < float(threshold)).nonzero().flatten().numpy()
     taken = hits[: indices.size]

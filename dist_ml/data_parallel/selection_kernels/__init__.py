@@ -1,4 +1,6 @@
-"""The passes over a rank's gradient and residual that every selection is made of, compiled or plain."""
+"""The passes over a rank's gradient and residual that every selection is made of, compiled or
+plain.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -16,13 +18,14 @@ from dist_ml.partition import Range
 # The compiled pass emits whole blocks, so it needs this much room beyond what is wanted.
 SLACK = 64
 
-# (part of the vector, room for indices, room for values) -> (number emitted, was there more, was something not finite)
+# (part of the vector, room for indices, room for values) -> (number emitted, was there more, was
+# something not finite)
 Pass = Callable[[Range, Array, Array], tuple[int, bool, bool]]
 
 
 class Taken(NamedTuple):
-    """What a pass moved out of the residual, whether elements above the threshold stayed for lack of room, and whether a sum was
-    not finite and left out."""
+    """What a pass moved out of the residual, whether elements above the threshold stayed for lack
+    of room, and whether a sum was not finite and left out."""
 
     entries: Entries
     overflowed: bool
@@ -42,11 +45,11 @@ def emit(ranges: Sequence[Range], dtype: DTypeLike, capacity: int, run: Pass) ->
 
 @cache
 def passes() -> ModuleType:
-    """The compiled passes where numba is installed, their plain twins otherwise."""
+    """The compiled passes where numba is installed, their plain reference otherwise."""
     if compiled.available():
-        from dist_ml.data_parallel.passes import compiled_passes
+        from dist_ml.data_parallel.selection_kernels import compiled_kernels
 
-        return compiled_passes
-    from dist_ml.data_parallel.passes import plain_passes
+        return compiled_kernels
+    from dist_ml.data_parallel.selection_kernels import plain_kernels
 
-    return plain_passes
+    return plain_kernels

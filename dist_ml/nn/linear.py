@@ -1,12 +1,14 @@
-"""`Linear`: torch's linear layer with its three products on the tuned kernels. State, initial weights and results stay torch's.
+"""`Linear`: torch's linear layer with its three products on the tuned kernels. State, initial
+weights and results stay torch's.
 
     forward    Y  = X W^T + bias        (batch x out)
     backward   dX = dY W                (batch x in)
                dW = dY^T X              (out x in)
 
-Each product runs on the kernel that was fastest for its shape. dW goes straight into the gradient buffer where there is one
-(`gradient_sink`), which a large layer gains from on torch's kernel too. Where neither saves anything, or the input is not a
-float32 or float64 tensor in host memory, or autocast is on, the layer is exactly `torch.nn.functional.linear`.
+Each product runs on the kernel that was fastest for its shape. dW goes straight into the gradient
+buffer where there is one (`gradient_sink`), which a large layer gains from on torch's kernel too.
+Where neither saves anything, or the input is not a float32 or float64 tensor in host memory, or
+autocast is on, the layer is exactly `torch.nn.functional.linear`.
 """
 
 from collections.abc import Iterable
@@ -18,14 +20,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dist_ml.comm.communicator import Communicator
-from dist_ml.gemm.gradient_sink import GradientSink
-from dist_ml.gemm.kernel import kernels
-from dist_ml.gemm.kernel.tuner import FALLBACK, Shape, Tuner
+from dist_ml.kernels import kernels
+from dist_ml.kernels.tuner import FALLBACK, Shape, Tuner
+from dist_ml.nn.gradient_sink import GradientSink
 
-# What a layer of our own costs over torch's in Python, forward and backward: where the kernels save less, the layer stays
-# torch's.
+# What a layer of our own costs over torch's in Python, forward and backward: where the kernels save
+# less, the layer stays torch's.
 _OVERHEAD_SECONDS = 60e-6
-# From about so many weights on, the passes over the gradient that a sink saves take longer than that.
+# From about so many weights on, the passes over the gradient that a sink saves take longer than
+# that.
 _SINK_WORDS = 1 << 17
 
 
@@ -38,14 +41,18 @@ class Products(NamedTuple):
 
 
 class Linear(nn.Linear):
-    """A drop-in for `nn.Linear`; make it with `use_kernel`. `kernel` is one of `KERNELS` or auto."""
+    """A drop-in for `nn.Linear`; make it with `use_kernel`. `kernel` is one of `KERNELS` or
+    auto.
+    """
 
-    def __init__(self, twin: nn.Linear, kernel: str, tuner: Tuner) -> None:
-        """Takes over the twin's parameters themselves, so that optimizers and flat buffers that hold them stay right."""
+    def __init__(self, reference: nn.Linear, kernel: str, tuner: Tuner) -> None:
+        """Takes over the reference's parameters themselves, so that optimizers and flat buffers
+        that hold them stay right.
+        """
         nn.Module.__init__(self)
-        self.in_features, self.out_features = twin.in_features, twin.out_features
-        self.weight, self.bias = twin.weight, twin.bias
-        self.training = twin.training
+        self.in_features, self.out_features = reference.in_features, reference.out_features
+        self.weight, self.bias = reference.weight, reference.bias
+        self.training = reference.training
         self.kernel = kernel
         self._tuner = tuner
         self._products: dict[int, Products] = {}
@@ -54,13 +61,21 @@ class Linear(nn.Linear):
             self._sink = self.weight.gradient_sink = GradientSink()  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.weight.dtype not in (torch.float32, torch.float64) or x.dtype != self.weight.dtype or x.device.type != "cpu":
+        if (
+            self.weight.dtype not in (torch.float32, torch.float64)
+            or x.dtype != self.weight.dtype
+            or x.device.type != "cpu"
+        ):
             return self._as_torch(x)
         if torch.is_autocast_enabled("cpu") or x.numel() == 0:
             return self._as_torch(x)
         rows = x.numel() // self.in_features
         products = self.products(rows)
-        sink = self._sink if self._sink is not None and self._sink.attached and torch.is_grad_enabled() else None
+        sink = (
+            self._sink
+            if self._sink is not None and self._sink.attached and torch.is_grad_enabled()
+            else None
+        )
         if sink is None and products == Products(FALLBACK, FALLBACK, FALLBACK):
             return functional.linear(x, self.weight, self.bias)
         batch: torch.Tensor = x.reshape(rows, self.in_features)
@@ -85,8 +100,15 @@ class Linear(nn.Linear):
             return Products(self.kernel, self.kernel, self.kernel)
         shapes = self.shapes(rows)
         choices = [self._tuner.choose(shape) for shape in shapes]
-        saved = sum(self._tuner.saved_seconds(shape, name) for shape, name in zip(shapes, choices, strict=True))
-        return Products(*choices) if saved > _OVERHEAD_SECONDS else Products(FALLBACK, FALLBACK, FALLBACK)
+        saved = sum(
+            self._tuner.saved_seconds(shape, name)
+            for shape, name in zip(shapes, choices, strict=True)
+        )
+        return (
+            Products(*choices)
+            if saved > _OVERHEAD_SECONDS
+            else Products(FALLBACK, FALLBACK, FALLBACK)
+        )
 
     def take_up(self) -> None:
         """Choose anew, from what has been measured since."""
@@ -108,7 +130,12 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, products: Products, sink: GradientSink | None
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        products: Products,
+        sink: GradientSink | None,
     ) -> torch.Tensor:
         if products.forward == FALLBACK:
             y = functional.linear(x, weight, bias)
@@ -142,32 +169,43 @@ class _Affine(torch.autograd.Function):
 
 
 def use_kernel(model: nn.Module, kernel: str) -> None:
-    """Put the plain `nn.Linear` layers inside `model` on `kernel`; the same parameters, and the same keys in its state.
+    """Put the plain `nn.Linear` layers inside `model` on `kernel`; the same parameters, and the
+    same keys in its state.
 
-    `auto` uses what this machine's cache knows and torch for all else; `tune` fills it. `torch` keeps torch's products, and only
-    has large layers write their gradients in place. No communication.
+    `auto` uses what this machine's cache knows and torch for all else; `tune` fills it. `torch`
+    keeps torch's products, and only has large layers write their gradients in place. No
+    communication.
     """
     if kernel != kernels.AUTO:
         kernels.named(kernel)
     tuner = Tuner()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            worthwhile = kernel != FALLBACK or (type(child) is nn.Linear and child.weight.numel() >= _SINK_WORDS)
+            worthwhile = kernel != FALLBACK or (
+                type(child) is nn.Linear and child.weight.numel() >= _SINK_WORDS
+            )
             if type(child) is nn.Linear and worthwhile:
                 setattr(parent, name, Linear(child, kernel, tuner))
 
 
 def tune(model: nn.Module, batch_sizes: Iterable[int], comm: Communicator) -> None:
-    """Measure the `auto` layers' shapes at `batch_sizes` rows of input, where this machine's cache lacks them. Collective.
+    """Measure the `auto` layers' shapes at `batch_sizes` rows of input, where this machine's cache
+    lacks them. Collective.
 
     One rank of each node measures, in a child process, while the others wait.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, Linear) and layer.kernel == kernels.AUTO]
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, Linear) and layer.kernel == kernels.AUTO
+    ]
     if not layers:
         return
     node = comm.split_by_node()
     if node.rank == 0:
-        Tuner().tune(shape for layer in layers for rows in batch_sizes for shape in layer.shapes(rows))
+        Tuner().tune(
+            shape for layer in layers for rows in batch_sizes for shape in layer.shapes(rows)
+        )
     node.barrier()
     node.free()
     for layer in layers:

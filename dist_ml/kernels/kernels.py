@@ -1,4 +1,6 @@
-"""Every way to compute C = alpha A B + beta C on one rank, behind one signature. `KERNELS` names them."""
+"""Every way to compute C = alpha A B + beta C on one rank, behind one signature. `KERNELS` names
+them.
+"""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -7,18 +9,23 @@ import numpy as np
 import torch
 
 from dist_ml.errors import ConfigError
-from dist_ml.gemm.kernel import loops, openblas
+from dist_ml.kernels import loops, openblas
 
-# (c, a, b, alpha, beta): c (m x n) in place, a (m x k), b (k x n); any strides, one dtype (float32 or float64).
+# (c, a, b, alpha, beta): c (m x n) in place, a (m x k), b (k x n); any strides, one dtype (float32
+# or float64).
 Kernel: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, float], None]
 
 
-def torch_kernel(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float, beta: float) -> None:
+def torch_kernel(
+    c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float, beta: float
+) -> None:
     """PyTorch's (MKL, or oneDNN for bfloat16)."""
     c.addmm_(a, b, alpha=alpha, beta=beta)
 
 
-def numpy_kernel(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float, beta: float) -> None:
+def numpy_kernel(
+    c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float, beta: float
+) -> None:
     """numpy's, with the kernel set that its OpenBLAS chose for itself."""
     if alpha == 1.0 and beta == 0.0:
         np.matmul(a.numpy(), b.numpy(), out=c.numpy())
@@ -31,7 +38,9 @@ def numpy_kernel(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float
 def openblas_kernel(kernel_set: str) -> Kernel:
     """OpenBLAS with one of its kernel sets; transposed and sliced operands go in as they are."""
 
-    def kernel(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float, beta: float) -> None:
+    def kernel(
+        c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float, beta: float
+    ) -> None:
         blas = openblas.load(kernel_set)
         blas.use_threads(torch.get_num_threads())
         if not _dense_rows(c) and _dense_rows(c.T):
@@ -57,7 +66,9 @@ def openblas_kernel(kernel_set: str) -> Kernel:
 
 
 def _operand(x: torch.Tensor) -> tuple[torch.Tensor, bool, int]:
-    """(matrix, is it transposed in memory, elements from one stored row to the next); copied only where neither dim is dense."""
+    """(matrix, is it transposed in memory, elements from one stored row to the next); copied only
+    where neither dim is dense.
+    """
     if _dense_rows(x):
         return x, False, max(x.stride(0), x.shape[1], 1)
     if _dense_rows(x.T):
@@ -72,9 +83,13 @@ def _dense_rows(x: torch.Tensor) -> bool:
 
 
 def loop_kernel(function: loops.Loops) -> Kernel:
-    def kernel(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float, beta: float) -> None:
+    def kernel(
+        c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float, beta: float
+    ) -> None:
         out = c.numpy()
-        loops.loops(function)(out, a.numpy(), b.numpy(), out.dtype.type(alpha), out.dtype.type(beta))
+        loops.loops(function)(
+            out, a.numpy(), b.numpy(), out.dtype.type(alpha), out.dtype.type(beta)
+        )
 
     return kernel
 
@@ -97,9 +112,13 @@ def usable() -> list[str]:
 
 
 def named(name: str) -> Kernel:
-    """The kernel called `name`; `ConfigError` where there is none, or none that this processor can run."""
+    """The kernel called `name`; `ConfigError` where there is none, or none that this processor can
+    run.
+    """
     if name not in KERNELS:
         raise ConfigError(f"kernel={name} is not one of {AUTO}, {', '.join(KERNELS)}")
     if name.startswith("openblas-") and name not in usable():
-        raise ConfigError(f"kernel={name} can't run on this processor; usable are {AUTO}, {', '.join(usable())}")
+        raise ConfigError(
+            f"kernel={name} can't run on this processor; usable are {AUTO}, {', '.join(usable())}"
+        )
     return KERNELS[name]

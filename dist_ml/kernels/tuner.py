@@ -1,8 +1,9 @@
-"""Which kernel is fastest here, for which shapes: measured once on this machine, in a child process, and kept in the user's
-cache.
+"""Which kernel is fastest here, for which shapes: measured once on this machine, in a child
+process, and kept in the user's cache.
 
-A shape class is (dtype, threads, how the operands are stored, and m, n, k to the nearest power of two). What was never measured
-runs on torch, and a kernel is only preferred to torch where it was faster by `MARGIN`: tuning can't make a product slower.
+A shape class is (dtype, threads, how the operands are stored, and m, n, k to the nearest power of
+two). What was never measured runs on torch, and a kernel is only preferred to torch where it was
+faster by `MARGIN`: tuning can't make a product slower.
 """
 
 import json
@@ -16,10 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dist_ml.gemm.kernel import kernels, openblas
+from dist_ml.kernels import kernels, openblas
 from dist_ml.measure import cost_model
 
-# A kernel has to beat torch by this much in the measurement to be chosen: closer than that is noise.
+# A kernel has to beat torch by this much in the measurement to be chosen: closer than that is
+# noise.
 MARGIN = 1.03
 FALLBACK = "torch"
 _CACHE = "gemm-kernels"
@@ -27,7 +29,9 @@ _TIME_LIMIT_SECONDS = 240.0
 
 
 class Shape(NamedTuple):
-    """A product to tune for. `stored` tells how A and B lie in memory: N row-major, T transposed."""
+    """A product to tune for. `stored` tells how A and B lie in memory: N row-major, T
+    transposed.
+    """
 
     m: int
     n: int
@@ -42,7 +46,9 @@ class Shape(NamedTuple):
 
 
 class Tuner:
-    """The choices for one number of threads. Looking one up costs a dictionary access; it never measures."""
+    """The choices for one number of threads. Looking one up costs a dictionary access; it never
+    measures.
+    """
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or torch.get_num_threads()
@@ -56,14 +62,18 @@ class Tuner:
         self._choices.clear()
 
     def choose(self, shape: Shape) -> str:
-        """The name of the kernel for `shape`: torch where nothing was measured or nothing is faster."""
+        """The name of the kernel for `shape`: torch where nothing was measured or nothing is
+        faster.
+        """
         choice = self._choices.get(shape)
         if choice is None:
             choice = self._choices[shape] = best(self._measured.get(shape.key, {}))
         return choice
 
     def saved_seconds(self, shape: Shape, name: str) -> float:
-        """How much shorter one product was on kernel `name` than on torch; 0 where that is unknown."""
+        """How much shorter one product was on kernel `name` than on torch; 0 where that is
+        unknown.
+        """
         rates = self._measured.get(shape.key, {})
         if name not in rates or FALLBACK not in rates:
             return 0.0
@@ -74,7 +84,9 @@ class Tuner:
         return dict(self._measured.get(shape.key, {}))
 
     def tune(self, shapes: Iterable[Shape], again: bool = False) -> None:
-        """Measure the classes that have not been (all of them if `again`) in a child process, and keep the results."""
+        """Measure the classes that have not been (all of them if `again`) in a child process, and
+        keep the results.
+        """
         missing = {shape.key: shape for shape in shapes if again or shape.key not in self._measured}
         if not missing:
             return
@@ -93,13 +105,21 @@ def best(rates: dict[str, float]) -> str:
 
 
 def _measure(shapes: list[Shape], threads: int) -> dict[str, dict[str, float]]:
-    """GFLOP/s by class and kernel. A kernel that brings the child down costs the OpenBLAS sets, not this process."""
+    """GFLOP/s by class and kernel. A kernel that brings the child down costs the OpenBLAS sets, not
+    this process.
+    """
     for names in (kernels.usable(), ["torch", "numpy"]):
-        request = json.dumps({"shapes": [list(shape) for shape in shapes], "kernels": names, "threads": threads})
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        request = json.dumps(
+            {"shapes": [list(shape) for shape in shapes], "kernels": names, "threads": threads}
+        )
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+        }
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "dist_ml.gemm.kernel.measure"],
+                [sys.executable, "-m", "dist_ml.kernels.measure"],
                 input=request, capture_output=True, text=True, timeout=_TIME_LIMIT_SECONDS, env=environment, check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired):
@@ -111,5 +131,8 @@ def _measure(shapes: list[Shape], threads: int) -> dict[str, dict[str, float]]:
 
 
 def _machine(threads: int) -> str:
-    """Measurements hold for one processor, one number of threads, and these versions of the libraries."""
-    return f"{openblas.processor_name()} | {threads} threads | torch {torch.__version__} | numpy {np.__version__}"
+    """Measurements hold for one processor, one number of threads, and these versions of the
+    libraries.
+    """
+    versions = f"torch {torch.__version__} | numpy {np.__version__}"
+    return f"{openblas.processor_name()} | {threads} threads | {versions}"

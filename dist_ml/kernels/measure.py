@@ -1,4 +1,6 @@
-"""The child process of the tuner: JSON on standard input says what to measure, JSON on standard output says how fast it was."""
+"""The child process of the tuner: JSON on standard input says what to measure, JSON on standard
+output says how fast it was.
+"""
 
 import json
 import statistics
@@ -8,10 +10,11 @@ from typing import Any
 
 import torch
 
-from dist_ml.gemm.kernel import kernels
-from dist_ml.gemm.kernel.tuner import Shape
+from dist_ml.kernels import kernels
+from dist_ml.kernels.tuner import Shape
 
-# Each kernel runs for about this long in each round, and all kernels take turns, so that noise hits all of them.
+# Each kernel runs for about this long in each round, and all kernels take turns, so that noise hits
+# all of them.
 _ROUND_SECONDS = 0.02
 _ROUNDS = 5
 
@@ -32,13 +35,19 @@ def rates(shape: Shape, names: list[str]) -> dict[str, float]:
 def operands(shape: Shape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """C, A, B with the shape's sizes and storage."""
     dtype = getattr(torch, shape.dtype)
-    a = torch.rand((shape.m, shape.k) if shape.stored[0] == "N" else (shape.k, shape.m), dtype=dtype)
-    b = torch.rand((shape.k, shape.n) if shape.stored[1] == "N" else (shape.n, shape.k), dtype=dtype)
+    a = torch.rand(
+        (shape.m, shape.k) if shape.stored[0] == "N" else (shape.k, shape.m), dtype=dtype
+    )
+    b = torch.rand(
+        (shape.k, shape.n) if shape.stored[1] == "N" else (shape.n, shape.k), dtype=dtype
+    )
     c = torch.zeros((shape.m, shape.n), dtype=dtype)
     return c, a if shape.stored[0] == "N" else a.T, b if shape.stored[1] == "N" else b.T
 
 
-def _seconds(call: kernels.Kernel, c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, repeats: int) -> float:
+def _seconds(
+    call: kernels.Kernel, c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, repeats: int
+) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         call(c, a, b, 1.0, 0.0)

@@ -1,9 +1,11 @@
 """Where a layer's own backward pass puts the gradient of a parameter.
 
-Autograd adds a new tensor into `.grad`: the product is written, then read and added to a buffer that was zeroed before. A layer
-that computes the product itself can write it where it belongs, C = A B the first time in a step and C += A B after that, which
-saves four passes over the gradient and the temporary. The layer puts a sink on its parameter (`parameter.gradient_sink`), and
-whoever owns the gradient buffer attaches it; until then, the layer returns its gradient to autograd as others do.
+Autograd adds a new tensor into `.grad`: the product is written, then read and added to a buffer
+that was zeroed before. A layer that computes the product itself can write it where it belongs, C =
+A B the first time in a step and C += A B after that, which saves four passes over the gradient and
+the temporary. The layer puts a sink on its parameter (`parameter.gradient_sink`), and whoever owns
+the gradient buffer attaches it; until then, the layer returns its gradient to autograd as others
+do.
 """
 
 from collections.abc import Callable
@@ -12,7 +14,9 @@ import torch
 
 
 class GradientSink:
-    """The gradient of one parameter, written by its layer. `empty` until the first write since `clear`."""
+    """The gradient of one parameter, written by its layer. `empty` until the first write since
+    `clear`.
+    """
 
     def __init__(self) -> None:
         self.empty = True

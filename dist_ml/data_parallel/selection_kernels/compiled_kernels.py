@@ -7,8 +7,8 @@
         while hits:                         rare at 1 %: about every second block has one
             emit index and value, clear residual
 
-It reads two arrays and writes one, as `torch.add` does, and the memory is its limit. NaN passes `not (x < t)`, so whatever is not
-finite is among the few hits, where looking for it costs nothing.
+It reads two arrays and writes one, as `torch.add` does, and the memory is its limit. NaN passes
+`not (x < t)`, so whatever is not finite is among the few hits, where looking for it costs nothing.
 """
 
 # ruff: noqa: ARG001 - numba prescribes the signatures of what it calls
@@ -37,17 +37,25 @@ def _vector_type(context: Any, array_type: Any) -> Any:
 
 def _block_pointer(context: Any, builder: Any, array_type: Any, array: Any, start: Any) -> Any:
     data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [start]), _vector_type(context, array_type).as_pointer())
+    return builder.bitcast(
+        builder.gep(data, [start]), _vector_type(context, array_type).as_pointer()
+    )
 
 
 def _splat(builder: Any, vector: Any, scalar: Any) -> Any:
     lane = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_INT32, 0))
-    return builder.shuffle_vector(lane, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_INT32, BLOCK), [0] * BLOCK))
+    return builder.shuffle_vector(
+        lane,
+        ir.Constant(vector, ir.Undefined),
+        ir.Constant(ir.VectorType(_INT32, BLOCK), [0] * BLOCK),
+    )
 
 
 def _hits(builder: Any, vector: Any, values: Any, threshold: Any) -> Any:
     """One bit a lane: not (|value| < threshold)."""
-    above = builder.fcmp_unordered(">=", _magnitudes(builder, vector, values), _splat(builder, vector, threshold))
+    above = builder.fcmp_unordered(
+        ">=", _magnitudes(builder, vector, values), _splat(builder, vector, threshold)
+    )
     return builder.bitcast(above, _MASK)
 
 
@@ -66,20 +74,36 @@ def _test_block(typing: Any, values: Any, start: Any, threshold: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind, vector = signature.args[0], _vector_type(context, signature.args[0])
-        loaded = builder.load(_block_pointer(context, builder, kind, arguments[0], arguments[1]), align=_alignment(kind))
+        loaded = builder.load(
+            _block_pointer(context, builder, kind, arguments[0], arguments[1]),
+            align=_alignment(kind),
+        )
         return _hits(builder, vector, loaded, arguments[2])
 
     return types.uint64(values, start, threshold), generate
 
 
 @_intrinsic
-def _add_block(typing: Any, addend: Any, total: Any, start: Any, addend_scale: Any, total_scale: Any, threshold: Any) -> Any:
-    """total = total_scale * total + addend_scale * addend over 64 elements from `start`, where that is finite; the hits."""
+def _add_block(
+    typing: Any,
+    addend: Any,
+    total: Any,
+    start: Any,
+    addend_scale: Any,
+    total_scale: Any,
+    threshold: Any,
+) -> Any:
+    """total = total_scale * total + addend_scale * addend over 64 elements from `start`, where that
+    is finite; the hits.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind, vector = signature.args[1], _vector_type(context, signature.args[1])
         align = _alignment(kind)
-        source = builder.load(_block_pointer(context, builder, signature.args[0], arguments[0], arguments[2]), align=align)
+        source = builder.load(
+            _block_pointer(context, builder, signature.args[0], arguments[0], arguments[2]),
+            align=align,
+        )
         target = _block_pointer(context, builder, kind, arguments[1], arguments[2])
         scaled = builder.fmul(source, _splat(builder, vector, arguments[3]))
         before = builder.load(target, align=align)
@@ -102,11 +126,15 @@ def _lowest_bit(typing: Any, mask: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
-_compile: Callable[..., Any] = numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+_compile: Callable[..., Any] = numba.njit(
+    cache=True, nogil=True, boundscheck=False, error_model="numpy"
+)
 
 
 @_compile
-def _emit(hits: Any, start: Any, residual: Any, indices: Any, values: Any, count: Any, offset: Any) -> Any:
+def _emit(
+    hits: Any, start: Any, residual: Any, indices: Any, values: Any, count: Any, offset: Any
+) -> Any:
     """Move the hits of one block from the residual to the output; the new count."""
     while hits:
         at = start + np.int64(_lowest_bit(hits))
@@ -119,7 +147,9 @@ def _emit(hits: Any, start: Any, residual: Any, indices: Any, values: Any, count
 
 
 @_compile
-def _emit_rest(start: Any, residual: Any, threshold: Any, indices: Any, values: Any, count: Any, offset: Any) -> Any:
+def _emit_rest(
+    start: Any, residual: Any, threshold: Any, indices: Any, values: Any, count: Any, offset: Any
+) -> Any:
     """The last, incomplete block. Returns the count, and whether something had no room."""
     for at in range(start, residual.size):
         if not abs(residual[at]) < threshold:
@@ -133,7 +163,9 @@ def _emit_rest(start: Any, residual: Any, threshold: Any, indices: Any, values: 
 
 @_compile
 def _any_bad(hits: Any, start: Any, addend: Any, scale: Any, total: Any) -> Any:
-    """Is a hit's sum not finite? Its total is then as it was before, and adding again gives the same."""
+    """Is a hit's sum not finite? Its total is then as it was before, and adding again gives the
+    same.
+    """
     while hits:
         at = start + np.int64(_lowest_bit(hits))
         if not np.isfinite(total[at] + scale * addend[at]):
@@ -159,7 +191,9 @@ def _add_rest(start: Any, addend: Any, total: Any, addend_scale: Any, total_scal
 def accumulate(
     gradient: Any, scale: Any, residual: Any, threshold: Any, indices: Any, values: Any, offset: Any
 ) -> tuple[int, bool, bool]:
-    """residual += scale * gradient, and `sweep`, in one pass; the third value returned: was a sum not finite, and left out?"""
+    """residual += scale * gradient, and `sweep`, in one pass; the third value returned: was a sum
+    not finite, and left out?
+    """
     count, full, bad, one = 0, False, False, residual.dtype.type(1)
     blocks = residual.size // BLOCK
     for block in range(blocks):
@@ -172,16 +206,34 @@ def accumulate(
             else:
                 full = True
     bad |= _add_rest(blocks * BLOCK, gradient, residual, scale, one)
-    count, rest_full = _emit_rest(blocks * BLOCK, residual, threshold, indices, values, count, offset)
+    count, rest_full = _emit_rest(
+        blocks * BLOCK, residual, threshold, indices, values, count, offset
+    )
     return count, full or rest_full, bad
 
 
 @_compile
 def accumulate_momentum(
-    gradient: Any, scale: Any, velocity: Any, momentum: Any, residual: Any, threshold: Any, indices: Any, values: Any, offset: Any
+    gradient: Any,
+    scale: Any,
+    velocity: Any,
+    momentum: Any,
+    residual: Any,
+    threshold: Any,
+    indices: Any,
+    values: Any,
+    offset: Any,
 ) -> tuple[int, bool, bool]:
-    """velocity = momentum * velocity + scale * gradient; residual += velocity; and `sweep`, in one pass, as `accumulate`."""
-    count, full, bad, one, infinity = 0, False, False, residual.dtype.type(1), residual.dtype.type(np.inf)
+    """velocity = momentum * velocity + scale * gradient; residual += velocity; and `sweep`, in one
+    pass, as `accumulate`.
+    """
+    count, full, bad, one, infinity = (
+        0,
+        False,
+        False,
+        residual.dtype.type(1),
+        residual.dtype.type(np.inf),
+    )
     blocks = residual.size // BLOCK
     for block in range(blocks):
         start = block * BLOCK
@@ -195,13 +247,19 @@ def accumulate_momentum(
                 full = True
     bad |= _add_rest(blocks * BLOCK, gradient, velocity, scale, momentum)
     bad |= _add_rest(blocks * BLOCK, velocity, residual, one, one)
-    count, rest_full = _emit_rest(blocks * BLOCK, residual, threshold, indices, values, count, offset)
+    count, rest_full = _emit_rest(
+        blocks * BLOCK, residual, threshold, indices, values, count, offset
+    )
     return count, full or rest_full, bad
 
 
 @_compile
-def sweep(residual: Any, threshold: Any, indices: Any, values: Any, offset: Any) -> tuple[int, bool, bool]:
-    """Move what is not below the threshold to the output, in order, while there is room; the count, did some stay, False."""
+def sweep(
+    residual: Any, threshold: Any, indices: Any, values: Any, offset: Any
+) -> tuple[int, bool, bool]:
+    """Move what is not below the threshold to the output, in order, while there is room; the count,
+    did some stay, False.
+    """
     count, full = 0, False
     blocks = residual.size // BLOCK
     for block in range(blocks):
@@ -211,7 +269,9 @@ def sweep(residual: Any, threshold: Any, indices: Any, values: Any, offset: Any)
                 count = _emit(hits, block * BLOCK, residual, indices, values, count, offset)
             else:
                 full = True
-    count, rest_full = _emit_rest(blocks * BLOCK, residual, threshold, indices, values, count, offset)
+    count, rest_full = _emit_rest(
+        blocks * BLOCK, residual, threshold, indices, values, count, offset
+    )
     return count, full or rest_full, False
 
 
@@ -227,7 +287,9 @@ def warm_up(dtype: Any) -> Array:
     scratch, scalar = np.zeros(2 * BLOCK, dtype), np.dtype(dtype).type(1)
     indices, values = np.empty(BLOCK, np.int32), np.empty(BLOCK, dtype)
     accumulate(scratch.copy(), scalar, scratch, scalar, indices, values, 0)
-    accumulate_momentum(scratch.copy(), scalar, scratch.copy(), scalar, scratch, scalar, indices, values, 0)
+    accumulate_momentum(
+        scratch.copy(), scalar, scratch.copy(), scalar, scratch, scalar, indices, values, 0
+    )
     sweep(scratch, scalar, indices, values, 0)
     add_at(scratch, indices[:0], values[:0])
     return scratch

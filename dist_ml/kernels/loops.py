@@ -1,7 +1,8 @@
-"""The product as loops: three orders of the same triple loop, from the textbook's to one that reuses the cache.
+"""The product as loops: three orders of the same triple loop, from the textbook's to one that
+reuses the cache.
 
-Compiled where numba is installed; the same source runs as plain Python otherwise, for tests on tiny sizes. Operands are numpy
-arrays of one dtype; C = alpha A B + beta C in place.
+Compiled where numba is installed; the same source runs as plain Python otherwise, for tests on tiny
+sizes. Operands are numpy arrays of one dtype; C = alpha A B + beta C in place.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from dist_ml import compiled
 Array: TypeAlias = npt.NDArray[Any]
 Loops: TypeAlias = Callable[[Array, Array, Array, Any, Any], None]
 
-# Blocks of 64 rows of B, 256 wide, in float32, are 64 KiB: they stay in a core's second-level cache while all rows of A pass by.
+# Blocks of 64 rows of B, 256 wide, in float32, are 64 KiB: they stay in a core's second-level cache
+# while all rows of A pass by.
 BLOCK_K, BLOCK_N = 64, 256
 
 
@@ -56,7 +58,9 @@ def blocked(c: Array, a: Array, b: Array, alpha: Any, beta: Any) -> None:
                 row = c[i, first_j:last_j]
                 for k in range(first_k, min(depth, first_k + BLOCK_K)):
                     factor, other = alpha * a[i, k], b[k, first_j:last_j]
-                    for j in range(row.size):  # from 0, or the compiler minds negative indices and doesn't vectorise
+                    for j in range(
+                        row.size
+                    ):  # from 0, or the compiler minds negative indices and doesn't vectorise
                         row[j] += factor * other[j]
 
 

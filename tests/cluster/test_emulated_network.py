@@ -1,4 +1,6 @@
-"""The network laboratory: separate hosts for both MPIs, links of the stated rate, nothing left when it closes."""
+"""The emulated network: separate hosts for both MPIs, links of the stated rate, nothing left when
+it closes.
+"""
 
 import os
 import signal
@@ -10,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from dist_ml.launch import mpi_installation, mpiexec
-from dist_ml.launch.laboratory import Laboratory, missing
+from dist_ml.launch.emulated_network import EmulatedNetwork, missing
 
-pytestmark = [pytest.mark.cluster, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(missing() is not None, reason=missing() or ""),
+]
 
 MEGABYTES = 4
 PLACES = """
@@ -59,35 +64,48 @@ def flavour(request: pytest.FixtureRequest) -> str:
 
 
 def test_ranks_fill_hosts_that_mpi_takes_for_nodes(flavour: str) -> None:
-    with Laboratory(hosts=3) as laboratory:
-        done = mpiexec.run(python(PLACES), 5, flavour, laboratory=laboratory, capture=True, time_limit_seconds=60)
+    with EmulatedNetwork(hosts=3) as network:
+        done = mpiexec.run(
+            python(PLACES), 5, flavour, network=network, capture=True, time_limit_seconds=60
+        )
     assert done.returncode == 0, done
-    assert done.stdout.split("\n")[:5] == ["(0, 'h0', 2)", "(1, 'h0', 2)", "(2, 'h1', 2)", "(3, 'h1', 2)", "(4, 'h2', 1)"]
+    assert done.stdout.split("\n")[:5] == [
+        "(0, 'h0', 2)",
+        "(1, 'h0', 2)",
+        "(2, 'h1', 2)",
+        "(3, 'h1', 2)",
+        "(4, 'h2', 1)",
+    ]
 
 
 def test_bytes_cross_the_link_at_its_rate(flavour: str) -> None:
-    with Laboratory(hosts=2, rate="100mbit") as laboratory:
-        before = laboratory.traffic()
-        done = mpiexec.run(python(TRANSFER), 2, flavour, laboratory=laboratory, capture=True, time_limit_seconds=60)
-        crossed = laboratory.traffic()[0] - before[0]
+    with EmulatedNetwork(hosts=2, rate="100mbit") as network:
+        before = network.traffic()
+        done = mpiexec.run(
+            python(TRANSFER), 2, flavour, network=network, capture=True, time_limit_seconds=60
+        )
+        crossed = network.traffic()[0] - before[0]
     assert done.returncode == 0, done
     assert 3 * MEGABYTES * 1e6 <= crossed.sent_bytes <= 3.5 * MEGABYTES * 1e6
     line_seconds = MEGABYTES * 8 / 100
-    assert 0.99 * line_seconds < float(done.stdout) < 2 * line_seconds  # this machine may be busy; never faster than the line
+    assert (
+        0.99 * line_seconds < float(done.stdout) < 2 * line_seconds
+    )  # this machine may be busy; never faster than the line
 
 
 def test_gloo_sums_over_the_hosts() -> None:
-    with Laboratory(hosts=2) as laboratory:
-        done = laboratory.run_each(python(GLOO), ranks=3, time_limit_seconds=60)
+    with EmulatedNetwork(hosts=2) as network:
+        done = network.run_each(python(GLOO), ranks=3, time_limit_seconds=60)
     assert [each.stdout for each in done] == ["h0 6.0\n", "h0 6.0\n", "h1 6.0\n"], done
 
 
 def test_hosts_end_with_an_owner_that_is_killed(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     owner = (
-        "import sys, time; from pathlib import Path; from dist_ml.launch.laboratory import Laboratory\n"
-        "with Laboratory(hosts=2) as laboratory:\n"
-        "    pids = [host.pid for host in [laboratory.switch, *laboratory.hosts]]\n"
+        "import sys, time; from pathlib import Path; from dist_ml.launch.emulated_network import "
+        "EmulatedNetwork\n"
+        "with EmulatedNetwork(hosts=2) as network:\n"
+        "    pids = [host.pid for host in [network.switch, *network.hosts]]\n"
         f"    Path({str(pids)!r}).write_text(' '.join(map(str, pids)) + '\\n')\n"
         "    time.sleep(100)"
     )
@@ -105,7 +123,9 @@ def test_hosts_end_with_an_owner_that_is_killed(tmp_path: Path) -> None:
 
 
 def namespace(pid: int) -> str:
-    """The network namespace that a process holds; empty when it is gone, or dead and not yet buried."""
+    """The network namespace that a process holds; empty when it is gone, or dead and not yet
+    buried.
+    """
     try:
         return os.readlink(f"/proc/{pid}/ns/net")
     except OSError:

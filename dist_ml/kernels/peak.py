@@ -1,7 +1,8 @@
 """How fast one thread can multiply and add at all: the roof over every product, whoever wrote it.
 
-A polynomial by Horner's scheme on values that stay in the first-level cache: one load and one store for `_DEGREE` fused
-multiply-adds, and enough independent values that each unit gets one every cycle.
+A polynomial by Horner's scheme on values that stay in the first-level cache: one load and one store
+for `_DEGREE` fused multiply-adds, and enough independent values that each unit gets one every
+cycle.
 """
 
 import time
@@ -16,7 +17,9 @@ _VALUES, _PASSES, _DEGREE, _REPEATS = 2048, 4000, 16, 40
 
 
 def flops_per_second() -> float | None:
-    """Of one thread in float32, the best of many short tries; None where there is no compiler to measure it with."""
+    """Of one thread in float32, the best of many short tries; None where there is no compiler to
+    measure it with.
+    """
     if not compiled.available():
         return None
     values, half = np.ones(_VALUES, np.float32), np.float32(0.5)
