@@ -10,7 +10,9 @@ step, so its ranks stay equal. Between nodes, every S steps the parameters are s
 and S steps later the old ones that arrived are merged with those trained meanwhile:
 
     step     0 ............. S ............. 2S
-    send     x(0) ---------> merge, send x(S) ------> ...     x = (2 S x_local + sum of the P nodes' x_old) / (2 S + P)
+    send     x(0) ---------> merge, send x(S) ------> ...
+
+    x = (2 S x_local + sum of the P nodes' x_old) / (2 S + P)
 
 The first and last steps average in blocking fashion, every step. S is halved when the mean loss no
 longer falls. Where the paper lets one rank of each node take its turn to talk, here all of them

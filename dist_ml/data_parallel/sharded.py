@@ -1,9 +1,9 @@
 """Sharded optimizer (ZeRO): each rank keeps the optimizer state, and in stage 2 the reduced
 gradient, of 1/P of the parameters.
 
-    reduce-scatter     gradients of all parameters -> the sum of this rank's shard          n(P-1)/P words
-    update             this rank's shard of the parameters                                  state and time 1/P
-    allgather          the shards -> all parameters on all ranks                            n(P-1)/P words
+    reduce-scatter  gradients of all parameters -> the sum of this rank's shard   n(P-1)/P words
+    update          this rank's shard of the parameters                           state and time 1/P
+    allgather       the shards -> all parameters on all ranks                     n(P-1)/P words
 
 together the words of one allreduce. Shards cut the flat vector of all parameters evenly, wherever a
 parameter begins. Stage 1 keeps the whole local gradient in one buffer; stage 2 only ever has the

@@ -120,8 +120,13 @@ def _measure(shapes: list[Shape], threads: int) -> dict[str, dict[str, float]]:
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "dist_ml.kernels.measure"],
-                input=request, capture_output=True, text=True, timeout=_TIME_LIMIT_SECONDS, env=environment, check=False,
-            )  # fmt: skip
+                input=request,
+                capture_output=True,
+                text=True,
+                timeout=_TIME_LIMIT_SECONDS,
+                env=environment,
+                check=False,
+            )
         except (OSError, subprocess.TimeoutExpired):
             return {}
         if done.returncode == 0:

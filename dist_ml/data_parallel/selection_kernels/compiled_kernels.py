@@ -1,6 +1,6 @@
 """The fused selection pass, compiled; imported only where numba is installed.
 
-    for each block of 64 elements:          one vector operation a line, for whatever vectors the processor has
+    for each block of 64 elements:      one vector operation a line, as wide as the processor has
         total = residual + scale * gradient
         residual = total where that is finite, else as it was
         hits = bits of not (|total| < threshold)
