@@ -36,10 +36,12 @@ class OkTopk(Stateless):
     1).
 
     own entries   |a a|b|c c c|   1. cut at the balanced boundaries (renewed every tau steps)
-                    \\  |  /       2. send region i to rank i, destinations rotated; add: 2k(P-1)/P
-    region        |sum of region|     3. keep what reaches the global threshold (exact every tau')
-    survivors     |s s s|s| |         4. deal them evenly if they are not: up to 2k(P-1)/P
-    everybody     |s s s s s s|   5. allgather: about 2k(P-1)/P words
+                   \\ | /          2. send region i to rank i, destinations rotated; add
+    region        |sum of region| 3. keep what reaches the global threshold (exact every tau')
+    survivors     |s s s|s| |     4. deal them evenly if they are not
+    everybody     |s s s s s s|   5. allgather
+
+    Words: 2k(P-1)/P in step 2, up to as many in step 4, about as many in step 5.
 
     Messages P - 1, those of the balancing, and one allgather. Returned: own entries that did not
     survive, whole.
@@ -60,11 +62,11 @@ class OkTopk(Stateless):
         with self.comm.traffic.labelled("sparse oktopk"):
             pieces = own.cut(self._regions.boundaries)
             arrived, sent, lost = split_to_owners(self.comm, self.wire, pieces)  # 2
-        region        = merge_all(arrived)
+            region = merge_all(arrived)
         self._follow(own)
         survivors, sizes = self._survivors(region, k)  # 3
         with self.comm.traffic.labelled("sparse oktopk"):
-        survivors     = balance(self.comm, survivors, sizes)  # 4
+            survivors = balance(self.comm, survivors, sizes)  # 4
             total, last = allgather_regions(self.comm, self.wire, survivors)  # 5
         return SparseSum(total, returned=[*lost, last, missing(sent, total)])
 
@@ -85,7 +87,7 @@ class OkTopk(Stateless):
         with self.comm.traffic.labelled("sparse oktopk control"):
             if self._age % self.settings.threshold_steps == 0:
                 self._threshold = exact_threshold(self.comm, magnitudes, k)
-        survivors     = region.where(magnitudes >= self._threshold)
+            survivors = region.where(magnitudes >= self._threshold)
             sizes = gather_sizes(self.comm, survivors.size)
             if (
                 sum(sizes) > MOST * k
@@ -93,7 +95,7 @@ class OkTopk(Stateless):
                 self._threshold = max(
                     self._threshold, exact_threshold(self.comm, np.abs(survivors.values), k)
                 )
-            survivors     = survivors.where(np.abs(survivors.values) >= self._threshold)
+                survivors = survivors.where(np.abs(survivors.values) >= self._threshold)
                 sizes = gather_sizes(self.comm, survivors.size)
         self._age += 1
         self._threshold = drifted(self._threshold, sum(sizes), k, self.length)
