@@ -6,8 +6,8 @@ features and teacher weights are small odd whole numbers, whose products and sum
 format holds exactly, in whatever order they are added.
 
     features   odd, -255 … 255, uniform        8 random bits each
-    first      odd, -15 … 15                   hidden = relu(first . features) float32, 4,386 at a time
-    second     odd, -15 … 15                   score  = second . hidden - mean score    float64
+    first      odd, -15 … 15                   hidden = relu(first . features), float32
+    second     odd, -15 … 15                   score  = second . hidden - mean score, float64
 """
 
 import math
