@@ -6,7 +6,7 @@ import numpy as np
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
-from dist_ml.comm.sparse.drift import drifted
+from dist_ml.comm.sparse.adjust_threshold import adjust_threshold
 from dist_ml.comm.sparse.entries import Entries, concatenate, largest_mask
 from dist_ml.comm.sparse.exchange import (
     TAG,
@@ -98,7 +98,7 @@ class OkTopk(Stateless):
                 survivors = survivors.where(np.abs(survivors.values) >= self._threshold)
                 sizes = gather_sizes(self.comm, survivors.size)
         self._age += 1
-        self._threshold = drifted(self._threshold, sum(sizes), k, self.length)
+        self._threshold = adjust_threshold(self._threshold, sum(sizes), k, self.length)
         return survivors, sizes
 
     def state_dict(self) -> dict[str, Any]:
