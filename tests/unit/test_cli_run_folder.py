@@ -66,18 +66,22 @@ def test_of_several_runs_that_start_at_once_one_has_the_folder(
     assert all("holds a run already" in str(error) for error in errors)
 
 
+def on_full_disk(*_arguments: object) -> Any:
+    """A file whose every write fails as on a full disk."""
+    return Path("/dev/full").open("w")
+
+
 def test_a_full_disk_hides_no_failure(
     folder: run_folder.RunFolder,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`/dev/full` in place of the files: each write fails as on a full disk."""
     file = logs.start(folder.path, 0)
     handler = logs._file_handlers()[0]
     assert handler.stream is not None
     handler.stream.close()
-    handler.stream = Path("/dev/full").open("w")
-    monkeypatch.setattr(os, "fdopen", lambda *_arguments: Path("/dev/full").open("w"))
+    handler.stream = on_full_disk()
+    monkeypatch.setattr(os, "fdopen", on_full_disk)
     assert logs.record_failure(ValueError("a bug")) is True
     logs.stop()
     assert "Traceback" not in capsys.readouterr().err
@@ -243,7 +247,7 @@ def test_plain_lines() -> None:
 @pytest.mark.parametrize("kind", ["full", "no reader"])
 def test_plain_lines_that_nobody_can_take_end_without_ending_the_run(kind: str) -> None:
     if kind == "full":
-        stream: Any = Path("/dev/full").open("w")
+        stream = on_full_disk()
     else:
         reader, writer = os.pipe()
         os.close(reader)
