@@ -38,3 +38,7 @@ class NonFiniteError(DistMLError):
     """A loss or a gradient that is NaN or infinite, agreed on by all ranks."""
 
     exit_status = 3
+
+
+class ScheduleError(ConfigError):
+    """A pipeline schedule that can't be made, read or run."""

@@ -1,0 +1,1 @@
+"""Published pipeline schedules, each a pure function from numbers to a `Schedule`."""

@@ -1,0 +1,48 @@
+"""All schedules by name. A new one is a module with a pure function, and an entry here."""
+
+from collections.abc import Callable
+
+from dist_ml.errors import ScheduleError
+from dist_ml.pipeline_parallel.proof import prove
+from dist_ml.pipeline_parallel.schedule import Schedule
+from dist_ml.pipeline_parallel.schedules.chimera import chimera
+from dist_ml.pipeline_parallel.schedules.csv_file import from_file
+from dist_ml.pipeline_parallel.schedules.dualpipe_v import dualpipe_v
+from dist_ml.pipeline_parallel.schedules.gpipe import gpipe
+from dist_ml.pipeline_parallel.schedules.interleaved import interleaved
+from dist_ml.pipeline_parallel.schedules.one_f_one_b import one_f_one_b
+from dist_ml.pipeline_parallel.schedules.pipedream_2bw import pipedream_2bw, unrolled
+from dist_ml.pipeline_parallel.schedules.request import Request
+from dist_ml.pipeline_parallel.schedules.zb_v import zb_v
+from dist_ml.pipeline_parallel.schedules.zero_bubble import zb_h1, zb_h2
+
+MakeSchedule = Callable[[Request], Schedule]
+
+SCHEDULES: dict[str, MakeSchedule] = {
+    "gpipe": gpipe,
+    "one_f_one_b": one_f_one_b,
+    "interleaved": interleaved,
+    "chimera": chimera,
+    "zb_h1": zb_h1,
+    "zb_h2": zb_h2,
+    "zb_v": zb_v,
+    "dualpipe_v": dualpipe_v,
+    "pipedream_2bw": pipedream_2bw,
+    "file": from_file,
+}
+
+_STEPS_PROVED = 3  # of an asynchronous schedule: one to fill the pipe, one full, one to drain it
+
+
+def make(name: str, request: Request) -> Schedule:
+    """The schedule called `name`, proved; `ScheduleError` says what it can't take and what it can."""
+    if name not in SCHEDULES:
+        raise ScheduleError(f"schedule {name} is none of {', '.join(SCHEDULES)}")
+    if request.ranks < 1 or request.microbatches < 1:
+        raise ScheduleError(
+            f"a schedule needs at least 1 rank and 1 micro-batch, not {request.ranks} and "
+            f"{request.microbatches}"
+        )
+    schedule = SCHEDULES[name](request)
+    prove(unrolled(schedule, _STEPS_PROVED) if schedule.weight_versions > 1 else schedule)
+    return schedule
