@@ -102,7 +102,8 @@ def test_a_rank_that_is_killed_while_others_reduce_in_shared_memory(job: Job) ->
     stays behind.
     """
     kept = set(os.listdir("/dev/shm"))
-    before = "import torch; from dist_ml.comm.allreduce import family; reduce = family.make('shared_memory', world); "
+    before = "import torch; from dist_ml.comm.allreduce import family; "
+    before += "reduce = family.make('shared_memory', world); "
     completed, seconds = job(
         "os.kill(os.getpid(), 9)",
         before=before + "x = reduce.allocate(1_000_000, torch.float32); reduce(x)",

@@ -38,7 +38,8 @@ FORMULAS: dict[str, tuple[str, Callable[[float, float, float], float]]] = {
     "cosma": ("3 n^2 / p^(2/3)", lambda n, p, _: 3 * n * n / p ** (2 / 3)),
 }
 VOLUMES = (
-    ("cannon", 4, 1), ("cannon", 9, 1), ("summa", 4, 1), ("summa", 8, 1), ("summa", 9, 1), ("summa_25d", 8, 2),
+    ("cannon", 4, 1), ("cannon", 9, 1), ("summa", 4, 1), ("summa", 8, 1), ("summa", 9, 1),
+    ("summa_25d", 8, 2),
     ("carma", 8, 1), ("cosma", 4, 1), ("cosma", 8, 1), ("cosma", 9, 1),
 )  # fmt: skip
 

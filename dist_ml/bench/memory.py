@@ -61,7 +61,9 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, int]:
     share = -(-config.batch_size // comm.size)
     # Of each layer, forward keeps its output, and backward holds that and the gradient on its way
     # through.
-    activations = 4 * share * (2 * sum(trainer.model.widths) + max(trainer.model.widths))
+    train = trainer.dataset.train
+    widths = (train.num_features, *config.model.hidden, train.num_outputs)
+    activations = 4 * share * (2 * sum(widths) + max(widths))
     parameters = sum(4 * parameter.numel() for parameter in trainer.model.parameters())
     return {
         "parameters": parameters,

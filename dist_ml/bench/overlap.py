@@ -15,11 +15,13 @@ from typing import Any
 
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.form import Check, Record, Result, alternate, median_ratio
-from dist_ml.bench.swapped import Ddp, Swapped, seconds_a_step
+from dist_ml.bench.shared_model import Ddp, SharedModel, seconds_a_step
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.allreduce import family
 from dist_ml.comm.communicator import Communicator
 from dist_ml.data_parallel.dense_reducer import DenseReducer, Overlap
+from dist_ml.data_parallel.gradients import FlatGradients
+from dist_ml.data_parallel.reduced_gradients import Full
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.launch.emulated_network import EmulatedNetwork
 
@@ -84,23 +86,35 @@ def run(config: OverlapBench, worlds: Worlds) -> Result:
     return Result("overlap", records, checks)
 
 
-class NoExchange:
-    """A reducer that leaves every rank with its own gradients."""
+class NoExchange(GradientReducer):
+    """Leaves every rank with its own gradients."""
+
+    def __init__(self, gradients: FlatGradients) -> None:
+        self._gradients = gradients
+        self.slots = gradients.slots
+
+    def begin(self) -> None:
+        self._gradients.begin()
+
+    def finish(self) -> Full:
+        self._gradients.complete()
+        return Full(self._gradients.flat, self.slots)
+
+
+class Clock(NoExchange):
+    """Takes the seconds of each backward pass."""
+
+    def __init__(self, gradients: FlatGradients) -> None:
+        super().__init__(gradients)
+        self._begun = 0.0
+        self.seconds: list[float] = []
 
     def start(self) -> None:
-        pass
+        self._begun = time.perf_counter()
 
-    def finish(self) -> None:
-        pass
-
-    def diagnostics(self) -> dict[str, float]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state
+    def finish(self) -> Full:
+        self.seconds.append(time.perf_counter() - self._begun)
+        return super().finish()
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +122,7 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
     pass.
     """
     plain = family.make(arguments["algorithm"], comm)
-    shared = Swapped(
+    shared = SharedModel(
         arguments["widths"], arguments["batch"], "torch", _LEARNING_RATE, comm, plain.allocate
     )
     overlaps: dict[str, Overlap] = {AFTER: "none", THREAD: "thread", POLL: "poll"}
@@ -118,7 +132,7 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
         if name == DDP:
             steps[name] = Ddp(arguments["widths"], arguments["batch"], _LEARNING_RATE, comm).step
             continue
-        reducer: GradientReducer = NoExchange()
+        reducer: GradientReducer = NoExchange(shared.gradients)
         if name == NARROW:
             reducer = DenseReducer(
                 shared.gradients, family.make(arguments["algorithm"], comm, "bf16"), "thread"
@@ -143,21 +157,13 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _backward(comm: Communicator, shared: Swapped) -> float:
+def _backward(comm: Communicator, shared: SharedModel) -> float:
     """Seconds of a backward pass without exchange: the median of a few steps."""
-
-    class Clock(NoExchange):
-        def start(self) -> None:
-            self.begun = time.perf_counter()
-
-        def finish(self) -> None:
-            times.append(time.perf_counter() - self.begun)
-
-    times: list[float] = []
+    clock = Clock(shared.gradients)
     comm.barrier()
     for _ in range(5):
-        shared.step(Clock())
-    return statistics.median(times)
+        shared.step(clock)
+    return statistics.median(clock.seconds)
 
 
 def _measured(

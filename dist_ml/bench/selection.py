@@ -18,7 +18,7 @@ from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.data_parallel.residual import MomentumResidual, Residual
 from dist_ml.data_parallel.selection import SELECTIONS, Selection, count_of
-from dist_ml.data_parallel.selection_kernels import passes, plain_kernels
+from dist_ml.data_parallel.selection_kernels import kernels, plain_kernels
 from dist_ml.errors import ConfigError
 
 ADD, TOPK, FUSED, PLAIN = "torch.add", "torch.topk", "fused pass", "torch operations"
@@ -91,7 +91,7 @@ def _candidates(config: SelectionBench) -> dict[str, Callable[[], float]]:
     candidates: dict[str, Callable[[], float]] = {
         ADD: _add(gradient, residual),
         TOPK: _topk(magnitudes, k),
-        FUSED: _pass(passes().accumulate, gradient, residual, threshold, k),
+        FUSED: _pass(kernels().accumulate, gradient, residual, threshold, k),
         PLAIN: _pass(plain_kernels.accumulate, gradient, residual, threshold, k),
     }
     gradients = [random.standard_normal(n, dtype=np.float32) * scales for _ in range(5)]

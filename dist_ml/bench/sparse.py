@@ -15,7 +15,7 @@ import numpy as np
 
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.form import Check, Record, Result, alternate, median_ratio
-from dist_ml.bench.swapped import Ddp, Swapped, seconds_a_step
+from dist_ml.bench.shared_model import Ddp, SharedModel, seconds_a_step
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.allreduce import family
 from dist_ml.comm.communicator import Communicator
@@ -139,7 +139,7 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
     candidate's last round.
     """
     config = from_mapping(SparseBench, arguments)
-    shared = Swapped(config.widths, config.batch, config.kernel, config.lr, comm)
+    shared = SharedModel(config.widths, config.batch, config.kernel, config.lr, comm)
     steps: dict[str, Callable[[], None]] = {}
     native, ring = family.make("native", comm), family.make("ring", comm)
     for allreduce in (

@@ -108,7 +108,7 @@ def our_steps(trainer: Trainer, steps: int) -> Callable[[], float]:
 def bare_steps(trainer: Trainer, config: TrainConfig, steps: int) -> Callable[[], float]:
     """The loop that a PyTorch user would write, on the same samples, held in memory."""
     split = trainer.dataset.train
-    x, y = split.batch(torch.arange(split.num_samples).numpy())
+    x, y, *_ = split.batch(torch.arange(split.num_samples).numpy())
     layers: list[torch.nn.Module] = []
     widths = (split.num_features, *config.model.hidden, split.num_outputs)
     for inputs, outputs in pairwise(widths):

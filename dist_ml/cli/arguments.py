@@ -59,5 +59,5 @@ FLAGS = """\
   --cfg job [--resolve]  print the composed configuration and stop; --package KEY: only that part
   --config-name NAME     compose NAME.yaml instead
   --config-dir DIR       look for configurations and groups in DIR too
-  --multirun, -m         one run for each combination of the values in ranks=1,2,4 optimizer.lr=0.1,0.2
+  --multirun, -m         a run for each combination of values: ranks=1,2,4 optimizer.lr=0.1,0.2
   --debug                show tracebacks of errors that are the user's, too"""

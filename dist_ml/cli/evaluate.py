@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _evaluate(world: "Communicator", folder: Path, as_json: bool) -> int:
-    from dist_ml.train.run import evaluate_run
+    from dist_ml.train.evaluate import evaluate_run
 
     result = evaluate_run(folder, world)
     if world.rank == 0 and as_json:

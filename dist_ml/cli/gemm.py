@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
 
         config = from_mapping(GemmConfig, compose.composed(request))
         plan = from_config.plan_of(config)
-        terminal.say(_table(from_config.in_words(plan, from_config.machine_of(config))))
+        terminal.say(_table(from_config.in_words(plan, from_config.cost_model_of(config))))
         return 0
     return ranks.run_on_ranks(lambda world: _run(request, world), request.debug)
 
@@ -46,7 +46,7 @@ def _run(request: Request, world: "Communicator") -> int:
         from_config.plan_of(config, world.size)
     outcome = experiment.run(config, world)
     if world.rank == 0:
-        lines = from_config.in_words(outcome.plan, from_config.machine_of(config))
+        lines = from_config.in_words(outcome.plan, from_config.cost_model_of(config))
         terminal.say(_table([*lines, *_measured(outcome)]))
     return 0
 

@@ -1,13 +1,13 @@
 """The one place where the world is made and where failures on ranks end.
 
-| what a rank raises                       | what is shown                             | how the ranks end              |
-|------------------------------------------|-------------------------------------------|--------------------------------|
-| `DistMLError` that all ranks agreed on   | `error: message`, by rank 0               | each returns its exit status   |
-| `DistMLError` on one rank                | `error on rank 2 (host): message`, by it  | abort                          |
-| any other exception                      | its traceback with rank and host, by it   | abort                          |
-| Ctrl-C                                   | `stopped by Ctrl-C`, by rank 0            | abort                          |
-| SIGTERM on the only rank                 | `stopped by SIGTERM`                      | it cleans up and ends          |
-| SIGTERM on one of several ranks          | what the launcher says                    | at once, even inside MPI       |
+| what a rank raises               | what is shown                     | how the ranks end        |
+|----------------------------------|-----------------------------------|--------------------------|
+| `DistMLError`, agreed on         | `error: message`, by rank 0       | its exit status          |
+| `DistMLError` on one rank        | `error on rank 2 (host): message` | abort                    |
+| any other exception              | its traceback with rank and host  | abort                    |
+| Ctrl-C                           | `stopped by Ctrl-C`, by rank 0    | abort                    |
+| SIGTERM on the only rank         | `stopped by SIGTERM`              | it cleans up and ends    |
+| SIGTERM on one of several        | what the launcher says            | at once, inside MPI too  |
 
 Of several ranks that fail on their own the first one speaks; all of them write to their own
 `log/rank-<r>.log`.

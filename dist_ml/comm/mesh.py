@@ -1,23 +1,12 @@
 """The mesh: ranks arranged along named axes, one Communicator an axis."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import MeshError
 
 AXES = ("data", "pipeline", "operator")
-
-
-class Axis(NamedTuple):
-    """One axis of a mesh as this rank sees it: its place, how many there are, and whom it
-    talks to.
-    """
-
-    coordinate: int
-    size: int
-    comm: Communicator
 
 
 class Mesh:
@@ -26,6 +15,9 @@ class Mesh:
 
     Ranks are ordered by node before they are laid out, whatever order the launcher placed them in.
     Collective.
+
+    `world` is all ranks in that order: whatever is done once a run, or must agree, uses it.
+    `sizes` and `coordinates` are this rank's, by axis.
     """
 
     def __init__(self, world: Communicator, sizes: Mapping[str, int | None]) -> None:
@@ -34,28 +26,46 @@ class Mesh:
         ordered = world.split(0, position)
         assert ordered is not None
         self.world = ordered
-        coordinates = coordinates_of(position, tuple(self.sizes.values()))
-        self.axes = {
-            name: self._axis(name, coordinates, dim) for dim, name in enumerate(self.sizes)
-        }
+        place = coordinates_of(position, tuple(self.sizes.values()))
+        self.coordinates = dict(zip(self.sizes, place, strict=True))
+        self._comms: dict[tuple[str, ...], Communicator] = {}
 
     def __repr__(self) -> str:
         return " x ".join(f"{name}={size}" for name, size in self.sizes.items())
 
-    def axis(self, name: str) -> Axis:
-        """The named axis; `MeshError` lists the names there are."""
-        if name not in self.axes:
-            raise MeshError(f"the mesh has no axis {name}; its axes are {', '.join(self.axes)}")
-        return self.axes[name]
+    def comm(self, *axes: str) -> Communicator:
+        """The ranks that differ from this one along `axes` alone, in the mesh's order.
 
-    def _axis(self, name: str, coordinates: Sequence[int], dim: int) -> Axis:
-        sizes = tuple(self.sizes.values())
-        color = 0
-        for other, (coordinate, size) in enumerate(zip(coordinates, sizes, strict=True)):
-            color = color if other == dim else color * size + coordinate
-        comm = self.world.split(color, coordinates[dim], axis=name)
+        Made at the first call, which is collective over the mesh, and kept. `MeshError` lists the
+        axes there are.
+        """
+        for name in axes:
+            if name not in self.sizes:
+                raise MeshError(f"the mesh has no axis {name}; its axes are {', '.join(AXES)}")
+        wanted = tuple(name for name in self.sizes if name in axes)
+        if wanted not in self._comms:
+            self._comms[wanted] = self._make(wanted)
+        return self._comms[wanted]
+
+    def free(self) -> None:
+        """Give all communicators back. Collective."""
+        for comm in self._comms.values():
+            comm.free()
+        self._comms.clear()
+        self.world.free()
+
+    def _make(self, axes: tuple[str, ...]) -> Communicator:
+        color = self._position(name for name in self.sizes if name not in axes)
+        comm = self.world.split(color, self._position(axes), axis=" x ".join(axes) or "self")
         assert comm is not None
-        return Axis(coordinates[dim], sizes[dim], comm)
+        return comm
+
+    def _position(self, axes: Iterable[str]) -> int:
+        """Row-major, among the coordinates of `axes` alone."""
+        position = 0
+        for name in axes:
+            position = position * self.sizes[name] + self.coordinates[name]
+        return position
 
 
 def resolve_sizes(sizes: Mapping[str, int | None], num_ranks: int) -> dict[str, int]:

@@ -3,7 +3,7 @@ rank, and flags to wait by.
 
     flags   one line a rank: how many reductions it has arrived at
             one line a rank: how many of them it has finished
-    copies  rank 0's n elements | rank 1's n elements | ...        each on whole pages, so that each rank's lie in its own memory
+    copies  rank 0's n elements | rank 1's n elements | ...    on whole pages, each near its rank
 
 The memory has no name once it is mapped, so nothing of it is left behind when ranks are killed.
 """

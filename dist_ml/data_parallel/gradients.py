@@ -1,6 +1,6 @@
 """All gradients in one flat buffer, so that one collective, or a few, can reduce them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -10,13 +10,12 @@ from dist_ml.partition import Range
 
 Allocator = Callable[[int, torch.dtype], torch.Tensor]
 
-# Sums that every step must reduce anyway; carried behind the gradients they cost no message of
-# their own.
-TAIL = ("loss", "correct")
-
 
 class FlatGradients:
-    """One buffer [all parameters in order, tail]; each parameter's `.grad` is a view into it.
+    """One buffer [all parameters in order, slots]; each parameter's `.grad` is a view into it.
+
+    The `num_slots` slots hold sums that every step reduces anyway (loss, metrics): behind the
+    gradients they cost no message of their own.
 
     A layer that puts a `gradient_sink` on its parameter writes into the view itself. For all others
     autograd adds into the view, so that it must be zeroed before each step and a `.grad` never
@@ -26,7 +25,10 @@ class FlatGradients:
     """
 
     def __init__(
-        self, parameters: Iterable[torch.nn.Parameter], allocate: Allocator | None = None
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        num_slots: int,
+        allocate: Allocator | None = None,
     ) -> None:
         self.parameters = list(parameters)
         dtypes = {parameter.dtype for parameter in self.parameters}
@@ -35,14 +37,14 @@ class FlatGradients:
                 "parameters must have one dtype to share a gradient buffer, not "
                 f"{sorted(map(str, dtypes))}"
             )
-        self.num_words = sum(parameter.numel() for parameter in self.parameters)
+        self.ranges = places(self.parameters)
+        self.num_words = self.ranges[-1].stop
         allocate = allocate or (lambda n, dtype: torch.zeros(n, dtype=dtype))
-        self.buffer = allocate(self.num_words + len(TAIL), dtypes.pop())
+        self.buffer = allocate(self.num_words + num_slots, dtypes.pop())
         self.flat = self.buffer[: self.num_words]
-        self.tail = self.buffer[self.num_words :]
-        self.ranges: list[Range] = []
+        self.slots = self.buffer[self.num_words :]
         self._sinks: list[GradientSink] = []
-        self._added: list[torch.Tensor] = [self.tail]
+        self._added: list[torch.Tensor] = [self.slots]
         self._attach()
 
     def begin(self) -> None:
@@ -51,41 +53,42 @@ class FlatGradients:
             sink.clear()
         torch._foreach_zero_(self._added)
 
-    def settle(self) -> None:
-        """All of the buffer holds sums, also of parameters that no backward pass of this step has
-        reached.
-        """
+    def complete(self) -> None:
+        """All of the buffer holds sums, also of parameters that no backward pass has reached."""
         for sink in self._sinks:
-            sink.settle()
+            sink.zero_if_empty()
 
-    def on_ready(self, call: Callable[[int], None]) -> None:
+    def on_final(self, call: Callable[[int], None]) -> None:
         """`call(i)` each time a backward pass has put in the gradient of parameter `i` (an index
         into `parameters`, `ranges`).
-
-        Torch's hook also runs where a layer wrote into its sink and left nothing to accumulate.
         """
-        for index, parameter in enumerate(self.parameters):
-            parameter.register_post_accumulate_grad_hook(lambda _, index=index: call(index))  # type: ignore[no-untyped-call]
-
-    def scale(self, factor: float) -> None:
-        """Multiply the whole gradient."""
-        self.flat.mul_(factor)
-
-    def norm(self) -> float:
-        """The Euclidean norm of the whole gradient, NaN or infinite if any element is."""
-        return float(torch.linalg.vector_norm(self.flat))
+        call_when_final(self.parameters, call)
 
     def _attach(self) -> None:
-        start = 0
-        for parameter in self.parameters:
-            where = Range(start, start + parameter.numel())
+        for parameter, where in zip(self.parameters, self.ranges, strict=True):
             view = self.flat[where.slice].view_as(parameter)
             parameter.grad = view
-            self.ranges.append(where)
             sink = getattr(parameter, "gradient_sink", None)
             if sink is None:
                 self._added.append(view)
             else:
                 sink.attach(view)
                 self._sinks.append(sink)
-            start = where.stop
+
+
+def places(parameters: Sequence[torch.nn.Parameter]) -> list[Range]:
+    """Where each parameter's elements lie in the flat vector of all, in order."""
+    ranges, start = [], 0
+    for parameter in parameters:
+        ranges.append(Range(start, start + parameter.numel()))
+        start += parameter.numel()
+    return ranges
+
+
+def call_when_final(parameters: Sequence[torch.nn.Parameter], call: Callable[[int], None]) -> None:
+    """`call(i)` at the end of each backward pass through parameter i; torch's hook also runs where
+    a
+    layer wrote into its sink and left nothing to accumulate.
+    """
+    for index, parameter in enumerate(parameters):
+        parameter.register_post_accumulate_grad_hook(lambda _, index=index: call(index))  # type: ignore[no-untyped-call]

@@ -19,9 +19,9 @@ class NodePart(SparsePart):
     """A `SparsePart` whose ranks are nodes: each rank of a node sums one shard of `whole` with its
     peers on the other nodes.
 
-        node A:  rank 0  [shard 0 | shard 1]        1. reduce-scatter inside the node           n (L-1)/L words, L ranks a node
-                 rank 1  [shard 0 | shard 1]        2. rank i of every node: sparse sum of shard i between nodes
-        node B:  rank 2, rank 3 likewise            3. allgather inside the node                n (L-1)/L words
+    node A:  rank 0  [shard 0 | shard 1]  1. reduce-scatter in the node: n (L-1)/L words
+             rank 1  [shard 0 | shard 1]  2. rank i of every node: sparse sum of shard i
+    node B:  rank 2, rank 3 likewise      3. allgather in the node: n (L-1)/L words
 
     The residual is the shard's, n/L elements a rank: the node remembers as one.
     """

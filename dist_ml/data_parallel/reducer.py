@@ -1,22 +1,50 @@
-"""The seam between the trainer and gradient exchange: what is to be summed over the data axis, and
+"""The seam between a training step and gradient exchange: what is summed over the data axis, and
 when it may start.
 """
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+
+from dist_ml.data_parallel.reduced_gradients import ReducedGradients
 
 
-class GradientReducer(Protocol):
+class GradientReducer(ABC):
     """Turns each rank's gradients into their sum over the data axis.
 
-    The trainer calls `start` before the step's last backward pass, in which gradients become final
-    one after the other and may be sent at once, and `finish` after it, which returns when the whole
-    buffer, tail included, holds the sum on all ranks. `diagnostics` are figures of the last step
-    for the metrics; {} for none. `state_dict` is whatever a checkpoint must carry for the next
-    steps to be the same (residuals, thresholds); {} for none.
+        begin()      before a step's first micro-batch: gradients and `slots` are zero
+        start()      before its last backward pass: gradients become final one after the other
+        finish()     after it: everything is summed; `slots` hold sums, too
+
+    `slots` are a step's other sums (loss, metrics), float [num_slots]: each rank adds its own part.
+    All ranks of the axis call these together, in this order, every step.
     """
 
-    def start(self) -> None: ...
-    def finish(self) -> None: ...
-    def diagnostics(self) -> dict[str, float]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    slots: torch.Tensor
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Ready for the next step's sums."""
+
+    def start(self) -> None:  # noqa: B027 - only what overlaps cares
+        """From here on a gradient is final once the backward pass has put it in."""
+
+    @abstractmethod
+    def finish(self) -> ReducedGradients:
+        """Everything summed. Collective; raises what went wrong in the exchange."""
+
+    def diagnostics(self) -> dict[str, float]:
+        """Figures of the last step, for the metrics."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next steps depend on besides parameters (residuals, thresholds), this rank's."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        assert not state, f"{type(self).__name__} has no state, but got {list(state)}"
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """End threads; no exchange may be under way."""

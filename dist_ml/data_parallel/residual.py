@@ -11,7 +11,7 @@ import numpy as np
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.sparse.entries import Entries
-from dist_ml.data_parallel.selection_kernels import Taken, emit, passes
+from dist_ml.data_parallel.selection_kernels import Extracted, emit, kernels
 from dist_ml.errors import NonFiniteError
 from dist_ml.partition import Range
 
@@ -31,7 +31,7 @@ class Residual:
 
     def accumulate(
         self, gradient: Array, threshold: float, capacity: int, scale: float = 1.0
-    ) -> Taken:
+    ) -> Extracted:
         """Add `scale * gradient`, and take what reaches `threshold` in magnitude, at most
         `capacity` entries: one fused pass.
 
@@ -44,24 +44,24 @@ class Residual:
             raise NonFiniteError("a gradient is NaN or infinite")
         return taken
 
-    def sweep(self, threshold: float, capacity: int) -> Taken:
+    def sweep(self, threshold: float, capacity: int) -> Extracted:
         """Take what reaches `threshold`, without adding anything."""
         limit = self.values.dtype.type(threshold)
         return emit(
             self.ranges,
             self.values.dtype,
             capacity,
-            lambda part, indices, values: passes().sweep(
+            lambda part, indices, values: kernels().sweep(
                 self.values[part.slice], limit, indices, values, part.start
             ),
         )
 
-    def give_back(self, entries: Entries) -> None:
+    def restore(self, entries: Entries) -> None:
         """Add entries again: dropped by a selection, lost by a wire, or returned by an exchange.
         Indices may repeat.
         """
         if entries.size:
-            passes().add_at(self.values, entries.indices, entries.values)
+            kernels().add_at(self.values, entries.indices, entries.values)
 
     def sent(self, indices: Array) -> None:
         """Factor masking, for a residual with momentum: the elements at `indices` are in the result
@@ -75,7 +75,9 @@ class Residual:
         for part in self.ranges:
             _subtract(self.values[part.slice], gradient[part.slice], scale)
 
-    def peek(self, at: Array, gradient: Array | None = None, scale: float = 1.0) -> Array:
+    def sample_magnitudes(
+        self, at: Array, gradient: Array | None = None, scale: float = 1.0
+    ) -> Array:
         """Magnitudes at positions `at` of the concatenated ranges: as they are, or as `accumulate`
         would find them.
         """
@@ -91,13 +93,15 @@ class Residual:
         squares = (np.dot(part, part) for part in (self.values[part.slice] for part in self.ranges))
         return float(np.sqrt(sum(float(square) for square in squares)))
 
-    def _accumulate(self, gradient: Array, threshold: float, capacity: int, scale: float) -> Taken:
+    def _accumulate(
+        self, gradient: Array, threshold: float, capacity: int, scale: float
+    ) -> Extracted:
         kind = self.values.dtype.type
         return emit(
             self.ranges,
             self.values.dtype,
             capacity,
-            lambda part, indices, values: passes().accumulate(
+            lambda part, indices, values: kernels().accumulate(
                 gradient[part.slice],
                 kind(scale),
                 self.values[part.slice],
@@ -147,13 +151,15 @@ class MomentumResidual(Residual):
             added = _subtract(velocity, gradient[part.slice], scale)
             velocity[added] /= self.momentum
 
-    def _accumulate(self, gradient: Array, threshold: float, capacity: int, scale: float) -> Taken:
+    def _accumulate(
+        self, gradient: Array, threshold: float, capacity: int, scale: float
+    ) -> Extracted:
         kind = self.values.dtype.type
         return emit(
             self.ranges,
             self.values.dtype,
             capacity,
-            lambda part, indices, values: passes().accumulate_momentum(
+            lambda part, indices, values: kernels().accumulate_momentum(
                 gradient[part.slice],
                 kind(scale),
                 self.velocity[part.slice],

@@ -106,7 +106,7 @@ class SparsePart:
         have to be subtracted may be gone by now, and delaying it is what a residual does.
         """
         for _, entries in self._taken:
-            self.groups[0].residual.give_back(entries)
+            self.groups[0].residual.restore(entries)
 
     def exchange(self, density: float) -> SparseSum:
         """Sum what was selected over the ranks, and overwrite the ranges of `vector` with the sum.
@@ -133,7 +133,7 @@ class SparsePart:
     def undo_exchange(self, total: SparseSum) -> None:
         """As before `select`, after the exchange: the step's sum will not be used."""
         for entries in total.returned:
-            self.groups[0].residual.give_back(Entries(entries.indices, -entries.values))
+            self.groups[0].residual.restore(Entries(entries.indices, -entries.values))
         self.undo()
 
     def residual_norm(self) -> float:
@@ -178,7 +178,7 @@ class SparsePart:
 
     def _remember(self, total: SparseSum) -> None:
         for entries in total.returned:
-            self.groups[0].residual.give_back(entries)  # all groups share one array
+            self.groups[0].residual.restore(entries)  # all groups share one array
         if self._config.momentum and self._config.factor_masking:
             self.groups[0].residual.sent(self._in_result(total))
 

@@ -16,10 +16,13 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.sparse import Settings, SparseSum, fastest
 from dist_ml.comm.sparse.probe import probe
 from dist_ml.config.sparse import SparseConfig, SparseName
-from dist_ml.data_parallel.background import Background
+from dist_ml.data_parallel.bucket_scheduler import BucketScheduler
 from dist_ml.data_parallel.density import DensitySchedule, layout
+from dist_ml.data_parallel.drivers import InlineDriver, ThreadDriver
 from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.data_parallel.node_part import NodePart, split_nodes
+from dist_ml.data_parallel.reduced_gradients import Full
+from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.residual import reshard
 from dist_ml.data_parallel.selection import count_of
 from dist_ml.data_parallel.sparse_part import SparsePart
@@ -30,20 +33,24 @@ from dist_ml.partition import Range
 log = logging.getLogger(__name__)
 
 
-class SparseReducer:
+class SparseReducer(GradientReducer):
     """Sums the selected part of the ranks' gradients into the flat buffer; what was not selected
     waits in the residual.
 
         1. each bucket, when its gradients are final:  small tensors aside | select | agree that all
            are finite | sparse sum
-        2. after the last one:  small tensors and the tail in one dense allreduce; the small sums'
+        2. after the last one:  small tensors and the slots in one dense allreduce; the small sums'
            momentum
 
-    When a gradient is not finite on any rank, all ranks put back what they selected, and the loss
-    in the tail becomes NaN: the trainer stops or skips. A bad gradient never enters its rank's
-    residual; the good ones of other ranks stay in theirs. `names` are the parameters'. With
-    `config.overlap`, buckets are exchanged on a thread while the backward pass goes on, over a
-    communicator of its own.
+    When a gradient is not finite on any rank, nothing is exchanged and slot 0, the loss, becomes
+    NaN on all ranks: the step can't be used. A bad gradient never enters its rank's residual; the
+    good ones of other ranks stay in theirs, to be sent later. With `check_first`, ranks agree
+    before anything is added to a residual that every gradient is so small that the norm of the sum
+    can't overflow, at the price of reading the gradient once more: then a bad step leaves no trace
+    (where bad steps are skipped and training goes on).
+
+    `names` are the parameters'. With `config.overlap`, buckets are exchanged on a thread while the
+    backward pass goes on, over a communicator of its own.
     """
 
     def __init__(
@@ -53,8 +60,14 @@ class SparseReducer:
         comm: Communicator,
         config: SparseConfig,
         seed: int = 0,
+        check_first: bool = False,
     ) -> None:
         self._gradients = gradients
+        self.slots = gradients.slots
+        self._largest_square = None
+        if check_first:
+            most = float(np.finfo(gradients.flat.numpy().dtype).max)
+            self._largest_square = most / comm.size**2
         self._comm = comm
         self._config = config
         self._flat: Array = gradients.flat.numpy()
@@ -63,7 +76,7 @@ class SparseReducer:
         self._scale = 1.0
         self._density = config.density
         self._layout = layout(names, gradients.ranges, config.densities, config.dense_below)
-        self._small = np.zeros(self._layout.num_dense + gradients.tail.numel(), self._flat.dtype)
+        self._small = np.zeros(self._layout.num_dense + gradients.slots.numel(), self._flat.dtype)
         self._velocity = np.zeros(
             self._layout.num_dense, self._flat.dtype
         )  # momentum of the small tensors
@@ -78,9 +91,10 @@ class SparseReducer:
         self._failed: list[bool] = []
         self._sums: list[SparseSum] = []
         self._xi = Xi(comm, config.diagnose_every)
-        self._background = (
-            Background(gradients, self._buckets, self._reduce_bucket) if config.overlap else None
-        )
+        driver = (ThreadDriver if config.overlap else InlineDriver)(self._reduce_bucket)
+        self._scheduler = BucketScheduler(gradients.ranges, self._buckets, driver)
+        if config.overlap:
+            gradients.on_final(self._scheduler.ready)
         num_sparse = sum(part.size for _, ranges in self._layout.sparse for part in ranges)
         log.info(
             "sparse gradients by %s: %d elements sparse, %d dense",
@@ -89,21 +103,39 @@ class SparseReducer:
             self._layout.num_dense,
         )
 
+    def begin(self) -> None:
+        self._gradients.begin()
+
     def start(self) -> None:
         self._density = self._schedule.at(self._steps)
         self._failed, self._sums = [], []
-        if self._background:
-            self._background.start()
+        self._scheduler.begin()
 
-    def finish(self) -> None:
-        if self._background:
-            self._background.finish()
-        else:
+    def finish(self) -> "SparseSums":
+        self._gradients.complete()
+        if not self._config.overlap:
             self._scale = self._clip_scale()
-            for number in range(len(self._buckets)):
-                self._reduce_bucket(number)
+        self._scheduler.finish()
+        velocity = self._velocity.copy()
         self._reduce_small()
-        self._steps += 1
+        failed = any(self._failed)
+        if failed:
+            self._undo_exchanges()
+            self.slots[0] = math.nan
+        else:
+            self._steps += 1
+        return SparseSums(self, self._gradients, None if failed else velocity)
+
+    def roll_back(self, velocity: Array) -> None:
+        """As before the step, whose sums will not be used: what was selected is back in the
+        residuals, and the small tensors have the momentum that they had, `velocity`.
+        """
+        self._undo_exchanges()
+        self._velocity[...] = velocity
+        self._steps -= 1
+
+    def close(self) -> None:
+        self._scheduler.close()
 
     def diagnostics(self) -> dict[str, float]:
         """Of the last step, on this rank: densities sent and received, residual over gradient norm,
@@ -116,7 +148,9 @@ class SparseReducer:
         }
         values["density"] = self._density
         norm = math.sqrt(sum(part.residual_norm() ** 2 for part in self._parts))
-        values["residual_over_gradient"] = norm / max(self._gradients.norm(), 1e-30)
+        values["residual_over_gradient"] = norm / max(
+            float(torch.linalg.vector_norm(self._gradients.flat)), 1e-30
+        )
         for part in self._parts:
             for phase, seconds in part.phases.take().items():
                 values[f"seconds_{phase}"] = values.get(f"seconds_{phase}", 0.0) + seconds
@@ -147,6 +181,11 @@ class SparseReducer:
         the order of buckets.
         """
         part = self._parts[number]
+        if self._largest_square is not None:
+            bad = any(self._failed) or not self._is_small(self._buckets[number])
+            if agreed(self._over, bad):
+                self._failed.append(True)
+                return
         self._set_small_aside(self._buckets[number])
         failed = False
         try:
@@ -171,21 +210,27 @@ class SparseReducer:
                 self._small[where.slice] = self._flat[place.slice]
 
     def _reduce_small(self) -> None:
-        tail = self._gradients.tail.numpy()
+        slots = self.slots.numpy()
         start = self._layout.num_dense
-        self._small[start:] = tail
+        self._small[start:] = slots
         self._comm.allreduce(self._small)
-        tail[...] = self._small[start:]
+        slots[...] = self._small[start:]
         if self._config.momentum and not any(self._failed) and np.isfinite(self._small).all():
             self._velocity *= self._velocity.dtype.type(self._config.momentum)
             self._velocity += self._small[:start]
             self._small[:start] = self._velocity
         for where, place in self._small_ranges():
             self._flat[place.slice] = self._small[where.slice]
-        if any(self._failed):
-            for part, total in zip(self._parts, self._sums, strict=False):
-                part.undo_exchange(total)
-            tail[0] = math.nan
+
+    def _undo_exchanges(self) -> None:
+        for part, total in zip(self._parts, self._sums, strict=False):
+            part.undo_exchange(total)
+
+    def _is_small(self, bucket: Range) -> bool:
+        """So small that no sum over the ranks overflows in its norm; false where not finite."""
+        gradient = self._flat[bucket.slice]
+        with np.errstate(over="ignore", invalid="ignore"):
+            return bool(np.dot(gradient, gradient) <= self._largest_square)
 
     def _small_ranges(self) -> list[tuple[Range, Range]]:
         """(place among the small elements, place in the gradient) of each dense range."""
@@ -204,6 +249,23 @@ class SparseReducer:
         norm = float(torch.linalg.vector_norm(self._gradients.flat))
         limit = self._config.clip_norm / math.sqrt(self._comm.size)
         return limit / norm if math.isfinite(norm) and norm > limit else 1.0
+
+
+class SparseSums(Full):
+    """The summed selection; `velocity` is the small tensors' momentum before the step, None where
+    the step has left no trace already.
+    """
+
+    def __init__(
+        self, reducer: SparseReducer, gradients: FlatGradients, velocity: Array | None
+    ) -> None:
+        super().__init__(gradients.flat, gradients.slots)
+        self._reducer = reducer
+        self._velocity = velocity
+
+    def roll_back(self) -> None:
+        if self._velocity is not None:
+            self._reducer.roll_back(self._velocity)
 
 
 def resolve(config: SparseConfig, length: int, comm: Communicator) -> SparseConfig:

@@ -1,7 +1,7 @@
 """What every dataset gives: two splits whose samples are asked for by number."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,15 @@ NUMPY_DTYPES: dict[torch.dtype, type[np.floating[Any]]] = {
     torch.float32: np.float32,
     torch.float64: np.float64,
 }
+
+
+class Batch(NamedTuple):
+    """Samples together, in tensors that the caller owns."""
+
+    inputs: torch.Tensor  # [b, num_features], in the split's floating dtype
+    targets: torch.Tensor  # int64 [b] classes, or [b, num_outputs] values in that dtype
+    sample_ids: Ids  # int64 [b]
+    num_items: int  # that a loss sums over: samples, or the tokens of samples
 
 
 class Split(Protocol):
@@ -36,13 +45,11 @@ class Split(Protocol):
     @property
     def task(self) -> Task: ...
 
-    def batch(self, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
-        """The samples `ids` (int64 [b], each in 0 … num_samples-1, any order), in tensors that the
-        caller owns.
+    def batch(self, ids: Ids) -> Batch:
+        """The samples `ids`: int64 [b], each in 0 … num_samples-1, in any order.
 
-        Returns x [b, num_features] in the split's floating dtype, and y: int64 [b] classes, or [b,
-        num_outputs] in that dtype. A sample is the same in whatever company it is asked for. Raises
-        `DataError` where a file holds unusable values.
+        A sample is the same in whatever company it is asked for. Raises `DataError` where a file
+        holds unusable values.
         """
         ...
 

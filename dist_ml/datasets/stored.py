@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from dist_ml.config.data import Task
-from dist_ml.datasets.dataset import NUMPY_DTYPES, Ids
+from dist_ml.datasets.dataset import NUMPY_DTYPES, Batch, Ids
 from dist_ml.errors import ConfigError, DataError
 
 Array = NDArray[Any]
@@ -41,7 +41,7 @@ class StoredSplit:
     def task(self) -> Task:
         return "regression" if self.y.dtype.kind == "f" else "classification"
 
-    def batch(self, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, ids: Ids) -> Batch:
         rows = self.locate(ids)
         dtype = NUMPY_DTYPES[self.dtype]
         with np.errstate(over="ignore"):  # an infinity by overflow is told with its row, below
@@ -58,7 +58,7 @@ class StoredSplit:
         else:
             y = y.astype(np.int64, copy=False)
             _check_labels(y, rows, self.y_file, self.num_outputs)
-        return torch.from_numpy(x), torch.from_numpy(y)
+        return Batch(torch.from_numpy(x), torch.from_numpy(y), ids, len(ids))
 
 
 def in_order(ids: Ids) -> Ids:

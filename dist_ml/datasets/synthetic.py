@@ -6,8 +6,8 @@ features and teacher weights are small odd whole numbers, whose products and sum
 format holds exactly, in whatever order they are added.
 
     features   odd, -255 … 255, uniform        8 random bits each
-    first      odd, -15 … 15                   hidden = relu(first . features)            in float32, 4,386 features at a time
-    second     odd, -15 … 15                   score  = second . hidden - mean score      in float64
+    first      odd, -15 … 15                   hidden = relu(first . features), float32
+    second     odd, -15 … 15                   score  = second . hidden - mean score, float64
 """
 
 import math
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dist_ml.config.data import DataConfig, Task
 from dist_ml.counter_random import Words, bits, lanes, rows, stream, uniform
-from dist_ml.datasets.dataset import NUMPY_DTYPES, Dataset, Ids
+from dist_ml.datasets.dataset import NUMPY_DTYPES, Batch, Dataset, Ids
 from dist_ml.partition import pieces
 
 _FEATURE_LIMIT, _WEIGHT_LIMIT = 255, 15
@@ -68,8 +68,8 @@ class SyntheticSplit:
     noise: float
     dtype: torch.dtype
 
-    def batch(self, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = ids + self.first_id
+    def batch(self, ids: Ids) -> Batch:
+        sample_ids, ids = ids, ids + self.first_id
         keys = bits(stream("synthetic features", self.seed), ids)
         features = lanes(keys, self.num_features, np.uint8).astype(np.float32)
         features *= 2
@@ -82,7 +82,7 @@ class SyntheticSplit:
         )
         x = features.astype(NUMPY_DTYPES[self.dtype], copy=False)
         x *= 1 / math.sqrt(_FEATURE_VARIANCE)
-        return torch.from_numpy(x), torch.from_numpy(y)
+        return Batch(torch.from_numpy(x), torch.from_numpy(y), sample_ids, len(ids))
 
     def _classes(self, scores: NDArray[np.float64], ids: Ids) -> NDArray[np.int64]:
         labels: NDArray[np.int64] = scores.argmax(axis=1)

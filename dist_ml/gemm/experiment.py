@@ -1,8 +1,8 @@
 """One product from a configuration: planned, run on random matrices, timed, and checked."""
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -19,6 +19,7 @@ from dist_ml.gemm.plan import Moved, Plan
 from dist_ml.kernels import kernels
 from dist_ml.kernels.product import Product, local_product
 from dist_ml.kernels.tuner import Shape, Tuner
+from dist_ml.measure.compare import seconds_per_call, slowest
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
@@ -63,10 +64,8 @@ def run(config: GemmConfig, comm: Communicator) -> Outcome:
     for repeat in range(config.repeats):
         _refill(c, config.seed + 2)
         before = comm.traffic.snapshot()
-        comm.barrier()
-        start = time.perf_counter()
-        gemm(a, b, c, config.alpha, config.beta)
-        seconds.append(_slowest(time.perf_counter() - start, comm))
+        multiply = partial(gemm, a, b, c, config.alpha, config.beta)
+        seconds.append(seconds_per_call(comm, multiply))
         if repeat == 0:
             tallies = [
                 t for (_, name), t in comm.traffic.since(before).items() if name != "allreduce"
@@ -78,7 +77,7 @@ def run(config: GemmConfig, comm: Communicator) -> Outcome:
                 )
             )
     gemm.free()
-    error = _slowest(_corner_error(config, plan, c), comm)
+    error = slowest(comm, _corner_error(config, plan, c))
     if not error <= 1:
         raise NonFiniteError(
             f"the product is wrong: its error is {error:.3g} times what rounding can make; this "
@@ -122,12 +121,6 @@ def _operand(layout: Layout, comm: Communicator, seed: int, dtype: torch.dtype) 
 
 def _refill(c: ShardedMatrix, seed: int) -> None:
     c.storage.copy_(matrix.random(c.layout, c.comm, seed, c.dtype).storage)
-
-
-def _slowest(value: float, comm: Communicator) -> float:
-    largest = torch.tensor([value], dtype=torch.float64)
-    comm.allreduce(largest, "max")
-    return float(largest)
 
 
 def _corner_error(config: GemmConfig, plan: Plan, c: ShardedMatrix) -> float:

@@ -4,8 +4,9 @@ from dist_ml.config.gemm import GemmConfig
 from dist_ml.errors import ConfigError
 from dist_ml.gemm import planners
 from dist_ml.gemm.grid import Grid, Problem
-from dist_ml.gemm.plan import Machine, Plan
+from dist_ml.gemm.plan import Plan
 from dist_ml.gemm.planners import Choice, Orders
+from dist_ml.measure.cost_model import CostModel, Link
 
 WORD_BYTES = {"fp32": 4, "fp64": 8, "bf16": 2}
 
@@ -34,13 +35,12 @@ def plan_of(config: GemmConfig, started: int | None = None) -> Plan:
     )
 
 
-def machine_of(config: GemmConfig) -> Machine:
-    return Machine(
-        config.rank_gflops * 1e9, config.link_gbytes * 1e9, config.link_microseconds * 1e-6
-    )
+def cost_model_of(config: GemmConfig) -> CostModel:
+    link = Link(config.link_microseconds * 1e-6, config.link_gbytes * 1e9)
+    return CostModel.one_link(link, config.rank_gflops * 1e9)
 
 
-def in_words(plan: Plan, machine: Machine) -> list[tuple[str, str]]:
+def in_words(plan: Plan, model: CostModel) -> list[tuple[str, str]]:
     """(what, how much) lines for people; words and memory are the most loaded rank's."""
     p = plan.problem
     idle = (
@@ -74,7 +74,7 @@ def in_words(plan: Plan, machine: Machine) -> list[tuple[str, str]]:
         ),
         (
             "predicted",
-            f"{plan.seconds(machine):.4g} s, {plan.flops(0) / machine.flops_per_second:.4g} s of "
+            f"{plan.seconds(model):.4g} s, {model.compute_seconds(plan.flops(0)):.4g} s of "
             "it computing",
         ),
         ("A", plan.layout_a.describe()),

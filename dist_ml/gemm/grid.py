@@ -4,7 +4,7 @@ A grid cuts the M x N x K cuboid of products into pm x pn x pk blocks, one a ran
 gathers its block of A from the pn ranks that share it, its block of B from pm ranks, and
 reduce-scatters its part of C over pk ranks:
 
-    words received = (MK / pm pk)(1 - 1/pn) + (KN / pk pn)(1 - 1/pm) + (MN / pm pn)(1 - 1/pk)        [mean over the grid's ranks]
+    words = (MK / pm pk)(1 - 1/pn) + (KN / pk pn)(1 - 1/pm) + (MN / pm pn)(1 - 1/pk)
 
 C stays where it is while A and B pass by in panels, so the memory needed besides the shards is the
 panels, and a partial C where pk > 1. Where even that is too much, a rank's block of C is computed

@@ -18,19 +18,12 @@ from dist_ml.gemm.grid import (
     reduce_bytes,
 )
 from dist_ml.gemm.layout import Layout
+from dist_ml.measure.cost_model import CostModel
 from dist_ml.partition import Range
 
 # Nothing hides the arrival of the first panels. So where panels travel ahead, an owner's first is
 # this part of the full width, and each next one twice as wide as the last.
 FIRST_PANEL = 8
-
-
-class Machine(NamedTuple):
-    """What predicted seconds are made of: one rank's products, and its link."""
-
-    flops_per_second: float = 100e9
-    bytes_per_second: float = 10e9
-    latency_seconds: float = 2e-6
 
 
 class Moved(NamedTuple):
@@ -168,21 +161,19 @@ class Plan:
         rows, cols, depth = (r.size for r in self.block(rank))
         return 2 * rows * cols * depth
 
-    def seconds(self, machine: Machine) -> float:
+    def seconds(self, model: CostModel) -> float:
         """Predicted: the slower of computing and gathering with one panel of both exposed, then the
         reduction of C.
         """
         pk = self.grid.pk
-        compute = self.flops(0) / machine.flops_per_second
+        compute = model.compute_seconds(self.flops(0))
         moved = self.moved(0)
         reduced = self.layout_c.num_words(0) * (pk - 1)
         reductions = self.reduce_parts * (pk - 1) * self.tiles.tm * self.tiles.tn
-        reducing = (
-            reduced * self.problem.sum_bytes / machine.bytes_per_second
-            + reductions * machine.latency_seconds
+        reducing = model.seconds(reductions, reduced, self.problem.sum_bytes)
+        gathering = model.seconds(
+            max(0, moved.messages - reductions), moved.received - reduced, self.problem.word_bytes
         )
-        gathering = (moved.received - reduced) * self.problem.word_bytes / machine.bytes_per_second
-        gathering += max(0, moved.messages - reductions) * machine.latency_seconds
         panels = self.panels(0)
         hidden = (
             1 - panels[0].size / self.block(0)[2].size

@@ -52,7 +52,8 @@ class OpenBlas:
             integer, address = ctypes.c_int64 if suffix else ctypes.c_int, ctypes.c_void_p
             flag = ctypes.c_int
             function.argtypes = [
-                *(flag,) * 3, *(integer,) * 3, real, address, integer, address, integer, real, address, integer,
+                *(flag,) * 3, *(integer,) * 3, real,
+                address, integer, address, integer, real, address, integer,
             ]  # fmt: skip
             function.restype = None
             self._gemms[letter] = function
@@ -68,7 +69,8 @@ class OpenBlas:
             self._threads = threads
 
     def gemm(
-        self, letter: str, transposed: tuple[bool, bool], mnk: tuple[int, int, int], alpha: float, beta: float,
+        self, letter: str, transposed: tuple[bool, bool], mnk: tuple[int, int, int],
+        alpha: float, beta: float,
         a: tuple[int, int], b: tuple[int, int], c: tuple[int, int],
     ) -> None:  # fmt: skip
         """Row-major C = alpha op(A) op(B) + beta C; a matrix is (address, elements from row to

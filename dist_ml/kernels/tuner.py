@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from dist_ml.kernels import kernels, openblas
-from dist_ml.measure import cost_model
+from dist_ml.measure import cache
 
 # A kernel has to beat torch by this much in the measurement to be chosen: closer than that is
 # noise.
@@ -58,7 +58,7 @@ class Tuner:
 
     def reload(self) -> None:
         """Take up what has been measured since."""
-        self._measured = (cost_model.load(_CACHE) or {}).get(_machine(self.threads), {})
+        self._measured = (cache.load(_CACHE) or {}).get(_machine(self.threads), {})
         self._choices.clear()
 
     def choose(self, shape: Shape) -> str:
@@ -91,9 +91,7 @@ class Tuner:
         if not missing:
             return
         found = _measure(list(missing.values()), self.threads)
-        kept = cost_model.load(_CACHE) or {}
-        kept.setdefault(_machine(self.threads), {}).update(found)
-        cost_model.store(_CACHE, kept)
+        cache.merge(_CACHE, _machine(self.threads), found)
         self.reload()
         self._measured.update(found)  # also where the cache can't be written
 
@@ -120,8 +118,13 @@ def _measure(shapes: list[Shape], threads: int) -> dict[str, dict[str, float]]:
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "dist_ml.kernels.measure"],
-                input=request, capture_output=True, text=True, timeout=_TIME_LIMIT_SECONDS, env=environment, check=False,
-            )  # fmt: skip
+                input=request,
+                capture_output=True,
+                text=True,
+                timeout=_TIME_LIMIT_SECONDS,
+                env=environment,
+                check=False,
+            )
         except (OSError, subprocess.TimeoutExpired):
             return {}
         if done.returncode == 0:

@@ -1,15 +1,15 @@
-"""The cost model: what a message and a word cost on this machine, measured once and kept.
+"""The one cost model: seconds that messages, words, copies, merges and operations take.
 
 A link is the two numbers of Hockney's model (R. Hockney, "The communication challenge for MPP",
-Parallel Computing 20, 1994, section 2): a message of b bytes takes latency + b / rate. Nothing here
-communicates: `comm/calibration.py` measures.
+Parallel Computing 20, 1994, section 2): a message of b bytes takes latency + b / rate. Plans of
+sparse allreduces and of distributed products predict seconds from it; what can't be written as a
+formula is a table of measured seconds by size, read by `interpolate`. Nothing here communicates:
+`comm/sparse/probe.py` and `comm/allreduce/auto.py` measure.
 """
 
-import json
-import os
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -27,14 +27,20 @@ class Link:
 
 @dataclass(frozen=True)
 class CostModel:
-    """What moving data costs between nodes, inside a node, and inside a rank."""
+    """What moving data costs between nodes, inside a node, and inside a rank, and computing."""
 
     # a message to a rank of another node (the same as `node` where there is one node)
     network: Link
     node: Link  # a message to a rank of the same node
     # bytes copied by one rank while all ranks of the node copy (read once, written once)
-    copy_bytes_per_second: float
+    copy_bytes_per_second: float = 10e9
     entry_seconds: float = 5e-9  # to merge or code one entry of a sparse vector, likewise
+    flops_per_second: float = 100e9  # of one rank's products
+
+    @staticmethod
+    def one_link(link: Link, flops_per_second: float = 100e9) -> "CostModel":
+        """All ranks are joined by the same kind of link."""
+        return CostModel(link, link, flops_per_second=flops_per_second)
 
     def seconds(
         self, messages: float, words: float, word_bytes: int = 4, between_nodes: bool = True
@@ -46,15 +52,19 @@ class CostModel:
         """What reading and writing `words` once takes."""
         return words * word_bytes / self.copy_bytes_per_second
 
+    def compute_seconds(self, flops: float) -> float:
+        """What `flops` operations of one rank's products take."""
+        return flops / self.flops_per_second
+
     def to_mapping(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
-    def from_mapping(mapping: dict[str, Any]) -> "CostModel":
-        links = Link(**mapping["network"]), Link(**mapping["node"])
-        return CostModel(
-            *links, float(mapping["copy_bytes_per_second"]), float(mapping["entry_seconds"])
-        )
+    def from_mapping(mapping: Mapping[str, Any]) -> "CostModel":
+        numbers = {
+            name: float(value) for name, value in mapping.items() if name not in ("network", "node")
+        }
+        return CostModel(Link(**mapping["network"]), Link(**mapping["node"]), **numbers)
 
 
 def fit(samples: Sequence[tuple[float, float]]) -> Link:
@@ -80,35 +90,16 @@ def fit(samples: Sequence[tuple[float, float]]) -> Link:
     )
 
 
-def cache_folder() -> Path:
-    """Where what was measured on this machine is kept: `$XDG_CACHE_HOME/dist_ml`, by default
-    `~/.cache/dist_ml`.
+def interpolate(seconds_by_size: Mapping[int, float], size: float) -> float:
+    """Seconds at `size` between two measured sizes, along the logarithms of both; beyond the
+    smallest and the largest, theirs.
     """
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dist_ml"
-
-
-def load(name: str) -> dict[str, Any] | None:
-    """What was kept under `name`; None where nothing (or nothing readable) was."""
-    try:
-        kept: dict[str, Any] = json.loads((cache_folder() / f"{name}.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return kept
-
-
-def store(name: str, values: dict[str, Any]) -> None:
-    """Keep `values` under `name`, whole or not at all. A folder that can't be written is no error:
-    it is measured again.
-    """
-    file = cache_folder() / f"{name}.json"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(values, indent=1))
-        partial.replace(file)
-    except OSError:
-        return
+    sizes = sorted(seconds_by_size)
+    upper = next((each for each in sizes if each >= size), sizes[-1])
+    lower = max((each for each in sizes if each <= size), default=sizes[0])
+    share = 0.0 if upper <= lower else math.log(size / lower) / math.log(upper / lower)
+    low, high = math.log(seconds_by_size[lower]), math.log(seconds_by_size[upper])
+    return math.exp(low + share * (high - low))
 
 
 def _dot(left: Sequence[float], right: Sequence[float]) -> float:

@@ -1,13 +1,14 @@
-"""Models by name, and their losses."""
+"""Models by name, and what they are trained for."""
 
 from typing import Protocol
 
 import torch
-from torch import nn
 
 from dist_ml.config.model import ModelConfig
-from dist_ml.models.losses import LOSSES, Loss, choose_loss
-from dist_ml.models.mlp import MLP, MakeLinear
+from dist_ml.config.names import require_one_of
+from dist_ml.models.blocks import BlockModel, LinearFactory, forward, plain_linear
+from dist_ml.models.mlp import MLP, mlp
+from dist_ml.models.objective import LOSSES, Objective, choose_objective
 
 
 class BuildModel(Protocol):
@@ -22,32 +23,23 @@ class BuildModel(Protocol):
         num_outputs: int,
         seed: int,
         dtype: torch.dtype,
-        linear: MakeLinear,
-    ) -> MLP: ...
-
-
-def mlp(
-    config: ModelConfig,
-    num_features: int,
-    num_outputs: int,
-    seed: int,
-    dtype: torch.dtype,
-    linear: MakeLinear,
-) -> MLP:
-    """The hidden widths are the configuration's, the outer ones the data's."""
-    return MLP(
-        (num_features, *config.hidden, num_outputs),
-        config.activation,
-        config.dropout,
-        seed,
-        dtype,
-        linear,
-    )
+        linear: LinearFactory,
+    ) -> BlockModel: ...
 
 
 MODELS: dict[str, BuildModel] = {"mlp": mlp}
 
-__all__ = ["LOSSES", "MLP", "MODELS", "Loss", "build_model", "choose_loss"]
+__all__ = [
+    "LOSSES",
+    "MLP",
+    "MODELS",
+    "BlockModel",
+    "LinearFactory",
+    "Objective",
+    "build_model",
+    "choose_objective",
+    "forward",
+]
 
 
 def build_model(
@@ -56,9 +48,8 @@ def build_model(
     num_outputs: int,
     seed: int,
     dtype: torch.dtype = torch.float32,
-    linear: MakeLinear = nn.Linear,
-) -> MLP:
-    """The model that `config` names. `linear(inputs, outputs)` makes each layer: the seam for
-    another kernel.
-    """
+    linear: LinearFactory = plain_linear,
+) -> BlockModel:
+    """The model that `config` names; `ConfigError` lists the names there are."""
+    require_one_of("model.name", config.name, MODELS)
     return MODELS[config.name](config, num_features, num_outputs, seed, dtype, linear)

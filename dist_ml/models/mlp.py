@@ -2,20 +2,16 @@
 over ranks.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from dist_ml.config.model import Activation
-from dist_ml.counter_random import stream, uniform
-from dist_ml.models.dropout import Dropout, Keys
-from dist_ml.partition import pieces
-
-MakeLinear = Callable[[int, int], nn.Linear]
+from dist_ml.config.model import Activation, ModelConfig
+from dist_ml.counter_random import stream
+from dist_ml.models.blocks import BlockModel, LinearFactory, plain_linear
+from dist_ml.models.dropout import Dropout
+from dist_ml.models.initialise import initialise_linear
 
 # Those whose derivative is a function of their result overwrite their input, which a linear layer
 # has no more use for.
@@ -34,14 +30,12 @@ _GAINS: dict[Activation, float] = {
     "silu": 2**0.5,
 }
 
-_WEIGHTS_AT_ONCE = 1 << 16
 
-
-class MLP(nn.Module):
+class MLP(BlockModel):
     """Linear layers of the given `widths` with an activation, and dropout, between them.
 
     The state dict holds plain `layers.<i>.weight` [widths[i+1], widths[i]] and `layers.<i>.bias`,
-    whatever `linear` brings.
+    whatever `linear` brings. Block i is layer i with the activation and the dropout before it.
     """
 
     def __init__(
@@ -51,56 +45,68 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
-        linear: MakeLinear = nn.Linear,
+        linear: LinearFactory = plain_linear,
     ) -> None:
         super().__init__()
         assert len(widths) >= 2, widths
         self.widths = tuple(widths)
+        num_layers = len(widths) - 1
         self.layers = nn.ModuleList(
-            linear(widths[i], widths[i + 1]) for i in range(len(widths) - 1)
+            linear(f"layers.{i}", widths[i], widths[i + 1]) for i in range(num_layers)
         ).to(dtype)
-        self._activation = ACTIVATIONS[activation]
-        self._dropout = Dropout(dropout, seed) if dropout > 0 else None
+        blocks: list[tuple[str, nn.Module]] = []
         for index, layer in enumerate(self.layers):
-            gain = 1.0 if index == len(widths) - 2 else _GAINS[activation]
-            initialise(layer, gain, stream("initial weights", seed, index))
-
-    def forward(self, x: torch.Tensor, keys: Keys | None = None) -> torch.Tensor:
-        """Outputs [b, widths[-1]] (no softmax) of samples x [b, widths[0]].
-
-        `keys` are what `dropout_keys` gave for the same samples in the same order; None drops
-        nothing, as in evaluation.
-        """
-        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.Linear)
+            gain = 1.0 if index == num_layers - 1 else _GAINS[activation]
+            initialise_linear(layer, gain, stream("initial weights", seed, index))
+            block: nn.Module = layer
             if index > 0:
-                x = self._activation(x)
-                if keys is not None and self._dropout is not None:
-                    x = self._dropout(x, keys, index - 1)
-            x = layer(x)
-        return x
+                drop = Dropout(dropout, seed, index - 1, self.context) if dropout > 0 else None
+                block = HiddenBlock(ACTIVATIONS[activation], drop, layer)
+            blocks.append((f"layers.{index}", block))
+        self._blocks = tuple(blocks)  # not registered: the layers' names are the state dict's
 
-    def dropout_keys(self, step: int, sample_ids: NDArray[np.int64]) -> Keys | None:
-        """What `forward` needs to drop activations in optimizer step `step` of the run; None where
-        nothing is dropped.
+    def named_blocks(self) -> list[tuple[str, nn.Module]]:
+        return list(self._blocks)
 
-        The masks depend on (seed, step, sample id, layer, feature) alone: not on ranks,
-        microbatches or the order of samples.
-        """
-        return None if self._dropout is None else self._dropout.keys(step, sample_ids)
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Outputs [b, widths[-1]] (no softmax) of samples [b, widths[0]]."""
+        for _, block in self._blocks:
+            inputs = block(inputs)
+        return inputs
 
 
-def initialise(layer: nn.Module, gain: float, key: int) -> None:
-    """Zero bias, and weights uniform in ± gain sqrt(3 / inputs): element j (row by row) is a
-    function of (key, j).
+class HiddenBlock(nn.Module):
+    """Activation and dropout of the layer before, then a linear layer."""
 
-    Source: He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, section 2.2, with the
-    gain of each activation.
-    """
-    assert isinstance(layer, nn.Linear)
-    bound = gain * math.sqrt(3 / layer.in_features)
-    flat = layer.weight.detach().view(-1).numpy()
-    for part in pieces(flat.size, _WEIGHTS_AT_ONCE):
-        numbers = uniform(key, np.arange(part.start, part.stop, dtype=np.uint64))
-        flat[part.slice] = (2 * bound) * numbers - bound
-    if layer.bias is not None:
-        layer.bias.detach().zero_()
+    def __init__(
+        self,
+        activation: Callable[[torch.Tensor], torch.Tensor],
+        dropout: Dropout | None,
+        layer: nn.Linear,
+    ) -> None:
+        super().__init__()
+        self._activation = activation
+        self._dropout = dropout
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, layer.in_features] -> [b, layer.out_features]; x may be overwritten."""
+        x = self._activation(x)
+        if self._dropout is not None:
+            x = self._dropout(x)
+        outputs: torch.Tensor = self.layer(x)
+        return outputs
+
+
+def mlp(
+    config: ModelConfig,
+    num_features: int,
+    num_outputs: int,
+    seed: int,
+    dtype: torch.dtype,
+    linear: LinearFactory,
+) -> MLP:
+    """The hidden widths are the configuration's, the outer ones the data's."""
+    widths = (num_features, *config.hidden, num_outputs)
+    return MLP(widths, config.activation, config.dropout, seed, dtype, linear)

@@ -35,7 +35,7 @@ class GradientSink:
         """A new step begins: what the view holds will be overwritten."""
         self.empty = True
 
-    def settle(self) -> torch.Tensor:
+    def zero_if_empty(self) -> torch.Tensor:
         """The view with a valid sum in it: zeros, if nothing was written."""
         assert self._view is not None
         if self.empty:

@@ -85,7 +85,7 @@ class Linear(nn.Linear):
     def _as_torch(self, x: torch.Tensor) -> torch.Tensor:
         """Autograd will add to the gradient, so it must be there."""
         if self._sink is not None and self._sink.attached:
-            self._sink.settle()
+            self._sink.zero_if_empty()
         return functional.linear(x, self.weight, self.bias)
 
     def products(self, rows: int) -> Products:

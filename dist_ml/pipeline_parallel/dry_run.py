@@ -133,7 +133,9 @@ def dependencies(schedule: Schedule) -> dict[Action, tuple[Action, ...]]:
 def topological_order(
     schedule: Schedule, waits_for: Mapping[Action, Sequence[Action]]
 ) -> list[tuple[int, Action]]:
-    """(rank, action) in an order in which everything can run; `ScheduleError` where there is none."""
+    """(rank, action) in an order in which everything can run; `ScheduleError` where there is
+    none.
+    """
     place = [0] * len(schedule.actions)
     done: set[Action] = set()
     order: list[tuple[int, Action]] = []
@@ -159,7 +161,8 @@ def topological_order(
     ]
     if stuck:
         raise ScheduleError(
-            f"schedule {schedule.name} dead-locks: {', '.join(stuck)} wait for each other; move the "
+            f"schedule {schedule.name} dead-locks: {', '.join(stuck)} wait for each other; move "
+            "the "
             "awaited action before the one that waits on its rank"
         )
     return order

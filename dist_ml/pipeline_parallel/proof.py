@@ -1,4 +1,5 @@
-"""Prove that a schedule is right before it runs: complete, free of dead-locks, and how much it holds.
+"""Prove that a schedule is right before it runs: complete, free of dead-locks, and how much it
+holds.
 
 What is proved, in milliseconds and without MPI, of every schedule, ours or read from a file:
 

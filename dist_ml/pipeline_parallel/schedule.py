@@ -103,4 +103,4 @@ def one_pipe(
 def one_stage(num_microbatches: int) -> Schedule:
     """The whole model on one rank: gradient accumulation over `num_microbatches`."""
     order = [Action(0, kind, m) for m in range(num_microbatches) for kind in ("F", "B")]
-    return one_pipe("one_stage", [order], [0], num_microbatches)  # type: ignore[arg-type]
+    return one_pipe("one_stage", [order], [0], num_microbatches)

@@ -1,7 +1,7 @@
 """Cut a model's blocks into stages of about equal cost."""
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from dist_ml.errors import ConfigError
 from dist_ml.partition import Range
@@ -11,7 +11,8 @@ def cut_evenly(costs: Sequence[float], num_stages: int) -> list[Range]:
     """Contiguous ranges of blocks whose most expensive one is as cheap as can be; exact.
 
     Dynamic programming over the last cut: O(stages x blocks^2). Of several best cuts, the one with
-    the earliest stages as short as possible. `ConfigError` where there are fewer blocks than stages.
+    the earliest stages as short as possible. `ConfigError` where there are fewer blocks than
+    stages.
     """
     blocks = len(costs)
     if num_stages > blocks:
@@ -40,7 +41,9 @@ def cut_evenly(costs: Sequence[float], num_stages: int) -> list[Range]:
 
 
 def cut_by_hand(names: Sequence[str], first_blocks: Sequence[str]) -> list[Range]:
-    """Stages that begin with the named blocks; `ConfigError` for a name that is none or out of order."""
+    """Stages that begin with the named blocks; `ConfigError` for a name that is none or out of
+    order.
+    """
     places = []
     for name in first_blocks:
         if name not in names:
@@ -52,4 +55,4 @@ def cut_by_hand(names: Sequence[str], first_blocks: Sequence[str]) -> list[Range
             f"with {', '.join(first_blocks) or 'none'}"
         )
     bounds = [*places, len(names)]
-    return [Range(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [Range(start, stop) for start, stop in pairwise(bounds)]

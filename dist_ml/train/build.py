@@ -2,6 +2,8 @@
 choice.
 """
 
+from typing import NamedTuple
+
 import torch
 
 from dist_ml.comm.agreement import raise_on_all_ranks
@@ -10,14 +12,31 @@ from dist_ml.comm.mesh import Mesh
 from dist_ml.config.train import TrainConfig
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets import open_dataset
+from dist_ml.datasets.dataset import Dataset
 from dist_ml.errors import ConfigError
-from dist_ml.models import build_model, choose_loss
+from dist_ml.measure.timer import Phases
+from dist_ml.models import BlockModel, Objective, build_model, choose_objective
 from dist_ml.nn.linear import tune, use_kernel
-from dist_ml.train.exchange import build_exchange
+from dist_ml.pipeline_parallel.executor import Executor
+from dist_ml.pipeline_parallel.schedule import one_stage
+from dist_ml.train.evaluator import Evaluator
+from dist_ml.train.exchange import Setting, build_exchange
+from dist_ml.train.guard import Guard
+from dist_ml.train.local_stage import LocalStage
 from dist_ml.train.optimizer import build_lr_schedule
-from dist_ml.train.trainer import Rules, Trainer
+from dist_ml.train.step import TrainStep
+from dist_ml.train.trainer import Trainer
+from dist_ml.train.updater import Updater
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
+
+
+class Task(NamedTuple):
+    """What is learned from what: all that training and evaluating have in common."""
+
+    dataset: Dataset
+    model: BlockModel
+    objective: Objective
 
 
 def build_mesh(config: TrainConfig, world: Communicator) -> Mesh:
@@ -28,41 +47,64 @@ def build_mesh(config: TrainConfig, world: Communicator) -> Mesh:
             "ranks=null"
         )
     world = world.with_checks() if config.comm.checked else world
-    sizes = {
-        "data": config.mesh.data,
-        "pipeline": config.mesh.pipeline,
-        "operator": config.mesh.operator,
-    }
+    sizes = {axis: getattr(config.mesh, axis) for axis in ("data", "pipeline", "operator")}
     return Mesh(world, sizes)
 
 
-def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
-    """Everything that a training run needs. Mistakes that only some ranks can see, like a missing
-    file, are raised by all.
+def build_task(config: TrainConfig, mesh: Mesh) -> Task:
+    """Samples, model and objective. Mistakes that only some ranks can see, like a missing file, are
+    raised by all of `mesh.world`. Collective.
     """
-    comm = mesh.axis("data").comm
-    with raise_on_all_ranks(comm):
+    with raise_on_all_ranks(mesh.world):
         dtype = DTYPES[config.precision]
         dataset = open_dataset(config.data, dtype)
         train = dataset.train
         model = build_model(config.model, train.num_features, train.num_outputs, config.seed, dtype)
         use_kernel(model, config.kernel)
-        loss = choose_loss(config.model, train.task)
-        sampler = GlobalSampler(train.num_samples, config.batch_size, config.seed)
-        num_steps = config.epochs * sampler.steps_per_epoch
-    exchange = build_exchange(config, model, comm, num_steps)
-    tune(model, {-(-config.batch_size // (comm.size * config.accumulation))}, comm)
+        return Task(dataset, model, choose_objective(config.model, train.task))
+
+
+def build_evaluator(config: TrainConfig, mesh: Mesh, task: Task) -> Evaluator:
+    """What evaluating needs, and no more: no optimizer, no reducer, nothing that measures."""
+    autocast = config.precision == "bf16"
+    return Evaluator(task.model, task.objective, mesh.comm("data"), autocast)
+
+
+def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
+    """Everything that a training run needs. Collective."""
+    task = build_task(config, mesh)
+    data, phases = mesh.comm("data"), Phases()
+    sampler = GlobalSampler(task.dataset.train.num_samples, config.batch_size, config.seed)
+    num_steps = config.epochs * sampler.steps_per_epoch
+    slots = task.objective.num_slots
+    exchange = build_exchange(Setting(config, task.model, slots, data, num_steps))
+    tune(task.model, {-(-config.batch_size // (data.size * config.accumulation))}, data)
+    lr_schedule = build_lr_schedule(config.lr_schedule, exchange.optimizer, num_steps)
+    updater = Updater(exchange.optimizer, lr_schedule, exchange.gather, exchange.averager)
+    stage = LocalStage(
+        task.model,
+        task.objective,
+        task.dataset.train,
+        sampler,
+        data,
+        exchange.reducer,
+        phases,
+        config.accumulation,
+        config.precision == "bf16",
+    )
+    executor = Executor(
+        one_stage(config.accumulation).actions[0], {"F": stage.forward, "B": stage.backward}
+    )
+    guard = Guard(mesh.world, config.clip_norm, config.nonfinite)
     return Trainer(
-        model=model,
-        loss=loss,
-        dataset=dataset,
+        mesh=mesh,
+        model=task.model,
+        objective=task.objective,
+        dataset=task.dataset,
         sampler=sampler,
-        gradients=exchange.gradients,
+        train_step=TrainStep(executor, stage, exchange.reducer, guard, updater, phases),
         reducer=exchange.reducer,
-        optimizer=exchange.optimizer,
-        schedule=build_lr_schedule(config.lr_schedule, exchange.optimizer, num_steps),
-        comm=comm,
-        rules=Rules(
-            config.accumulation, config.precision == "bf16", config.clip_norm, config.nonfinite
-        ),
+        updater=updater,
+        evaluator=build_evaluator(config, mesh, task),
+        phases=phases,
     )

@@ -1,7 +1,8 @@
-"""From a configuration to what the ranks of the data axis exchange: gradients, where they live,
-reducer and optimizer.
+"""From a configuration to what the ranks of the data axis exchange: reducer, optimizer, and what
+makes parameters whole after an update.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,56 +10,50 @@ import torch
 from dist_ml.comm.allreduce import family
 from dist_ml.comm.allreduce.base import Allreduce
 from dist_ml.comm.communicator import Communicator
+from dist_ml.config.names import require_one_of
 from dist_ml.config.train import TrainConfig
+from dist_ml.data_parallel.averagers import DasoAverager, ParameterAverager, PeriodicAverager
 from dist_ml.data_parallel.dense_reducer import DenseReducer, Overlap
+from dist_ml.data_parallel.flat_parameters import FlatParameters
 from dist_ml.data_parallel.gradients import FlatGradients
-from dist_ml.data_parallel.local_steps import Daso, Periodic
+from dist_ml.data_parallel.local_reducer import LocalReducer
 from dist_ml.data_parallel.reducer import GradientReducer
-from dist_ml.data_parallel.sharded import (
-    FlatParameters,
-    ShardedGradients,
-    ShardReducer,
-    TransientGradients,
-)
+from dist_ml.data_parallel.sharded_reducers import Zero1Reducer, Zero2Reducer
 from dist_ml.data_parallel.sparse_reducer import SparseReducer, resolve
 from dist_ml.errors import ConfigError
 from dist_ml.train.optimizer import build_optimizer
 
 
+class Setting(NamedTuple):
+    """What an exchange is built from."""
+
+    config: TrainConfig
+    model: torch.nn.Module
+    num_slots: int
+    data: Communicator
+    num_steps: int
+
+
 class Exchange(NamedTuple):
     """What a trainer needs of its data axis."""
 
-    gradients: FlatGradients | TransientGradients
     reducer: GradientReducer
     optimizer: torch.optim.Optimizer
+    gather: Callable[[], None] | None = None
+    averager: ParameterAverager | None = None
 
 
-def build_exchange(
-    config: TrainConfig, model: torch.nn.Module, comm: Communicator, num_steps: int
-) -> Exchange:
+def build_exchange(setting: Setting) -> Exchange:
     """By `data_parallel.name`, `sparse` and `allreduce`. Collective."""
-    if config.data_parallel.name in ("zero1", "zero2"):
-        return _sharded(config, model, comm)
-    if config.data_parallel.name in ("daso", "periodic"):
-        return _local_steps(config, model, comm, num_steps)
-    num_words = sum(parameter.numel() for parameter in model.parameters())
-    sparse = resolve(config.sparse, num_words, comm)
-    if sparse.allreduce != "none":
-        gradients = FlatGradients(model.parameters())
-        names = [name for name, _ in model.named_parameters()]
-        reducer: GradientReducer = SparseReducer(gradients, names, comm, sparse, config.seed)
-    else:
-        allreduce = family.make(config.allreduce.name, comm, config.allreduce.wire)
-        gradients = FlatGradients(model.parameters(), allreduce.allocate)
-        reducer = DenseReducer(
-            gradients, allreduce, choose_overlap(config, comm), config.allreduce.bucket_bytes
-        )
-    return Exchange(gradients, reducer, build_optimizer(config.optimizer, model.parameters()))
+    name = setting.config.data_parallel.name
+    require_one_of("data_parallel.name", name, DATA_PARALLEL)
+    return DATA_PARALLEL[name](setting)
 
 
 def choose_overlap(config: TrainConfig, comm: Communicator) -> Overlap:
-    """`auto` sends behind the backward pass where ranks are on several nodes; inside one there is
-    no wire to wait for.
+    """`auto` sends during the backward pass where ranks are on several nodes; inside one there is
+    no
+    wire to wait for.
     """
     if comm.size == 1:
         return "none"
@@ -70,46 +65,90 @@ def choose_overlap(config: TrainConfig, comm: Communicator) -> Overlap:
     return "thread" if several else "none"
 
 
-def _sharded(config: TrainConfig, model: torch.nn.Module, comm: Communicator) -> Exchange:
-    parameters = FlatParameters(model.parameters(), comm)
-    gradients: ShardedGradients | TransientGradients
-    if config.data_parallel.name == "zero1":
-        gradients = ShardedGradients(model.parameters(), comm)
-    else:
-        gradients = TransientGradients(model.parameters(), comm, config.allreduce.bucket_bytes)
-    parameters.shard.grad = gradients.shard
-    optimizer = build_optimizer(config.optimizer, [parameters.shard])
-    optimizer.register_step_post_hook(parameters.gather)
-    return Exchange(gradients, ShardReducer(gradients), optimizer)
-
-
-def _local_steps(
-    config: TrainConfig, model: torch.nn.Module, comm: Communicator, num_steps: int
-) -> Exchange:
-    parameters = FlatParameters(model.parameters(), comm)
-    optimizer = build_optimizer(config.optimizer, model.parameters())
-    across = comm.split(0)
-    assert across is not None
-    far = family.make(config.allreduce.name, across, config.allreduce.wire)
-    if config.data_parallel.name == "periodic":
-        gradients = FlatGradients(model.parameters())
-        reducer: GradientReducer = Periodic(
-            gradients, parameters, optimizer, comm, None, far, config=config.data_parallel
+def _every_step(setting: Setting) -> Exchange:
+    config, model, comm = setting.config, setting.model, setting.data
+    num_words = sum(parameter.numel() for parameter in model.parameters())
+    sparse = resolve(config.sparse, num_words, comm)
+    if sparse.allreduce != "none":
+        gradients = FlatGradients(model.parameters(), setting.num_slots)
+        names = [name for name, _ in model.named_parameters()]
+        check_first = config.nonfinite == "skip"
+        reducer: GradientReducer = SparseReducer(
+            gradients, names, comm, sparse, config.seed, check_first
         )
-        return Exchange(gradients, reducer, optimizer)
-    near = _inside_the_node(comm)
-    gradients = FlatGradients(model.parameters(), near.allocate)
-    reducer = Daso(
-        gradients,
+    else:
+        allreduce = family.make(config.allreduce.name, comm, config.allreduce.wire)
+        gradients = FlatGradients(model.parameters(), setting.num_slots, allreduce.allocate)
+        overlap = choose_overlap(config, comm)
+        reducer = DenseReducer(gradients, allreduce, overlap, config.allreduce.bucket_bytes)
+    return Exchange(reducer, build_optimizer(config.optimizer, model.parameters()))
+
+
+def _zero1(setting: Setting) -> Exchange:
+    parameters = FlatParameters(setting.model.parameters(), setting.data)
+    gradients = FlatGradients(setting.model.parameters(), setting.num_slots)
+    return _sharded(setting, parameters, Zero1Reducer(gradients, setting.data))
+
+
+def _zero2(setting: Setting) -> Exchange:
+    parameters = FlatParameters(setting.model.parameters(), setting.data)
+    bucket_bytes = setting.config.allreduce.bucket_bytes
+    reducer = Zero2Reducer(
+        setting.model.parameters(), setting.num_slots, setting.data, bucket_bytes
+    )
+    return _sharded(setting, parameters, reducer)
+
+
+def _sharded(
+    setting: Setting, parameters: FlatParameters, reducer: Zero1Reducer | Zero2Reducer
+) -> Exchange:
+    parameters.shard.grad = reducer.shard
+    optimizer = build_optimizer(setting.config.optimizer, [parameters.shard])
+    return Exchange(reducer, optimizer, gather=parameters.gather)
+
+
+def _periodic(setting: Setting) -> Exchange:
+    config, model = setting.config, setting.model
+    parameters = FlatParameters(model.parameters(), setting.data)
+    gradients = FlatGradients(model.parameters(), setting.num_slots)
+    optimizer = build_optimizer(config.optimizer, model.parameters())
+    averager = PeriodicAverager(parameters, optimizer, _of_its_own(setting), config.data_parallel)
+    return Exchange(LocalReducer(gradients, setting.data, None), optimizer, averager=averager)
+
+
+def _daso(setting: Setting) -> Exchange:
+    config, model = setting.config, setting.model
+    parameters = FlatParameters(model.parameters(), setting.data)
+    intra_node = _inside_the_node(setting.data)
+    gradients = FlatGradients(model.parameters(), setting.num_slots, intra_node.allocate)
+    optimizer = build_optimizer(config.optimizer, model.parameters())
+    averager = DasoAverager(
         parameters,
         optimizer,
-        comm,
-        near,
-        far,
-        config=config.data_parallel,
-        num_steps=num_steps,
+        _of_its_own(setting),
+        config.data_parallel,
+        num_nodes=setting.data.size // intra_node.comm.size,
+        num_steps=setting.num_steps,
     )
-    return Exchange(gradients, reducer, optimizer)
+    reducer = LocalReducer(gradients, setting.data, intra_node)
+    return Exchange(reducer, optimizer, averager=averager)
+
+
+# A new way to share the data axis is a builder and an entry here.
+DATA_PARALLEL: dict[str, Callable[[Setting], Exchange]] = {
+    "dense": _every_step,
+    "zero1": _zero1,
+    "zero2": _zero2,
+    "periodic": _periodic,
+    "daso": _daso,
+}
+
+
+def _of_its_own(setting: Setting) -> Allreduce:
+    """The configured allreduce over all ranks, on a communicator that nobody else uses."""
+    comm = setting.data.split(0)
+    assert comm is not None
+    return family.make(setting.config.allreduce.name, comm, setting.config.allreduce.wire)
 
 
 def _inside_the_node(comm: Communicator) -> Allreduce:

@@ -42,7 +42,7 @@ def test_checked_mode_names_both_sides(checked: Communicator) -> None:
 
 def test_checked_mode_lets_right_calls_through(checked: Communicator) -> None:
     mesh = Mesh(checked, {"data": None})
-    comm = mesh.axis("data").comm
+    comm = mesh.comm("data")
     comm.allgather(
         torch.ones(comm.rank), torch.zeros(sum(range(comm.size))), list(range(comm.size))
     )
@@ -53,13 +53,13 @@ def test_checked_mode_lets_right_calls_through(checked: Communicator) -> None:
 def test_mesh_communicators_reach_exactly_their_axis(world: Communicator) -> None:
     for data in (size for size in range(1, world.size + 1) if world.size % size == 0):
         mesh = Mesh(world, {"data": data, "operator": None})
-        operator = mesh.axis("operator")
-        assert (mesh.axis("data").size, operator.size) == (data, world.size // data)
-        mine = mesh.axis("data").coordinate * operator.size + operator.coordinate
+        operator = mesh.comm("operator")
+        assert (mesh.comm("data").size, operator.size) == (data, world.size // data)
+        mine = mesh.coordinates["data"] * operator.size + operator.rank
         assert mesh.world.rank == mine
         ids = torch.tensor([mine])
-        operator.comm.allreduce(ids)
-        first = mesh.axis("data").coordinate * operator.size
+        operator.allreduce(ids)
+        first = mesh.coordinates["data"] * operator.size
         assert ids.item() == sum(range(first, first + operator.size))
     with pytest.raises(
         MeshError,

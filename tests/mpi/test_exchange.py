@@ -10,7 +10,7 @@ from dist_ml.cli import arguments, compose
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
-from dist_ml.data_parallel.sharded import TransientGradients, optimizer_bytes
+from dist_ml.data_parallel.sharded_reducers import Zero2Reducer, optimizer_bytes
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.trainer import Trainer
 
@@ -79,11 +79,11 @@ def test_sharded_memory_is_one_part_in_p(world: Communicator) -> None:
     trained = trainer(world, changes)
     expected = losses(trainer(world, {**changes, "data_parallel": {"name": "dense"}}))
     assert losses(trained) == pytest.approx(expected, rel=1e-9)
-    gradients = trained._gradients
-    assert isinstance(gradients, TransientGradients)
+    reducer = trained.reducer
+    assert isinstance(reducer, Zero2Reducer)
     words = sum(parameter.numel() for parameter in trained.model.parameters())
-    assert abs(gradients.shard.numel() - words / world.size) < 1
-    assert abs(optimizer_bytes(trained._optimizer) - 2 * 8 * words / world.size) < 16
+    assert abs(reducer.shard.numel() - words / world.size) < 1
+    assert abs(optimizer_bytes(trained.updater.optimizer) - 2 * 8 * words / world.size) < 16
     assert all(parameter.grad is None for parameter in trained.model.parameters())
 
 

@@ -36,7 +36,7 @@ class Job:
     def __init__(self, world: Communicator, config: SparseConfig) -> None:
         self.world = world
         self.model = model()
-        self.gradients = FlatGradients(self.model.parameters())
+        self.gradients = FlatGradients(self.model.parameters(), 1)
         self.reducer = SparseReducer(
             self.gradients, [name for name, _ in self.model.named_parameters()], world, config
         )
@@ -44,11 +44,11 @@ class Job:
     def step(self, number: int, poison: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """This rank's own gradient, and what the reducer made of it."""
         random = torch.Generator().manual_seed(1000 * number + self.world.rank)
-        self.gradients.begin()
-        self.gradients.tail[0] = 1.0
+        self.reducer.begin()
+        self.gradients.slots[0] = 1.0
         self.reducer.start()
         self.model(torch.randn(5, WIDTHS[0], generator=random)).square().sum().backward()
-        self.gradients.settle()
+        self.gradients.complete()
         if poison == self.world.rank:
             self.gradients.flat[100] = math.inf
         own = self.gradients.flat.numpy().copy()
@@ -131,11 +131,11 @@ def test_a_bad_gradient_on_one_rank_is_seen_by_all_and_kept_out_of_residuals(
     job = Job(world, SparseConfig("oktopk", density=0.05, dense_below=100, momentum=0.9))
     job.step(0)
     job.step(1, poison=world.size - 1)
-    assert math.isnan(float(job.gradients.tail[0]))
+    assert math.isnan(float(job.gradients.slots[0]))
     for part in job.reducer._parts:
         assert all(np.isfinite(array).all() for array in part.state_dict()["arrays"].values())
     assert np.isfinite(job.step(2)[1]).all()
-    assert float(job.gradients.tail[0]) == world.size
+    assert float(job.gradients.slots[0]) == world.size
 
 
 @pytest.mark.parametrize("overlap", [0, 3])
@@ -161,7 +161,7 @@ def test_good_gradients_of_a_bad_step_wait_in_the_residuals(
         reduced = job.step(number)[1]
         own = plain.step(number)[0]
         if number == 2:
-            assert math.isnan(float(job.gradients.tail[0]))
+            assert math.isnan(float(job.gradients.slots[0]))
             own[job.reducer._buckets[-1].slice] *= world.rank != bad
         else:
             total += reduced

@@ -18,7 +18,8 @@ from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError, DataError, MeshError, NonFiniteError
 from dist_ml.train.build import build_mesh, build_trainer
-from dist_ml.train.run import evaluate_run, train_run
+from dist_ml.train.evaluate import evaluate_run
+from dist_ml.train.run import train_run
 from dist_ml.train.trainer import Trainer
 
 pytestmark = pytest.mark.mpi
@@ -138,9 +139,9 @@ def test_one_ranks_bad_sample_stops_or_is_skipped_by_all(
 
 
 def _poisoned(batch: Any, ids: np.ndarray) -> Any:
-    x, y = batch(ids)
-    x[ids == 5] = math.nan
-    return x, y
+    found = batch(ids)
+    found.inputs[ids == 5] = math.nan
+    return found
 
 
 def test_a_run_leaves_a_folder_that_any_number_of_ranks_and_plain_torch_can_use(

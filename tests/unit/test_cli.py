@@ -13,7 +13,8 @@ from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
 
-OWN_DATA = "name: synthetic\nnum_train: 100\nnum_test: 10\nnum_features: 4\nnum_outputs: 3\ntask: classification\n"
+OWN_DATA = "name: synthetic\nnum_train: 100\nnum_test: 10\nnum_features: 4\n"
+OWN_DATA += "num_outputs: 3\ntask: classification\n"
 OWN_DATA += "teacher_width: 4\nnoise: 0.0\nseed: 0\n"
 OWN_TRAIN = "defaults:\n  - train\n  - override data: tiny\n  - _self_\nepochs: 2\n"
 

@@ -35,7 +35,7 @@ REGRESSION = replace(SYNTHETIC, task="regression", noise=0.1, num_outputs=3)
 
 
 def everything(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    return split.batch(np.arange(split.num_samples))
+    return split.batch(np.arange(split.num_samples))[:2]
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ class TestAllDatasets:
         dataset = open_dataset(config, dtype)
         for split in (dataset.train, dataset.test):
             for num in (0, 1, 7):
-                x, y = split.batch(np.arange(num))
+                x, y, *_ = split.batch(np.arange(num))
                 assert (x.shape, x.dtype) == ((num, split.num_features), dtype)
                 if split.task == "classification":
                     assert (y.shape, y.dtype) == ((num,), torch.int64)
@@ -101,7 +101,7 @@ class TestAllDatasets:
         x, y = everything(split)
         order = np.random.default_rng(0).permutation(split.num_samples)
         for ids in (order, order[:3], order[5:6]):
-            some_x, some_y = split.batch(ids)
+            some_x, some_y, *_ = split.batch(ids)
             assert torch.equal(some_x, x[ids])
             assert torch.equal(some_y, y[ids])
 
@@ -141,7 +141,7 @@ class TestMnist:
         dataset = open_mnist(mnist_folder)
         assert (dataset.train.num_samples, dataset.test.num_samples) == (12, 5)
         assert (dataset.train.num_features, dataset.train.num_outputs) == (12, 4)
-        x, y = dataset.train.batch(np.array([3, 0]))
+        x, y, *_ = dataset.train.batch(np.array([3, 0]))
         assert torch.allclose(x[0] * 255, torch.arange(36.0, 48.0))
         assert y.tolist() == [3, 0]
 
@@ -227,7 +227,7 @@ class TestMnist:
 class TestArrays:
     def test_rows_come_flat_and_classes_are_counted(self, folder: Path) -> None:
         dataset = open_arrays(folder)
-        x, y = dataset.train.batch(np.array([4, 19]))
+        x, y, *_ = dataset.train.batch(np.array([4, 19]))
         assert np.allclose(x.numpy(), np.load(folder / "train_x.npy").reshape(20, 6)[[4, 19]])
         assert y.tolist() == [1, 1]
         assert (dataset.train.num_outputs, dataset.test.num_samples, dataset.train.task) == (
@@ -352,7 +352,7 @@ class TestSynthetic:
         assert config.num_features is not None
         config = replace(config, noise=0.0)
         split = open_dataset(config, torch.float64).test
-        x, y = split.batch(np.array([5, 0]))
+        x, y, *_ = split.batch(np.array([5, 0]))
         keys = bits(stream("synthetic features", 1), np.array([505, 500]))
         features = [
             [2 * int(v) - 255 for v in row] for row in lanes(keys, config.num_features, np.uint8)
@@ -417,7 +417,7 @@ class TestSynthetic:
 
     def test_test_samples_follow_the_training_samples(self) -> None:
         longer = open_dataset(replace(SYNTHETIC, num_train=570))
-        x, y = longer.train.batch(np.arange(500, 570))
+        x, y, *_ = longer.train.batch(np.arange(500, 570))
         test_x, test_y = everything(open_dataset(SYNTHETIC).test)
         assert torch.equal(x, test_x)
         assert torch.equal(y, test_y)

@@ -7,8 +7,10 @@ from dist_ml.config.gemm import GemmConfig
 from dist_ml.errors import ConfigError
 
 DEFAULTS = {
-    "m": 8, "n": 8, "k": 8, "ranks": None, "algorithm": "auto", "dtype": "fp32", "memory": None, "grid": None, "panel": None,
-    "replication": None, "transpose_a": False, "transpose_b": False, "alpha": 1.0, "beta": 0.0, "kernel": "torch", "seed": 0,
+    "m": 8, "n": 8, "k": 8, "ranks": None, "algorithm": "auto", "dtype": "fp32",
+    "memory": None, "grid": None, "panel": None,
+    "replication": None, "transpose_a": False, "transpose_b": False, "alpha": 1.0, "beta": 0.0,
+    "kernel": "torch", "seed": 0,
     "repeats": 1, "rank_gflops": 100.0, "link_gbytes": 10.0, "link_microseconds": 2.0,
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from dist_ml.errors import ConfigError
 from dist_ml.kernels import kernels, loops, openblas, peak
 from dist_ml.kernels.product import local_product, sum_dtype
 from dist_ml.kernels.tuner import Shape, Tuner, best
-from dist_ml.measure import cost_model
+from dist_ml.measure import cache
 from dist_ml.nn.linear import Linear, Products, tune, use_kernel
 
 LOOPS = ["naive", "reordered", "blocked"]
@@ -141,7 +141,7 @@ def test_the_tuner_measures_once_and_remembers() -> None:
     assert Tuner(1).rates(Shape(40, 49, 61)) == rates  # the same class
     assert Tuner(1).choose(shape) == best(rates)
     assert Tuner(2).rates(shape) == {}
-    assert json.dumps(cost_model.load("gemm-kernels"))
+    assert json.dumps(cache.load("gemm-kernels"))
 
 
 def alone() -> Communicator:
@@ -192,7 +192,7 @@ def test_auto_uses_what_was_measured_faster() -> None:
     layer = model[0]
     assert isinstance(layer, Linear)
     measured = {shape.key: {"torch": 50.0, "numpy": 100.0} for shape in layer.shapes(256)}
-    cost_model.store("gemm-kernels", {tuner_key(): measured})
+    cache.store("gemm-kernels", {tuner_key(): measured})
     layer.take_up()
     assert layer._choose(256) == Products("numpy", "numpy", "numpy")
     assert layer._choose(3000) == Products("torch", "torch", "torch")

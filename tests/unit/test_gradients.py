@@ -24,7 +24,7 @@ def models(width: int) -> tuple[nn.Module, nn.Module]:
 )  # below and above the size from which a layer has a sink
 def test_sums_over_microbatches_are_autograds(width: int) -> None:
     plain, reference = models(width)
-    gradients = FlatGradients(reference.parameters())
+    gradients = FlatGradients(reference.parameters(), 2)
     assert any(hasattr(p, "gradient_sink") for p in reference.parameters()) == (width == 400)
     for step in range(2):
         plain.zero_grad()
@@ -38,18 +38,20 @@ def test_sums_over_microbatches_are_autograds(width: int) -> None:
             )
             plain(x).square().sum().backward()
             reference(x).square().sum().backward()
-        gradients.settle()
+        gradients.complete()
         expected = torch.cat([p.grad.reshape(-1) for p in plain.parameters() if p.grad is not None])
         assert torch.allclose(gradients.flat, expected, rtol=1e-12)
-        assert gradients.norm() == pytest.approx(float(expected.norm()), rel=1e-12)
+        assert float(gradients.flat.norm()) == pytest.approx(float(expected.norm()), rel=1e-12)
 
 
 def test_without_a_backward_pass_the_gradient_is_zero() -> None:
     _, reference = models(400)
-    gradients = FlatGradients(reference.parameters(), lambda n, dtype: torch.zeros(n, dtype=dtype))
+    gradients = FlatGradients(
+        reference.parameters(), 0, lambda n, dtype: torch.zeros(n, dtype=dtype)
+    )
     reference(torch.ones(2, 400, dtype=torch.float64)).sum().backward()
     gradients.begin()
-    gradients.settle()
+    gradients.complete()
     assert not gradients.buffer.any()
 
 
@@ -57,22 +59,22 @@ def test_autocast_goes_through_autograd_and_adds_up() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(400, 400))
     use_kernel(model, "torch")
-    gradients = FlatGradients(model.parameters())
+    gradients = FlatGradients(model.parameters(), 1)
     x = torch.ones(2, 400)
     for _ in range(2):  # the second step must not add to the first
         gradients.begin()
         with torch.autocast("cpu", torch.bfloat16):
             y = model(x)
         y.float().sum().backward()
-        gradients.settle()
+        gradients.complete()
         assert gradients.flat.unique().tolist() == [2.0]
 
 
 def test_every_parameter_tells_when_it_is_ready_once_a_backward_pass() -> None:
     _, reference = models(400)
-    gradients = FlatGradients(reference.parameters())
+    gradients = FlatGradients(reference.parameters(), 2)
     ready: list[int] = []
-    gradients.on_ready(ready.append)
+    gradients.on_final(ready.append)
     for _ in range(2):
         ready.clear()
         gradients.begin()
@@ -83,4 +85,4 @@ def test_every_parameter_tells_when_it_is_ready_once_a_backward_pass() -> None:
 
 def test_parameters_of_several_dtypes_are_refused() -> None:
     with pytest.raises(ConfigError, match="one dtype"):
-        FlatGradients([nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2).double())])
+        FlatGradients([nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2).double())], 1)

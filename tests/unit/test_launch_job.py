@@ -37,7 +37,8 @@ def test_output_and_status_are_each_commands_own() -> None:
 
 
 def test_at_the_limit_every_rank_tells_where_it_stands() -> None:
-    hang = "from dist_ml.launch import stacks; stacks.arm()\ndef waits_for_ever():\n  import time; time.sleep(100)\nwaits_for_ever()"
+    hang = "from dist_ml.launch import stacks; stacks.arm()\n"
+    hang += "def waits_for_ever():\n  import time; time.sleep(100)\nwaits_for_ever()"
     start = time.monotonic()
     completed = run(hang, hang, time_limit_seconds=1.0)
     assert time.monotonic() - start < 8.0
@@ -143,7 +144,8 @@ def test_only_unmapped_segments_of_mpi_are_removed(
     for name in names:
         (tmp_path / name).write_bytes(bytes(4096))
     opened = f"file = open({str(tmp_path / names[1])!r}, 'r+b')"
-    holds = f"import mmap, time; {opened}; m = mmap.mmap(file.fileno(), 0); print(flush=True); time.sleep(100)"
+    holds = f"import mmap, time; {opened}; m = mmap.mmap(file.fileno(), 0); "
+    holds += "print(flush=True); time.sleep(100)"
     holder = subprocess.Popen([sys.executable, "-c", holds], stdout=subprocess.PIPE)
     try:
         assert holder.stdout is not None

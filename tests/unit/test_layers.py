@@ -144,7 +144,8 @@ def test_a_wrong_import_is_found(layer: str, line: str, words: str, tmp_path: Pa
 )
 def test_light_start(program: str) -> None:
     """No torch, numpy or MPI before they are needed; what makes `dist-ml --help` quick."""
-    heavy = "{name for name in ('torch', 'numpy', 'mpi4py', 'hydra', 'rich', 'matplotlib') if name in sys.modules}"
+    names = ("torch", "numpy", "mpi4py", "hydra", "rich", "matplotlib")
+    heavy = f"{{name for name in {names} if name in sys.modules}}"
     command = [
         sys.executable,
         "-c",

@@ -13,9 +13,11 @@ from dist_ml.config.model import ModelConfig
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets import open_dataset
 from dist_ml.errors import ConfigError
-from dist_ml.models import LOSSES, MLP, build_model, choose_loss
+from dist_ml.models import LOSSES, MLP, build_model, choose_objective
+from dist_ml.models.blocks import forward
 from dist_ml.models.dropout import Dropout
 from dist_ml.models.mlp import ACTIVATIONS
+from dist_ml.models.step_context import StepContext
 
 PLAIN = {
     "relu": nn.ReLU(),
@@ -61,7 +63,13 @@ def test_the_state_dict_has_plain_names_and_the_kernel_is_a_seam() -> None:
     class Other(nn.Linear):
         pass
 
-    model = build_model(ModelConfig(hidden=(4, 6)), 5, 3, seed=0, linear=Other)
+    model = build_model(
+        ModelConfig(hidden=(4, 6)),
+        5,
+        3,
+        seed=0,
+        linear=lambda _name, inputs, outputs: Other(inputs, outputs),
+    )
     names = [f"layers.{i}.{name}" for i in range(3) for name in ("weight", "bias")]
     assert list(model.state_dict()) == names
     assert all(isinstance(layer, Other) for layer in model.layers)
@@ -104,57 +112,76 @@ def test_fp32_weights_are_the_rounded_fp64_ones() -> None:
     )
 
 
+def dropout(probability: float, ids: np.ndarray, step: int = 0, layer: int = 0) -> Dropout:
+    context = StepContext()
+    context.set(step, ids)
+    return Dropout(probability, 0, layer, context)
+
+
+def kept(ids: np.ndarray, num: int, step: int = 3, layer: int = 1, seed: int = 0) -> np.ndarray:
+    context = StepContext()
+    context.set(step, ids)
+    return Dropout(0.5, seed, layer, context).kept(context.sample_keys(seed), num)
+
+
 class TestDropout:
-    def test_no_keys_where_nothing_is_dropped(self) -> None:
-        assert MLP((5, 4, 3), dropout=0.0).dropout_keys(0, np.arange(3)) is None
+    def test_nothing_is_dropped_in_evaluation(self) -> None:
+        layer = Dropout(0.9, 0, 0, StepContext())
+        x = torch.ones(3, 4)
+        assert layer(x) is x
 
     @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
     def test_shares_and_scale(self, probability: float) -> None:
-        dropout = Dropout(probability, seed=0)
-        x = dropout(torch.ones(400, 501), dropout.keys(0, np.arange(400)), 0)
-        kept = x != 0
-        assert float(kept.float().mean()) == pytest.approx(1 - probability, abs=0.005)
-        assert torch.allclose(x[kept], torch.tensor(1 / (1 - probability)), rtol=1e-3)
+        x = dropout(probability, np.arange(400))(torch.ones(400, 501))
+        stays = x != 0
+        assert float(stays.float().mean()) == pytest.approx(1 - probability, abs=0.005)
+        assert torch.allclose(x[stays], torch.tensor(1 / (1 - probability)), rtol=1e-3)
         assert float(x.mean()) == pytest.approx(1, abs=0.02)
 
     def test_a_mask_depends_on_step_sample_layer_and_seed_but_not_on_company(self) -> None:
-        dropout = Dropout(0.5, seed=0)
         ids = np.array([9, 4, 2**40, 7])
-        whole = dropout.kept(dropout.keys(3, ids), 1, 67)
-        assert np.array_equal(dropout.kept(dropout.keys(3, ids[[2]]), 1, 67), whole[[2]])
-        assert np.array_equal(dropout.kept(dropout.keys(3, ids[::-1]), 1, 67), whole[::-1])
-        assert np.array_equal(dropout.kept(dropout.keys(3, ids), 1, 30), whole[:, :30])
-        others = [
-            dropout.kept(dropout.keys(4, ids), 1, 67),
-            dropout.kept(dropout.keys(3, ids), 0, 67),
-        ]
-        others.append(Dropout(0.5, seed=1).kept(Dropout(0.5, seed=1).keys(3, ids), 1, 67))
-        for other in others:
+        whole = kept(ids, 67)
+        assert np.array_equal(kept(ids[[2]], 67), whole[[2]])
+        assert np.array_equal(kept(ids[::-1], 67), whole[::-1])
+        assert np.array_equal(kept(ids, 30), whole[:, :30])
+        for other in (kept(ids, 67, step=4), kept(ids, 67, layer=0), kept(ids, 67, seed=1)):
             assert 0.3 < (other != whole).mean() < 0.7
         assert 0.3 < (whole[0] != whole[1]).mean() < 0.7
 
     def test_neighbours_are_uncorrelated(self) -> None:
-        dropout = Dropout(0.5, seed=0)
-        kept = dropout.kept(dropout.keys(0, np.arange(1000)), 0, 64).astype(float)
-        correlation = np.corrcoef(kept.T) - np.eye(64)
+        stays = kept(np.arange(1000), 64, step=0, layer=0).astype(float)
+        correlation = np.corrcoef(stays.T) - np.eye(64)
         assert np.abs(correlation).max() < 5 / math.sqrt(1000)
 
     def test_the_gradient_has_the_same_mask(self) -> None:
-        dropout = Dropout(0.5, seed=0)
         x = torch.ones(6, 9, dtype=F64, requires_grad=True)
-        y = dropout(x, dropout.keys(0, np.arange(6)), 0)
+        y = dropout(0.5, np.arange(6))(x)
         y.sum().backward()
         assert torch.equal(x.grad, y.detach())  # type: ignore[arg-type]
 
     def test_works_under_bf16_autocast(self) -> None:
         model = MLP((5, 8, 3), dropout=0.5)
         x, y = samples(4)
+        model.context.set(0, np.arange(4))
         with torch.autocast("cpu", torch.bfloat16):
-            outputs = model(x.float(), model.dropout_keys(0, np.arange(4)))
+            outputs = model(x.float())
             loss = LOSSES["cross_entropy"](outputs, y)
         loss.backward()
         assert outputs.dtype == torch.bfloat16
         assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())  # type: ignore[union-attr]
+        assert forward(model, x.float(), autocast=True).dtype == torch.float32
+
+    def test_keys_are_those_of_the_last_set(self) -> None:
+        context = StepContext()
+        with pytest.raises(AssertionError, match="call set first"):
+            context.sample_keys(0)
+        context.set(1, np.arange(3))
+        first = context.sample_keys(0)
+        assert context.sample_keys(0) is first
+        context.set(2, np.arange(3))
+        assert not np.array_equal(context.sample_keys(0), first)
+        context.clear()
+        assert not context.trains
 
 
 def _losses(size: int, num_microbatches: int) -> list[float]:
@@ -170,10 +197,9 @@ def _losses(size: int, num_microbatches: int) -> list[float]:
         for rank in range(size):
             for part in range(num_microbatches):
                 ids = sampler.share(0, step, rank, size, part, num_microbatches)
-                x, y = dataset.train.batch(ids)
-                loss = LOSSES["cross_entropy"](
-                    model(x, model.dropout_keys(step, ids)), y
-                ) / sampler.batch_size_at(step)
+                x, y, *_ = dataset.train.batch(ids)
+                model.context.set(step, ids)
+                loss = LOSSES["cross_entropy"](model(x), y) / sampler.batch_size_at(step)
                 loss.backward()
                 total += loss.item()
         optimizer.step()
@@ -207,11 +233,22 @@ class TestLosses:
             assert ours.item() == (pytest.approx(mean.item() * num, rel=1e-14) if num else 0)
 
     def test_the_loss_follows_the_task_unless_named(self) -> None:
-        assert choose_loss(ModelConfig(), "classification") is LOSSES["cross_entropy"]
-        assert choose_loss(ModelConfig(), "regression") is LOSSES["mse"]
-        assert choose_loss(ModelConfig(loss="mse"), "classification") is LOSSES["mse"]
+        objective = choose_objective(ModelConfig(), "classification")
+        assert objective.loss_sum is LOSSES["cross_entropy"]
+        assert (objective.metric_names, objective.num_slots) == (("correct",), 2)
+        regression = choose_objective(ModelConfig(), "regression")
+        assert (regression.loss_sum, regression.num_slots) == (LOSSES["mse"], 1)
+        assert regression.metric_sums(torch.ones(2), torch.ones(2)) == ()
+        named = choose_objective(ModelConfig(loss="mse"), "classification")
+        assert named.loss_sum is LOSSES["mse"]
         with pytest.raises(ConfigError, match=r"model.loss=cross_entropy needs classes"):
-            choose_loss(ModelConfig(loss="cross_entropy"), "regression")
+            choose_objective(ModelConfig(loss="cross_entropy"), "regression")
+
+    def test_right_answers_are_counted(self) -> None:
+        outputs = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]])
+        objective = choose_objective(ModelConfig(), "classification")
+        (correct,) = objective.metric_sums(outputs, torch.tensor([1, 1, 1]))
+        assert int(correct) == 2
 
 
 @pytest.mark.parametrize(

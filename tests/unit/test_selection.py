@@ -132,7 +132,7 @@ def test_ranges_leave_the_rest_alone() -> None:
         == np.flatnonzero(largest_mask(np.abs(np.where(inside, gradient, 0)), 60)).tolist()
     )
     assert not residual.values[~inside].any()
-    sampled = residual.peek(np.arange(residual.length), gradient)
+    sampled = residual.sample_magnitudes(np.arange(residual.length), gradient)
     assert sampled.size == inside.sum()
 
 
@@ -191,7 +191,7 @@ def test_resharding_preserves_the_sum() -> None:
 
 def test_give_back_adds_repeated_indices() -> None:
     residual = Residual(np.zeros(4, "float32"))
-    residual.give_back(Entries(np.array([1, 1, 3], np.int32), np.array([1, 2, 4], np.float32)))
+    residual.restore(Entries(np.array([1, 1, 3], np.int32), np.array([1, 2, 4], np.float32)))
     assert residual.values.tolist() == [0, 3, 0, 4]
 
 

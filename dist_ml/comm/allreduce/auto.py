@@ -22,7 +22,8 @@ from dist_ml.comm.buffer import Array, Tensor
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Words
-from dist_ml.measure import cost_model
+from dist_ml.measure import cache
+from dist_ml.measure.cost_model import interpolate
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Auto(Allreduce):
         self._members = {name: make(name) for name in names}
         self.table = calibration(comm, nodes, wire, names, make)
         in_window = [name for name in names if name in ("shared_memory", "hierarchical")]
+        self._chosen: dict[int, Allreduce] = {}  # by bytes, so that a call looks nothing up twice
         self._home = self._members[in_window[0] if in_window else names[0]]
         chosen = ", ".join(
             f"{choose(self.table, int(size))} at {int(size):,} bytes" for size in self.table
@@ -71,7 +73,10 @@ class Auto(Allreduce):
 
     def member(self, num_bytes: int) -> Allreduce:
         """The candidate that vectors of `num_bytes` go to."""
-        return self._members[choose(self.table, num_bytes)]
+        member = self._chosen.get(num_bytes)
+        if member is None:
+            member = self._chosen[num_bytes] = self._members[choose(self.table, num_bytes)]
+        return member
 
     def allocate(self, n: int, dtype: torch.dtype) -> torch.Tensor:
         """In the node's shared memory where a candidate reduces there; the others take it from
@@ -96,16 +101,11 @@ def choose(table: Mapping[str, Mapping[str, float]], num_bytes: int) -> str:
     """The candidate with the least time at `num_bytes`, between sizes along the logarithms, beyond
     them at the last one's.
     """
-    sizes = sorted(int(size) for size in table)
-    upper = next((size for size in sizes if size >= num_bytes), sizes[-1])
-    lower = max((size for size in sizes if size <= num_bytes), default=sizes[0])
-    share = 0.0 if upper <= lower else math.log(num_bytes / lower) / math.log(upper / lower)
-
-    def seconds(name: str) -> float:
-        low, high = math.log(table[str(lower)][name]), math.log(table[str(upper)][name])
-        return low + share * (high - low)
-
-    return min(table[str(lower)], key=seconds)
+    names = next(iter(table.values()))
+    by_name = {
+        name: {int(size): seconds[name] for size, seconds in table.items()} for name in names
+    }
+    return min(names, key=lambda name: interpolate(by_name[name], num_bytes))
 
 
 def calibration(
@@ -124,7 +124,7 @@ def calibration(
     for member in measured.values():
         member.free()
     if comm.rank == 0:
-        cost_model.store(name, {"what": what, "seconds": table})
+        cache.store(name, {"what": what, "seconds": table})
     return table
 
 
@@ -154,7 +154,7 @@ def _seconds(comm: Communicator, member: Allreduce, num_bytes: int) -> float:
 
 def _loaded(name: str, members: Sequence[str]) -> Table | None:
     """What is kept under `name`; None unless it has a positive time for every size and member."""
-    kept = (cost_model.load(name) or {}).get("seconds")
+    kept = (cache.load(name) or {}).get("seconds")
     if not isinstance(kept, dict):
         return None
     complete = all(

@@ -10,9 +10,11 @@ shorter ones. Importing this module imports numba; `plain_loops.py` is its refer
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils as untyped_cgutils
 from numba.extending import intrinsic
+
+from dist_ml.compiled import compiled_loop
 
 cgutils: Any = untyped_cgutils
 
@@ -97,13 +99,13 @@ store_release: Any = intrinsic(_store_release)
 reduce_line: Any = intrinsic(_reduce_line)
 
 
-@njit(nogil=True, cache=True)
+@compiled_loop()
 def signal(flags: Any, index: int, ticket: int) -> None:
     """Set the flag at `index` to `ticket`, after all that this rank wrote before."""
     store_release(flags, index * FLAG_STRIDE, ticket)
 
 
-@njit(nogil=True, cache=True)
+@compiled_loop()
 def reached(flags: Any, first: int, num_flags: int, ticket: int, spins: int) -> bool:
     """Whether all of `num_flags` flags from `first` on are at `ticket` or beyond, looking again up
     to `spins` times a flag.
@@ -117,7 +119,7 @@ def reached(flags: Any, first: int, num_flags: int, ticket: int, spins: int) -> 
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled_loop()
 def _reduce_elements(
     copies: Any, rows: Any, start: int, stop: int, divisor: Any, target: int
 ) -> None:
@@ -131,7 +133,7 @@ def _reduce_elements(
                 copies[row, column] = total
 
 
-@njit(nogil=True, cache=True)
+@compiled_loop()
 def reduce(copies: Any, rows: Any, start: int, stop: int, divisor: Any, target: int) -> None:
     """`plain_loops.reduce`; `divisor` has the dtype of `copies`, whose rows begin on lines."""
     lanes = LINE_BYTES // copies.itemsize
@@ -143,7 +145,7 @@ def reduce(copies: Any, rows: Any, start: int, stop: int, divisor: Any, target: 
     _reduce_elements(copies, rows, last, stop, divisor, target)
 
 
-@njit(nogil=True, cache=True)
+@compiled_loop()
 def advance(
     stage: int,
     copies: Any,

@@ -6,7 +6,8 @@ every node looks after share i:
 
     1  all ranks of a node have arrived
     2  rank i adds up share i over the copies of its node, into its own copy     (memory)
-    3  rank i reduces share i with rank i of the other nodes: its rail           (ring, or rabenseifner when the share is short)
+    3  rank i reduces share i with rank i of the other nodes      (messages: ring,
+                                                                or rabenseifner for a short share)
     4  rank i writes share i to all copies of its node                           (memory)
     5  all ranks of the node have written
 

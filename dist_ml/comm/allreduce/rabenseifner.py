@@ -6,7 +6,8 @@ skips by 5, 3, 2, 1:
 
     halving    send blocks 3..4 to rank r + 3, add what comes from r - 3 to blocks 0..1
                send block  2    to rank r + 2, add what comes from r - 2 to block  0
-               send block  1    to rank r + 1, add what comes from r - 1 to block  0      block 0 = own is complete
+               send block  1    to rank r + 1, add what comes from r - 1 to block  0
+               block 0, its own, is complete
     doubling   the same backwards: send block 0 to r - 1, receive block 1 from r + 1, and so on
 
 For powers of two these are Rabenseifner's rounds (R. Rabenseifner, "Optimization of collective

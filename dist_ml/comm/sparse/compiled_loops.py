@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from dist_ml.comm.buffer import Array
+from dist_ml.compiled import compiled_loop
 
 
 def merge_lists(
@@ -18,7 +18,7 @@ def merge_lists(
     return indices[:size], values[:size]
 
 
-@numba.njit(cache=True, nogil=True, boundscheck=False)
+@compiled_loop(boundscheck=False)
 def _merge(
     left_indices: Any,
     left_values: Any,
@@ -50,7 +50,7 @@ def _merge(
     return out
 
 
-@numba.njit(cache=True, nogil=True, boundscheck=False)
+@compiled_loop(boundscheck=False)
 def encode_gaps(indices: Any, start: Any, coded: Any) -> int:
     """Gaps between ascending indices in base 128, low digits first, the top bit set on all but the
     last; returns the bytes.
@@ -68,7 +68,7 @@ def encode_gaps(indices: Any, start: Any, coded: Any) -> int:
     return out
 
 
-@numba.njit(cache=True, nogil=True, boundscheck=False)
+@compiled_loop(boundscheck=False)
 def decode_gaps(coded: Any, start: Any, indices: Any) -> None:
     """The indices back from `encode_gaps`."""
     at, previous = 0, start
@@ -83,7 +83,7 @@ def decode_gaps(coded: Any, start: Any, indices: Any) -> None:
         indices[i] = previous
 
 
-@numba.njit(cache=True, nogil=True, boundscheck=False)
+@compiled_loop(boundscheck=False)
 def qsgd_pack(
     values: Any, scales: Any, bits: Any, lane_bits: Any, bucket_bits: Any, seed: Any, packed: Any
 ) -> None:
@@ -106,7 +106,7 @@ def qsgd_pack(
         packed[i >> lane_bits] |= np.uint8(signed << ((i & lane) * bits))
 
 
-@numba.njit(cache=True, nogil=True, boundscheck=False)
+@compiled_loop(boundscheck=False)
 def qsgd_unpack(
     packed: Any, steps: Any, bits: Any, lane_bits: Any, bucket_bits: Any, values: Any
 ) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
-from dist_ml.comm.sparse.drift import drifted
+from dist_ml.comm.sparse.adjust_threshold import adjust_threshold
 from dist_ml.comm.sparse.entries import Entries, concatenate, largest_mask
 from dist_ml.comm.sparse.exchange import (
     TAG,
@@ -35,11 +35,13 @@ class OkTopk(Stateless):
     """Top-k of the sum, not the sum of top-k (Li and Hoefler, PPoPP 2022, section 3 and algorithm
     1).
 
-        own entries     |a a|b|c c c|       1. cut at the balanced boundaries (renewed every tau steps)
-                          \\  |  /           2. send region i to rank i, destinations rotated; add          2k(P-1)/P words
-        region          |sum of region|     3. keep what reaches the global threshold (exact every tau')
-        survivors       |s s s|s| |         4. deal them evenly if they are not                       up to 2k(P-1)/P
-        everybody       |s s s s s s|       5. allgather                                                 about 2k(P-1)/P
+    own entries   |a a|b|c c c|   1. cut at the balanced boundaries (renewed every tau steps)
+                   \\ | /          2. send region i to rank i, destinations rotated; add
+    region        |sum of region| 3. keep what reaches the global threshold (exact every tau')
+    survivors     |s s s|s| |     4. deal them evenly if they are not
+    everybody     |s s s s s s|   5. allgather
+
+    Words: 2k(P-1)/P in step 2, up to as many in step 4, about as many in step 5.
 
     Messages P - 1, those of the balancing, and one allgather. Returned: own entries that did not
     survive, whole.
@@ -96,7 +98,7 @@ class OkTopk(Stateless):
                 survivors = survivors.where(np.abs(survivors.values) >= self._threshold)
                 sizes = gather_sizes(self.comm, survivors.size)
         self._age += 1
-        self._threshold = drifted(self._threshold, sum(sizes), k, self.length)
+        self._threshold = adjust_threshold(self._threshold, sum(sizes), k, self.length)
         return survivors, sizes
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@ merge.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.sparse.entries import Entries
 from dist_ml.comm.sparse.merge import merge
+from dist_ml.measure.compare import seconds_per_call
 from dist_ml.measure.cost_model import CostModel, fit
 
 _TAG = 30_999
@@ -48,15 +48,7 @@ def _together(comm: Communicator, action: Callable[[], object], repeats: int) ->
     """Seconds until the last rank has done what all began together; the median of some
     repetitions.
     """
-    seconds = []
-    for _ in range(repeats):
-        comm.barrier()
-        start = time.perf_counter()
-        action()
-        slowest = np.array([time.perf_counter() - start])
-        comm.allreduce(slowest, "max")
-        seconds.append(float(slowest[0]))
-    return statistics.median(seconds)
+    return statistics.median(seconds_per_call(comm, action) for _ in range(repeats))
 
 
 def _ring_seconds(comm: Communicator, num_bytes: int) -> float:

@@ -14,7 +14,7 @@ from dist_ml.data_parallel.selection.selection import (
     sample_positions,
     take_exactly,
 )
-from dist_ml.data_parallel.selection_kernels import Taken
+from dist_ml.data_parallel.selection_kernels import Extracted
 
 ROOM = 2
 
@@ -39,9 +39,11 @@ class ExactTopk:
         if k < residual.length:
             at = sample_positions(residual.length, [self._seed, self._step])
             share = safe_share(k, residual.length)
-            threshold = max(floor, quantile_threshold(residual.peek(at, gradient, scale), share))
+            threshold = max(
+                floor, quantile_threshold(residual.sample_magnitudes(at, gradient, scale), share)
+            )
         taken = residual.accumulate(gradient, threshold, ROOM * k, scale)
-        return settle(residual, taken, threshold, k, k, [self._seed, self._step])[0]
+        return correct_selection(residual, taken, threshold, k, k, [self._seed, self._step])[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step}
@@ -50,8 +52,8 @@ class ExactTopk:
         self._step = state["step"]
 
 
-def settle(
-    residual: Residual, taken: Taken, threshold: float, k: int, fewest: int, seed: list[int]
+def correct_selection(
+    residual: Residual, taken: Extracted, threshold: float, k: int, fewest: int, seed: list[int]
 ) -> tuple[Entries, float]:
     """The k largest of everything, or at least `fewest` of them, given what a pass with `threshold`
     took; and the last magnitude.
@@ -64,15 +66,15 @@ def settle(
         if taken.overflowed:
             magnitudes = np.abs(taken.entries.values)
             higher = float(np.partition(magnitudes, magnitudes.size - k)[magnitudes.size - k])
-            residual.give_back(taken.entries)
+            residual.restore(taken.entries)
             if higher > threshold:
                 threshold = higher
             else:
                 room = residual.length  # ties
         else:
-            residual.give_back(taken.entries)
+            residual.restore(taken.entries)
             lower = quantile_threshold(
-                residual.peek(sample_positions(residual.length, seed)), share
+                residual.sample_magnitudes(sample_positions(residual.length, seed)), share
             )
             threshold = max(
                 floor,

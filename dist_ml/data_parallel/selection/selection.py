@@ -66,5 +66,5 @@ def quantile_threshold(magnitudes: Array, share: float) -> float:
 def take_exactly(residual: Residual, candidates: Entries, k: int) -> tuple[Entries, float]:
     """The k largest of the candidates, the others given back; and the smallest magnitude taken."""
     kept, dropped = largest(candidates, k)
-    residual.give_back(dropped)
+    residual.restore(dropped)
     return kept, float(np.abs(kept.values).min()) if kept.size else 0.0

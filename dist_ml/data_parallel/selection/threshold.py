@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from dist_ml.comm.buffer import Array
-from dist_ml.comm.sparse.drift import drifted
+from dist_ml.comm.sparse.adjust_threshold import adjust_threshold
 from dist_ml.comm.sparse.entries import Entries
 from dist_ml.data_parallel.residual import Residual
-from dist_ml.data_parallel.selection.exact import ROOM, ExactTopk, settle
+from dist_ml.data_parallel.selection.exact import ROOM, ExactTopk, correct_selection
 from dist_ml.data_parallel.selection.selection import (
     HIGHEST,
     LOWEST,
@@ -56,11 +56,11 @@ class ReusedThreshold:
         taken = residual.accumulate(gradient, threshold, ROOM * k, scale)
         size = taken.entries.size
         if taken.overflowed or not LOWEST * k <= size <= HIGHEST * k:
-            entries, self._threshold = settle(
+            entries, self._threshold = correct_selection(
                 residual, taken, threshold, k, int(LOWEST * k) + 1, [self._seed, self._age]
             )
             return entries
-        self._threshold = drifted(threshold, size, k, residual.length)
+        self._threshold = adjust_threshold(threshold, size, k, residual.length)
         return taken.entries
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class SampledThreshold:
 
     def select(self, residual: Residual, gradient: Array, k: int, scale: float = 1.0) -> Entries:
         self._step += 1
-        magnitudes = residual.peek(
+        magnitudes = residual.sample_magnitudes(
             sample_positions(residual.length, [self._seed, self._step]), gradient, scale
         )
         threshold = (
@@ -126,7 +126,7 @@ class GaussianThreshold:
         floor = floor_of(residual)
         if k >= residual.length:
             return residual.accumulate(gradient, floor, residual.length, scale).entries
-        magnitudes = residual.peek(
+        magnitudes = residual.sample_magnitudes(
             sample_positions(residual.length, [self._seed, self._step]), gradient, scale
         )
         deviation = float(np.sqrt(np.mean(np.square(magnitudes, dtype=np.float64))))
@@ -136,8 +136,8 @@ class GaussianThreshold:
             size = 2 * k if taken.overflowed else taken.entries.size
             if LOWEST * k <= size <= HIGHEST * k or not normal > 0:
                 break
-            residual.give_back(taken.entries)
-            self._factor = drifted(self._factor, size, k, residual.length)
+            residual.restore(taken.entries)
+            self._factor = adjust_threshold(self._factor, size, k, residual.length)
             taken = residual.sweep(max(floor, normal * self._factor), 2 * k)
         return _at_most(residual, taken.entries, k)
 

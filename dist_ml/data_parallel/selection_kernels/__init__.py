@@ -23,7 +23,7 @@ SLACK = 64
 Pass = Callable[[Range, Array, Array], tuple[int, bool, bool]]
 
 
-class Taken(NamedTuple):
+class Extracted(NamedTuple):
     """What a pass moved out of the residual, whether elements above the threshold stayed for lack
     of room, and whether a sum was not finite and left out."""
 
@@ -32,7 +32,7 @@ class Taken(NamedTuple):
     bad: bool
 
 
-def emit(ranges: Sequence[Range], dtype: DTypeLike, capacity: int, run: Pass) -> Taken:
+def emit(ranges: Sequence[Range], dtype: DTypeLike, capacity: int, run: Pass) -> Extracted:
     """Run a pass over each range, into one output with room for `capacity` entries."""
     room = min(capacity, sum(part.size for part in ranges)) + SLACK
     indices, values = np.empty(room, np.int32), np.empty(room, dtype)
@@ -40,11 +40,11 @@ def emit(ranges: Sequence[Range], dtype: DTypeLike, capacity: int, run: Pass) ->
     for part in ranges:
         emitted, more, not_finite = run(part, indices[count:], values[count:])
         count, overflowed, bad = count + emitted, overflowed or more, bad or not_finite
-    return Taken(Entries(indices[:count], values[:count]), overflowed, bad)
+    return Extracted(Entries(indices[:count], values[:count]), overflowed, bad)
 
 
 @cache
-def passes() -> ModuleType:
+def kernels() -> ModuleType:
     """The compiled passes where numba is installed, their plain reference otherwise."""
     if compiled.available():
         from dist_ml.data_parallel.selection_kernels import compiled_kernels

@@ -1,6 +1,6 @@
 """The fused selection pass, compiled; imported only where numba is installed.
 
-    for each block of 64 elements:          one vector operation a line, for whatever vectors the processor has
+    for each block of 64 elements:      one vector operation a line, as wide as the processor has
         total = residual + scale * gradient
         residual = total where that is finite, else as it was
         hits = bits of not (|total| < threshold)
@@ -15,13 +15,13 @@ It reads two arrays and writes one, as `torch.add` does, and the memory is its l
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from dist_ml.comm.buffer import Array
+from dist_ml.compiled import compiled_loop
 
 BLOCK = 64
 _INT32, _MASK = ir.IntType(32), ir.IntType(BLOCK)
@@ -126,9 +126,7 @@ def _lowest_bit(typing: Any, mask: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
-_compile: Callable[..., Any] = numba.njit(
-    cache=True, nogil=True, boundscheck=False, error_model="numpy"
-)
+_compile = compiled_loop(boundscheck=False, error_model="numpy")
 
 
 @_compile

@@ -3,7 +3,8 @@
     with EmulatedNetwork(hosts=4, rate="1gbit") as network:
         before = network.traffic()
         done = mpiexec.run(program, ranks=8, mpi="mpich", network=network, time_limit_seconds=60)
-        crossed = [after - first for after, first in zip(network.traffic(), before)]     # bytes on each host's link
+        crossed = [after - first for after, first in zip(network.traffic(), before)]
+        # crossed: bytes on each host's link
 
         done = network.run_each(program, ranks=4, time_limit_seconds=60)  # without MPI: gloo, by
         torch.distributed's variables network.set_rate("100mbit")

@@ -35,8 +35,9 @@ def chimera(request: Request) -> Schedule:
 
     Up to D micro-batches are one block, with D/f - 2 idle slots a rank (f = D/2: none). More are
     concatenated, blocks of D *directly*, or blocks of 2D with *forward doubling*: two micro-batches
-    a forward slot, which makes slots equal where B = 2F, at twice the activations. `auto` takes what
-    the dry run finds shorter. Backward halving is the same order on micro-batches of half the size.
+    a forward slot, which makes slots equal where B = 2F, at twice the activations. `auto` takes
+    what the dry run finds shorter. Backward halving is the same order on micro-batches of half the
+    size.
     """
     _check(request)
     candidates = [_schedule(request, doubled=False)]
@@ -102,7 +103,9 @@ def _schedule(request: Request, doubled: bool) -> Schedule:
 
 
 def _pipe(number: int, ranks: int, num_pipes: int) -> tuple[int, ...]:
-    """Even numbers go down the ranks, odd ones up; each pair starts 2 D / `num_pipes` further on."""
+    """Even numbers go down the ranks, odd ones up; each pair starts 2 D / `num_pipes` further
+    on.
+    """
     pair, up = divmod(number, 2)
     start = pair * (2 * ranks // num_pipes)
     return tuple((start + (ranks - 1 - s if up else s)) % ranks for s in range(ranks))

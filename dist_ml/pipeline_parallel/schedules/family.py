@@ -35,7 +35,9 @@ _STEPS_PROVED = 3  # of an asynchronous schedule: one to fill the pipe, one full
 
 
 def make(name: str, request: Request) -> Schedule:
-    """The schedule called `name`, proved; `ScheduleError` says what it can't take and what it can."""
+    """The schedule called `name`, proved; `ScheduleError` says what it can't take and what it
+    can.
+    """
     if name not in SCHEDULES:
         raise ScheduleError(f"schedule {name} is none of {', '.join(SCHEDULES)}")
     if request.ranks < 1 or request.microbatches < 1:

@@ -7,7 +7,7 @@ import math
 MAX_CHANGE = 0.25
 
 
-def drifted(threshold: float, count: int, k: int, length: int) -> float:
+def adjust_threshold(threshold: float, count: int, k: int, length: int) -> float:
     """The threshold for the next step, after `count` of `length` magnitudes were above this one and
     `k` were wanted.
 

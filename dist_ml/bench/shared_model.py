@@ -19,7 +19,7 @@ from dist_ml.models.mlp import MLP
 from dist_ml.nn.linear import tune, use_kernel
 
 
-class Swapped:
+class SharedModel:
     """Training steps of one MLP on `batch` samples a rank, with a reducer that can be swapped.
 
     There is one copy of parameters and gradients. Plain SGD; samples are fixed and random, those of
@@ -38,7 +38,7 @@ class Swapped:
         self.comm = comm
         self.model = MLP(widths)
         use_kernel(self.model, kernel)
-        self.gradients = FlatGradients(self.model.parameters(), allocate)
+        self.gradients = FlatGradients(self.model.parameters(), 1, allocate)
         tune(self.model, {batch}, comm)
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr)
         self._x, self._y = samples(widths, batch, comm.rank)
@@ -47,15 +47,13 @@ class Swapped:
 
     def step(self, reducer: GradientReducer) -> None:
         """One step: gradients, their sum over ranks, update."""
-        self.gradients.begin()
+        reducer.begin()
         loss = torch.nn.functional.cross_entropy(self.model(self._x), self._y) / self.comm.size
         reducer.start()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.gradients.settle()
-        self.gradients.tail[0] += loss.detach()
-        reducer.finish()
+        self.gradients.slots[0] += loss.detach()
+        self.loss = reducer.finish().slots[0]
         self._optimizer.step()
-        self.loss = float(self.gradients.tail[0])
 
 
 class Ddp:

@@ -1,0 +1,114 @@
+"""How buckets that are final get exchanged: at once, by polling, or on a thread."""
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from dist_ml.comm.backoff import Backoff
+from dist_ml.comm.request import Request
+
+# How often the thread looks after its messages while the backward pass runs. A look costs 10 to 20
+# µs of processor time; between two of them the wire drains what is queued in the sockets, and that
+# lasts longer than this.
+_LOOK_SECONDS = 0.001
+
+
+class Driver(ABC):
+    """Exchanges buckets in the order in which they are launched, the same on all ranks."""
+
+    @abstractmethod
+    def launch(self, number: int) -> None:
+        """Bucket `number` is final."""
+
+    def poll(self) -> None:  # noqa: B027 - for those that move when they are looked at
+        """Another gradient has become final."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Wait for all that was launched; the first error is raised here."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """End the thread, where there is one."""
+
+
+class InlineDriver(Driver):
+    """Calls `run(number)` where the bucket is launched, and returns when it is done."""
+
+    def __init__(self, run: Callable[[int], None]) -> None:
+        self._run = run
+
+    def launch(self, number: int) -> None:
+        self._run(number)
+
+    def finish(self) -> None:
+        """All is done."""
+
+
+class PollingDriver(Driver):
+    """Calls `start(number)`; the requests move each time that a gradient becomes final."""
+
+    def __init__(self, start: Callable[[int], Request]) -> None:
+        self._start = start
+        self._in_flight: list[Request] = []
+
+    def launch(self, number: int) -> None:
+        self._in_flight.append(self._start(number))
+
+    def poll(self) -> None:
+        for request in self._in_flight:
+            request.test()
+
+    def finish(self) -> None:
+        in_flight, self._in_flight = self._in_flight, []
+        for request in in_flight:
+            request.wait()
+
+
+class ThreadDriver(Driver):
+    """Calls `run(number)` on one thread. It may communicate: nobody else does meanwhile."""
+
+    def __init__(self, run: Callable[[int], None], name: str = "gradient-exchange") -> None:
+        self._run = run
+        self._thread = ThreadPoolExecutor(1, name)
+        self._futures: list[Future[None]] = []
+
+    def launch(self, number: int) -> None:
+        self._futures.append(self._thread.submit(self._run, number))
+
+    def finish(self) -> None:
+        futures, self._futures = self._futures, []
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            for future in futures:  # what follows a failed exchange would not fit the other ranks'
+                future.cancel()
+            raise
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def drain(
+    in_flight: deque[Request], soon: threading.Event, enough: Callable[[], bool] = lambda: False
+) -> None:
+    """On a thread, bring requests to their end, or until it is `enough`.
+
+    While the rank computes they are looked at rarely; once `soon` is set, often. All of them move;
+    what has ended leaves from the left.
+    """
+    backoff: Backoff | None = None
+    while in_flight:
+        ended = [request.test() for request in in_flight]
+        while ended and ended.pop(0):
+            in_flight.popleft()
+        if not in_flight or enough():
+            return
+        if soon.is_set():
+            backoff = backoff or Backoff()
+            backoff.between_looks()
+        else:
+            time.sleep(_LOOK_SECONDS)

@@ -1,0 +1,79 @@
+"""What a model is trained for: the loss, what else is told of a batch, and what sums are divided
+by.
+
+Everything is a sum over items: whoever knows the size of the global batch divides by it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import cross_entropy as torch_cross_entropy
+from torch.nn.functional import mse_loss, one_hot
+
+from dist_ml.config.data import Task
+from dist_ml.config.model import ModelConfig
+from dist_ml.config.names import require_one_of
+from dist_ml.errors import ConfigError
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Metrics = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss with its metrics.
+
+    `loss_sum(outputs, targets)` is the sum over the items of a batch, and so is each of
+    `metric_sums`, in the order of `metric_names`. A sample counts as `items_per_sample` items
+    (1; the tokens of a text).
+    """
+
+    loss_sum: Loss
+    metric_names: tuple[str, ...] = ()
+    metric_sums: Metrics = lambda _outputs, _targets: ()
+    items_per_sample: int = 1
+
+    @property
+    def num_slots(self) -> int:
+        """Sums that every step reduces over the ranks: the loss and each metric."""
+        return 1 + len(self.metric_names)
+
+
+def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum over samples of -log softmax(outputs)[target]; outputs [b, classes], int64 [b]."""
+    return torch_cross_entropy(outputs, targets, reduction="sum")
+
+
+def mse(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum over samples of the mean squared error of their outputs; targets [b, outputs], or int64
+    [b] classes, taken as 0 and 1.
+    """
+    if not targets.is_floating_point():
+        targets = one_hot(targets, outputs.shape[1])
+    return mse_loss(outputs, targets.to(outputs.dtype), reduction="sum") / outputs.shape[1]
+
+
+def num_correct(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor]:
+    """Samples whose largest output is their class."""
+    return ((outputs.argmax(1) == targets).sum(),)
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse}
+
+
+def choose_objective(config: ModelConfig, task: Task) -> Objective:
+    """The configured loss, or else the usual one for the task; `ConfigError` where it can't be had.
+
+    Classification also counts what is classified right, as `correct`.
+    """
+    name = config.loss or ("cross_entropy" if task == "classification" else "mse")
+    require_one_of("model.loss", name, LOSSES)
+    if name == "cross_entropy" and task == "regression":
+        raise ConfigError(
+            "model.loss=cross_entropy needs classes, but the data has values to regress on; set "
+            "model.loss=mse"
+        )
+    if task == "classification":
+        return Objective(LOSSES[name], ("correct",), num_correct)
+    return Objective(LOSSES[name])

@@ -1,0 +1,25 @@
+"""Runs one rank's actions of a schedule, each by the method that its kind names."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from dist_ml.pipeline_parallel.schedule import Action, Kind
+
+
+class Executor:
+    """`actions` in their order; `methods` says what each kind does. Nothing else decides what runs.
+
+    Cost: a lookup and a call an action.
+    """
+
+    def __init__(
+        self, actions: Sequence[Action], methods: Mapping[Kind, Callable[[Action], None]]
+    ) -> None:
+        missing = {action.kind for action in actions} - set(methods)
+        assert not missing, f"no method for {sorted(missing)}"
+        self._actions = tuple(actions)
+        self._methods = dict(methods)
+
+    def run(self) -> None:
+        """One step."""
+        for action in self._actions:
+            self._methods[action.kind](action)

@@ -1,0 +1,54 @@
+"""Means over all samples of a split; needs a model and an objective, and nothing that trains."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dist_ml import partition
+from dist_ml.comm.communicator import Communicator
+from dist_ml.datasets.dataset import Split
+from dist_ml.models import BlockModel, Objective, forward
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over all samples of a split, each counted once; the same on all ranks."""
+
+    num_samples: int
+    loss: float
+    accuracy: float | None  # None where nothing is classified
+
+
+class Evaluator:
+    """Each rank of `data` computes its block of a split. One allreduce of a word a sum."""
+
+    def __init__(
+        self, model: BlockModel, objective: Objective, data: Communicator, autocast: bool
+    ) -> None:
+        self.model = model
+        self._objective = objective
+        self._data = data
+        self._autocast = autocast
+
+    def evaluate(self, split: Split, batch_size: int = 1024) -> Evaluation:
+        """Mean loss and accuracy. Collective."""
+        mine = partition.block(split.num_samples, self._data.size, self._data.rank)
+        sums = torch.zeros(self._objective.num_slots, dtype=torch.float64)
+        self.model.context.clear()
+        self.model.eval()
+        with torch.inference_mode():
+            for piece in partition.pieces(mine.size, batch_size):
+                ids = np.arange(mine.start + piece.start, mine.start + piece.stop, dtype=np.int64)
+                batch = split.batch(ids)
+                outputs = forward(self.model, batch.inputs, self._autocast)
+                sums[0] += self._objective.loss_sum(outputs, batch.targets).double()
+                for slot, value in enumerate(
+                    self._objective.metric_sums(outputs, batch.targets), 1
+                ):
+                    sums[slot] += value
+        self.model.train()
+        self._data.allreduce(sums)
+        means = (sums / (split.num_samples * self._objective.items_per_sample)).tolist()
+        named = dict(zip(self._objective.metric_names, means[1:], strict=True))
+        return Evaluation(split.num_samples, means[0], named.get("correct"))

@@ -1,0 +1,65 @@
+"""What happened since the last logged step, for a line of metrics."""
+
+import time
+from typing import Any
+
+from dist_ml.comm.traffic import Tally
+from dist_ml.train.step import Step
+from dist_ml.train.trainer import Trainer
+
+
+class Interval:
+    """Samples, loss, seconds, phases and traffic since `begin`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._traffic_of_all = trainer.mesh.world.traffic
+        self.begin()
+
+    def begin(self) -> None:
+        self.num_samples = 0
+        self._metrics = [0.0] * len(self._trainer.objective.metric_names)
+        self._loss_sum = 0.0
+        self._start = time.perf_counter()
+        self._traffic = self._traffic_of_all.snapshot()
+
+    def add(self, step: Step) -> None:
+        self.num_samples += step.num_samples
+        self._metrics = [a + b for a, b in zip(self._metrics, step.metrics, strict=True)]
+        self._loss_sum += step.loss * step.num_samples
+
+    def end(self) -> tuple[float, dict[str, float]]:
+        """Seconds since `begin`, and their phases."""
+        return time.perf_counter() - self._start, self._trainer.phases.take()
+
+    def values(self, step: Step) -> dict[str, Any]:
+        """One line of metrics.jsonl, without the step's number."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        phases = dict(self._trainer.phases.seconds)
+        traffic = self._traffic_of_all.since(self._traffic)
+        named = dict(zip(self._trainer.objective.metric_names, self._metrics, strict=True))
+        accuracy = {"train_accuracy": named["correct"] / self.num_samples} if named else {}
+        return {
+            "epoch": step.epoch,
+            "loss": step.loss,
+            "mean_loss": self._loss_sum / self.num_samples,
+            **accuracy,
+            "learning_rate": self._trainer.learning_rate,
+            "samples_per_second": self.num_samples / seconds,
+            "communication_share": phases.get("exchange", 0.0) / seconds,
+            "seconds": phases,
+            **self._trainer.diagnostics(),
+            "traffic": {
+                f"{axis}.{collective}": _moved(tally)
+                for (axis, collective), tally in traffic.items()
+            },
+        }
+
+
+def _moved(tally: Tally) -> dict[str, float]:
+    moved: dict[str, float] = {
+        "words": tally.words_sent,
+        "messages": tally.messages,
+        "bytes": tally.bytes_sent,
+    }
+    return {**moved, "seconds": tally.seconds} if tally.seconds else moved

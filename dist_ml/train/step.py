@@ -1,0 +1,69 @@
+"""One optimizer step: an executor runs a schedule, the gradients are reduced, checked, and used.
+
+begin      gradients and slots are zero
+run        every action of this rank: forward and backward passes, micro-batch by micro-batch
+finish     the sums over the data axis
+admits     finite? clipped
+update     the optimizer's step, and what follows it
+"""
+
+from dataclasses import dataclass
+
+from dist_ml.data_parallel.reducer import GradientReducer
+from dist_ml.measure.timer import Phases
+from dist_ml.pipeline_parallel.executor import Executor
+from dist_ml.train.guard import Guard
+from dist_ml.train.local_stage import LocalStage
+from dist_ml.train.updater import Updater
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did; the same on all ranks."""
+
+    number: int  # optimizer steps before this one, from the start of the run
+    epoch: int
+    num_samples: int  # of the global batch
+    loss: float  # mean over the global batch, before the update
+    metrics: tuple[float, ...]  # sums over the global batch, as the objective names them
+    skipped: bool  # not finite, and left out
+
+
+class TrainStep:
+    """All that follows the reduction is computed from reduced values, hence the same on all
+    ranks.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        stage: LocalStage,
+        reducer: GradientReducer,
+        guard: Guard,
+        updater: Updater,
+        phases: Phases,
+    ) -> None:
+        self._executor = executor
+        self._stage = stage
+        self._reducer = reducer
+        self._guard = guard
+        self._updater = updater
+        self._phases = phases
+
+    def run(self, number: int, epoch: int, index: int, num_samples: int) -> Step:
+        """Step `number`, on the `index`-th global batch of `epoch`. Raises `NonFiniteError` on all
+        ranks, or skips.
+        """
+        self._reducer.begin()
+        self._stage.begin(number, epoch, index)
+        self._executor.run()
+        with self._phases("exchange"):
+            reduced = self._reducer.finish()
+        with self._phases("update"):
+            loss, *metrics = reduced.slots
+            taken = self._guard.admits(reduced, epoch, number)
+            if taken:
+                self._updater.update(loss)
+            self._updater.advance()
+        sums = tuple(metrics) if taken else (0.0,) * len(metrics)
+        return Step(number, epoch, num_samples, loss, sums, skipped=not taken)

@@ -1,0 +1,65 @@
+"""From a reduced gradient to the next parameters, the same wherever ranks hold the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from dist_ml.data_parallel.averagers import ParameterAverager
+
+
+class Updater:
+    """Owns the optimizer, the learning rate, and what makes parameters whole again after an update:
+    `gather` for a sharded optimizer, `averager` for local steps. Each of them is collective.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        lr_schedule: LambdaLR,
+        gather: Callable[[], None] | None = None,
+        averager: ParameterAverager | None = None,
+    ) -> None:
+        self.optimizer = optimizer
+        self._lr_schedule = lr_schedule
+        self._gather = gather
+        self._averager = averager
+
+    def update(self, loss: float) -> None:
+        """One optimizer step with the gradients as they are; `loss` is the step's mean."""
+        self.optimizer.step()
+        if self._gather is not None:
+            self._gather()
+        if self._averager is not None:
+            self._averager.after_update(loss)
+
+    def advance(self) -> None:
+        """The learning rate of the next step, whether this one was taken or not."""
+        self._lr_schedule.step()
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self._lr_schedule.get_last_lr()[0])
+
+    def diagnostics(self) -> dict[str, float]:
+        return self._averager.diagnostics() if self._averager is not None else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "lr_schedule": self._lr_schedule.state_dict(),
+            "averager": self._averager.state_dict() if self._averager is not None else {},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._lr_schedule.load_state_dict(state["lr_schedule"])
+        if self._averager is not None:
+            self._averager.load_state_dict(state["averager"])
+
+    def close(self) -> None:
+        """Nothing is under way any more. Collective."""
+        if self._averager is not None:
+            self._averager.close()
