@@ -29,7 +29,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], key: str = "") -> T:
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(
-            f"{key or 'config'} must be a group of keys, but is {_show(mapping)}; write "
+            f"{key or 'config'} must be a group of keys, but is {show(mapping)}; write "
             f"{_join(key, '<name>')}=<value>"
         )
     hints = typing.get_type_hints(cls)
@@ -110,7 +110,7 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, key: str, hint: Any) 
         arguments = arguments[:1] * len(value)
     if len(value) != len(arguments):
         raise ConfigError(
-            f"{key}={_show(value)} has {len(value)} items; it must be a list of {len(arguments)}"
+            f"{key}={show(value)} has {len(value)} items; it must be a list of {len(arguments)}"
         )
     return tuple(
         _convert(argument, item, f"{key}[{i}]")
@@ -147,20 +147,20 @@ def _one_of(allowed: tuple[Any, ...], value: Any, key: str) -> Any:
     for choice in allowed:
         if type(choice) is type(value) and choice == value:
             return choice
-    names = [_show(choice) for choice in allowed]
+    names = [show(choice) for choice in allowed]
     raise ConfigError(
-        f"{key}={_show(value)} is not one of {', '.join(names)}{_did_you_mean(_show(value), names)}"
+        f"{key}={show(value)} is not one of {', '.join(names)}{_did_you_mean(show(value), names)}"
     )
 
 
 def _wrong_type(key: str, value: Any, hint: Any) -> ConfigError:
     return ConfigError(
-        f"{key}={_show(value)} has the wrong type: it must be {_spell(hint)}, not {_kind(value)}"
+        f"{key}={show(value)} has the wrong type: it must be {_spell(hint)}, not {_kind(value)}"
     )
 
 
 def _unknown_key(full: str, name: str, known: list[str], value: Any) -> str:
-    shown = f"={_show(value)}" if not isinstance(value, (Mapping, list)) else ""
+    shown = f"={show(value)}" if not isinstance(value, (Mapping, list)) else ""
     return f"unknown key {full}{shown}{_did_you_mean(name, known)}; known here: {', '.join(known)}"
 
 
@@ -181,13 +181,13 @@ def _spell(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_spell(argument) for argument in arguments)
     if origin is Literal:
-        return "one of " + ", ".join(map(_show, arguments))
+        return "one of " + ", ".join(map(show, arguments))
     if origin is tuple:
         return f"a list, each item {_spell(arguments[0])}"
     return names.get(hint, "a group of keys")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """The value as YAML writes it on one line."""
     return (
         value

@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dist_ml.config.allreduce import AllreduceConfig, DataParallelConfig
+from dist_ml.config.convert import show
 from dist_ml.config.data import DataConfig
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.errors import ConfigError
+
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class MeshConfig:
 class OptimizerConfig:
     """Which of torch's optimizers updates the parameters, and its own parameters."""
 
-    name: Literal["sgd", "adamw"]
+    name: str  # sgd, adamw
     lr: float  # learning rate at the end of the warm-up
     weight_decay: float  # decoupled for adamw, L2 for sgd
     momentum: float = 0.0  # sgd
@@ -42,8 +45,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not 0 < self.lr < float("inf"):
             raise ConfigError(f"lr={self.lr} must be above 0 and finite")
-        if self.weight_decay < 0:
-            raise ConfigError(f"weight_decay={self.weight_decay} must be at least 0")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ConfigError(f"weight_decay={self.weight_decay} must be at least 0 and finite")
+        if not 0 < self.eps < float("inf"):
+            raise ConfigError(f"eps={self.eps} must be above 0 and finite; use 1e-8")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum={self.momentum} must be in [0, 1)")
         if self.nesterov and self.momentum == 0:
@@ -56,9 +61,9 @@ class OptimizerConfig:
 class LRScheduleConfig:
     """How the learning rate changes over the steps of a run."""
 
-    name: Literal["constant", "cosine"]
+    name: str  # constant, cosine
     warmup_fraction: float  # the rate rises linearly from 0 over this part of the run's steps
-    final_fraction: float  # cosine: what is left of the rate at the last step
+    final_fraction: float = 0.0  # cosine: what is left of the rate at the last step
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_fraction < 1:
@@ -82,8 +87,8 @@ class TrackerConfig:
 
     tensorboard: bool  # event files in the run folder's tensorboard/ (extra: tensorboard)
     mlflow: bool  # an MLflow run (extra: mlflow)
-    mlflow_uri: str | None  # where MLflow keeps its runs; null: the run folder's mlflow/
-    mlflow_experiment: str  # the MLflow experiment that the run belongs to
+    mlflow_uri: str | None = None  # where MLflow keeps its runs; null: the run folder's mlflow/
+    mlflow_experiment: str = "dist_ml"  # the MLflow experiment that the run belongs to
 
 
 @dataclass(frozen=True)
@@ -99,9 +104,6 @@ class TrainConfig:
     # pieces that each rank's share of a batch is computed in, to bound its memory
     accumulation: int
     precision: Literal["fp32", "fp64", "bf16"]  # bf16: autocast, with fp32 parameters and gradients
-    # of the linear layers' fp32 and fp64 products: torch, auto (the fastest here), or one of gemm's
-    # KERNELS
-    kernel: str
     clip_norm: float | None  # the gradient's largest global norm; null: not clipped
     nonfinite: Literal["stop", "skip"]  # what to do at a loss or gradient that is NaN or infinite
     log_every: int  # steps between lines of metrics.jsonl
@@ -116,6 +118,9 @@ class TrainConfig:
     sparse: SparseConfig = field(default_factory=SparseConfig)
     allreduce: AllreduceConfig = field(default_factory=AllreduceConfig)
     data_parallel: DataParallelConfig = field(default_factory=DataParallelConfig)
+    # of the linear layers' fp32 and fp64 products: torch, auto (the fastest here), or one of gemm's
+    # KERNELS
+    kernel: str = "torch"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation", "log_every", "evaluate_every"):
@@ -133,11 +138,17 @@ class TrainConfig:
             raise ConfigError(
                 f"allreduce.wire={self.allreduce.wire} would round fp64 gradients; use wire=fp32"
             )
-        if self.sparse.allreduce != "none" and self.data_parallel.name != "dense":
+        if self.sparse.values != "plain" and self.precision == "fp64":
             raise ConfigError(
-                f"data_parallel.name={self.data_parallel.name} exchanges densely; use "
-                "data_parallel=dense with sparse gradients"
+                f"sparse.values={self.sparse.values} would round fp64 gradients; use plain"
             )
+        if self.accumulation > self.batch_size:
+            raise ConfigError(
+                f"accumulation={self.accumulation} cuts a batch of batch_size={self.batch_size} "
+                f"samples into pieces without any; set accumulation to {self.batch_size} or less"
+            )
+        _check_path("name", self.name)
+        _check_path("folder", self.folder)
         if self.sparse.allreduce != "none" and self.sparse.momentum and self.optimizer.momentum:
             raise ConfigError(
                 f"optimizer.momentum={self.optimizer.momentum} and "
@@ -145,3 +156,21 @@ class TrainConfig:
                 "twice; set optimizer.momentum=0: momentum correction accumulates it before "
                 "anything is sent"
             )
+
+
+def _check_path(key: str, value: str) -> None:
+    """Runs are kept under names that file systems take and that stay where they belong."""
+    parts = value.split("/")
+    if not value.strip() or "\0" in value:
+        raise ConfigError(f"{key}={show(value)} names no folder; set {key}=<text>")
+    if key == "name" and (".." in parts or value.startswith("/")):
+        raise ConfigError(
+            f"name={value} leads out of the folder of runs; use letters, or folder=… for another "
+            "place"
+        )
+    longest = max(parts, key=len)
+    if len(longest.encode()) > _LONGEST_NAME:
+        raise ConfigError(
+            f"{key} has a part of {len(longest)} letters, {longest[:20]}…; file systems take "
+            f"{_LONGEST_NAME} bytes"
+        )

@@ -2,6 +2,7 @@
 choice.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from dist_ml.train.evaluator import Evaluator
 from dist_ml.train.exchange import Setting, build_exchange
 from dist_ml.train.guard import Guard
 from dist_ml.train.local_stage import LocalStage
+from dist_ml.train.members import check_members
 from dist_ml.train.optimizer import build_lr_schedule
 from dist_ml.train.step import TrainStep
 from dist_ml.train.trainer import Trainer
@@ -72,6 +74,17 @@ def build_task(config: TrainConfig, mesh: Mesh) -> Task:
         return Task(dataset, model, choose_objective(config.model, train.task))
 
 
+def _check_layers(densities: Mapping[str, float], model: torch.nn.Module) -> None:
+    """`ConfigError` for a density of parameters that the model doesn't have."""
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in densities:
+        if not any(name.startswith(prefix) for name in names):
+            raise ConfigError(
+                f"sparse.densities.{prefix} is of no parameter; the model's begin with "
+                f"{', '.join(dict.fromkeys(name.rpartition('.')[0] for name in names))}"
+            )
+
+
 def build_evaluator(config: TrainConfig, mesh: Mesh, task: Task) -> Evaluator:
     """What evaluating needs, and no more: no optimizer, no reducer, nothing that measures."""
     autocast = config.precision == "bf16"
@@ -80,7 +93,11 @@ def build_evaluator(config: TrainConfig, mesh: Mesh, task: Task) -> Evaluator:
 
 def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
     """Everything that a training run needs. Collective."""
+    with raise_on_all_ranks(mesh.world):
+        check_members(config)
     task = build_task(config, mesh)
+    with raise_on_all_ranks(mesh.world):
+        _check_layers(config.sparse.densities, task.model)
     data, phases = mesh.comm("data"), Phases()
     sampler = GlobalSampler(task.dataset.train.num_samples, config.batch_size, config.seed)
     num_steps = config.epochs * sampler.steps_per_epoch

@@ -47,13 +47,12 @@ def build_exchange(setting: Setting) -> Exchange:
     """By `data_parallel.name`, `sparse` and `allreduce`. Collective."""
     name = setting.config.data_parallel.name
     require_one_of("data_parallel.name", name, DATA_PARALLEL)
-    return DATA_PARALLEL[name](setting)
+    return DATA_PARALLEL[name].build(setting)
 
 
 def choose_overlap(config: TrainConfig, comm: Communicator) -> Overlap:
     """`auto` sends during the backward pass where ranks are on several nodes; inside one there is
-    no
-    wire to wait for.
+    no wire to wait for.
     """
     if comm.size == 1:
         return "none"
@@ -134,13 +133,26 @@ def _daso(setting: Setting) -> Exchange:
     return Exchange(reducer, optimizer, averager=averager)
 
 
+class DataParallelMember(NamedTuple):
+    """How an exchange is made, and the keys that it reads beside those of all."""
+
+    build: Callable[[Setting], Exchange]
+    reads: tuple[str, ...] = ()
+
+
+_DENSE_KEYS = ("allreduce.name", "allreduce.overlap", "allreduce.bucket_bytes", "sparse.allreduce")
+_DASO_KEYS = ("warmup_steps", "cooldown_steps", "plateau_steps")
+
 # A new way to share the data axis is a builder and an entry here.
-DATA_PARALLEL: dict[str, Callable[[Setting], Exchange]] = {
-    "dense": _every_step,
-    "zero1": _zero1,
-    "zero2": _zero2,
-    "periodic": _periodic,
-    "daso": _daso,
+DATA_PARALLEL: dict[str, DataParallelMember] = {
+    "dense": DataParallelMember(_every_step, _DENSE_KEYS),
+    "zero1": DataParallelMember(_zero1),
+    "zero2": DataParallelMember(_zero2, ("allreduce.bucket_bytes",)),
+    "periodic": DataParallelMember(_periodic, ("allreduce.name", "data_parallel.period")),
+    "daso": DataParallelMember(
+        _daso,
+        ("allreduce.name", "data_parallel.period", *(f"data_parallel.{key}" for key in _DASO_KEYS)),
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """The members of the family by name, and how one is made."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from dist_ml.comm.allreduce.auto import Auto
 from dist_ml.comm.allreduce.base import Allreduce
@@ -11,17 +12,26 @@ from dist_ml.comm.allreduce.ring import Ring
 from dist_ml.comm.allreduce.shared_memory import SharedMemory
 from dist_ml.comm.allreduce.wire import Wire, WireName
 from dist_ml.comm.communicator import Communicator
-from dist_ml.errors import ConfigError
+from dist_ml.config.names import require_one_of
 
 Maker = Callable[[Communicator, WireName], Allreduce]
 
-ALLREDUCES: dict[str, Maker] = {
-    "native": Native,
-    "ring": Ring,
-    "rabenseifner": Rabenseifner,
-    "shared_memory": SharedMemory,
-    "hierarchical": Hierarchical,
-    "auto": lambda comm, wire: Auto(comm, wire, lambda name: make(name, comm, wire)),
+
+class Member(NamedTuple):
+    """How an allreduce is made, and which of `wire` and the like it reads."""
+
+    make: Maker
+    reads: tuple[str, ...] = ("wire",)
+
+
+# A new allreduce is a module and an entry here.
+ALLREDUCES: dict[str, Member] = {
+    "native": Member(Native, reads=()),
+    "ring": Member(Ring),
+    "rabenseifner": Member(Rabenseifner),
+    "shared_memory": Member(SharedMemory, reads=()),
+    "hierarchical": Member(Hierarchical),
+    "auto": Member(lambda comm, wire: Auto(comm, wire, lambda name: make(name, comm, wire))),
 }
 
 
@@ -29,7 +39,6 @@ def make(name: str, comm: Communicator, wire: WireName = "fp32") -> Allreduce:
     """The algorithm called `name` over `comm`. Collective. `ConfigError` for an unknown name, or
     one that can't work here.
     """
-    if name not in ALLREDUCES:
-        raise ConfigError(f"allreduce={name} is not one of {', '.join(ALLREDUCES)}")
+    require_one_of("allreduce.name", name, ALLREDUCES)
     Wire(wire)
-    return ALLREDUCES[name](comm, wire)
+    return ALLREDUCES[name].make(comm, wire)
