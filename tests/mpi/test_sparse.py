@@ -61,7 +61,7 @@ def test_variants_over_mpi(name: str, world: Communicator) -> None:
     random = np.random.default_rng(world.rank)
     indices = np.sort(random.choice(N, 50 + world.rank, replace=False)).astype(np.int32)
     own = Entries(indices, random.standard_normal(indices.size).astype(np.float32))
-    variant = SPARSE_ALLREDUCES[name](world, N, Settings())
+    variant = SPARSE_ALLREDUCES[name].make(world, N, Settings())
     for _ in range(3):
         result = variant.reduce(own, 50)
         everything = own.dense(N).astype(np.float64)
