@@ -6,6 +6,7 @@ from typing import Literal
 
 from dist_ml.errors import ConfigError
 
+
 @dataclass(frozen=True)
 class SparseConfig:
     """What is sent of the gradient, how it is remembered, and how it is summed."""

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.sparse import Settings, SparseSum, fastest
 from dist_ml.comm.sparse.probe import probe
-from dist_ml.config.sparse import SparseConfig, SparseName
+from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.bucket_scheduler import BucketScheduler
 from dist_ml.data_parallel.density import DensitySchedule, layout
 from dist_ml.data_parallel.drivers import InlineDriver, ThreadDriver
@@ -280,8 +280,7 @@ def resolve(config: SparseConfig, length: int, comm: Communicator) -> SparseConf
         if comm.size > 1
         else "dense"
     )
-    chosen = cast(SparseName, "none" if name == "dense" else name)
-    return dataclasses.replace(config, allreduce=chosen)
+    return dataclasses.replace(config, allreduce="none" if name == "dense" else name)
 
 
 def bucket_ranges(ranges: Sequence[Range], num_buckets: int) -> list[Range]:

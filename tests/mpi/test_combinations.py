@@ -1,0 +1,187 @@
+"""The whole product of the keys that combine: every combination trains as it says, or is refused in
+words.
+
+| exchange            | what it trains to                                                       |
+|---------------------|-------------------------------------------------------------------------|
+| dense, zero1, zero2 | the losses of dense gradients on `native`, unclipped or clipped alike   |
+| sparse, density 1   | the same                                                                |
+| daso on one node    | the same: a node's gradients are summed, and all nodes are one          |
+| periodic, period 1  | the same where nothing is clipped; else each rank clips its own         |
+
+Ranks end with the same weights. `wire` and `precision` of 16 bits round, so the losses are close.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from dist_ml.cli import arguments, compose
+from dist_ml.comm.allreduce.family import ALLREDUCES
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.mesh import Mesh
+from dist_ml.comm.sparse.family import SPARSE_ALLREDUCES
+from dist_ml.config.convert import from_mapping
+from dist_ml.config.train import TrainConfig
+from dist_ml.errors import ConfigError
+from dist_ml.train.build import build_mesh, build_trainer
+from dist_ml.train.exchange import DATA_PARALLEL
+from dist_ml.train.members import check_members
+from dist_ml.train.trainer import Trainer
+
+pytestmark = pytest.mark.mpi
+
+BASE = from_mapping(
+    TrainConfig,
+    {
+        **compose.composed(
+            arguments.parse(
+                [
+                    *("epochs=3", "batch_size=12", "model.hidden=[6]", "model.dropout=0"),
+                    *("optimizer.lr=0.1", "optimizer.momentum=0", "lr_schedule=constant"),
+                ],
+                "test",
+                "train",
+            )
+        ),
+        "data": {
+            "name": "synthetic",
+            "num_train": 12,  # one step an epoch
+            "num_test": 1,
+            "num_features": 5,
+            "num_outputs": 3,
+            "task": "classification",
+            "teacher_width": 4,
+            "noise": 0.0,
+            "seed": 0,
+        },
+    },
+)
+CLIP_NORM = 0.3  # below the norm of every step
+EXCHANGES = tuple(
+    itertools.product(
+        tuple(ALLREDUCES),
+        ("fp32", "bf16", "fp16"),
+        ("auto", "none", "thread", "poll"),
+        ("none", "auto", *SPARSE_ALLREDUCES),
+        (None, CLIP_NORM),
+        ("stop", "skip"),
+        (1, 2),
+    )
+)
+
+
+def combinations(data_parallel: str, precision: str) -> Iterator[TrainConfig | ConfigError]:
+    """Every configuration of the product, or what refuses it."""
+    for allreduce, wire, overlap, sparse, clip_norm, nonfinite, accumulation in EXCHANGES:
+        try:
+            config = replace(
+                BASE,
+                precision=precision,  # type: ignore[arg-type]
+                clip_norm=clip_norm,
+                nonfinite=nonfinite,
+                accumulation=accumulation,
+                allreduce=replace(BASE.allreduce, name=allreduce, wire=wire, overlap=overlap),
+                sparse=replace(BASE.sparse, allreduce=sparse, **SPARSE if sparse != "none" else {}),
+                data_parallel=replace(
+                    BASE.data_parallel, name=data_parallel, **LOCAL.get(data_parallel, {})
+                ),
+            )
+            check_members(config)
+            yield config
+        except ConfigError as error:
+            yield error
+
+
+SPARSE: dict[str, Any] = {"density": 1.0, "dense_below": 0}
+LOCAL: dict[str, dict[str, Any]] = {"periodic": {"period": 1}}
+
+
+@pytest.fixture(scope="module")
+def mesh(world: Communicator) -> Mesh:
+    return build_mesh(BASE, world)
+
+
+@pytest.fixture(scope="module")
+def dense_losses(mesh: Mesh) -> dict[tuple[str, float | None], list[float]]:
+    """The reference, by precision and clip_norm."""
+    return {
+        (precision, clip_norm): losses(
+            build_trainer(replace(BASE, precision=precision, clip_norm=clip_norm), mesh)  # type: ignore[arg-type]
+        )
+        for precision in ("fp32", "fp64", "bf16")
+        for clip_norm in (None, CLIP_NORM)
+    }
+
+
+def losses(trainer: Trainer) -> list[float]:
+    found = [step.loss for epoch in range(3) for step in trainer.epoch(epoch)]
+    trainer.close()
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16"])
+@pytest.mark.parametrize("data_parallel", list(DATA_PARALLEL))
+def test_every_combination_trains_or_is_refused(
+    mesh: Mesh,
+    dense_losses: dict[tuple[str, float | None], list[float]],
+    data_parallel: str,
+    precision: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trained, shared, refused = 0, 0, 0
+    for config in combinations(data_parallel, precision):
+        if isinstance(config, ConfigError):
+            assert any(word in str(config) for word in ("leave it at", "use ", "set ")), config
+            refused += 1
+        elif trains_like_another(config):
+            shared += 1
+        else:
+            check(config, mesh, dense_losses[precision, config.clip_norm])
+            trained += 1
+    assert refused > 0
+    assert trained > 0
+    if mesh.world.rank == 0:
+        with capsys.disabled():
+            print(
+                f"\n{data_parallel} {precision}: {trained} trained, {shared} the same as one of "
+                f"those, {refused} refused"
+            )
+
+
+def trains_like_another(config: TrainConfig) -> bool:
+    """Does it come down to another combination of the product, which is trained?"""
+    every_step = config.data_parallel.name == "dense"
+    if config.sparse.allreduce == "auto":  # what it chooses is trained under its own name
+        return config.allreduce != BASE.allreduce
+    if every_step and config.sparse.allreduce == "none" and config.allreduce.overlap == "auto":
+        return True  # none, on one node
+    # A finite gradient that is clipped has been looked at already.
+    return config.sparse.allreduce == "none" and (
+        config.nonfinite == "skip" and config.clip_norm is not None
+    )
+
+
+def check(config: TrainConfig, mesh: Mesh, expected: list[float]) -> None:
+    trainer = build_trainer(config, mesh)
+    found = losses(trainer)
+    told = f"{config.data_parallel} {config.allreduce} {config.sparse} {config.clip_norm}"
+    told += f" {config.nonfinite} {config.accumulation}"
+    if config.data_parallel.name == "periodic" and config.clip_norm and mesh.world.size > 1:
+        assert all(math.isfinite(loss) for loss in found), told
+        assert found[-1] < found[0], told
+    else:
+        assert found == pytest.approx(expected, rel=tolerance(config)), told
+    weights = torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()])
+    everywhere = mesh.world.allgather_objects(weights.numpy().tobytes())
+    assert all(bits == everywhere[0] for bits in everywhere), told
+
+
+def tolerance(config: TrainConfig) -> float:
+    if config.precision == "bf16" or config.allreduce.wire != "fp32":
+        return 2e-2
+    return 1e-12 if config.precision == "fp64" else 1e-5
