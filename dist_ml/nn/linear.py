@@ -11,7 +11,7 @@ Where neither saves anything, or the input is not a float32 or float64 tensor in
 autocast is on, the layer is exactly `torch.nn.functional.linear`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -41,8 +41,8 @@ class Products(NamedTuple):
 
 
 class Linear(nn.Linear):
-    """A drop-in for `nn.Linear`; make it with `use_kernel`. `kernel` is one of `KERNELS` or
-    auto.
+    """A drop-in for `nn.Linear`; `linear_factory` makes those of a model. `kernel` is one of
+    `KERNELS` or auto.
     """
 
     def __init__(self, reference: nn.Linear, kernel: str, tuner: Tuner) -> None:
@@ -168,9 +168,9 @@ class _Affine(torch.autograd.Function):
         return dx, dw, db, None, None
 
 
-def use_kernel(model: nn.Module, kernel: str) -> None:
-    """Put the plain `nn.Linear` layers inside `model` on `kernel`; the same parameters, and the
-    same keys in its state.
+def linear_factory(kernel: str) -> Callable[[str, int, int], nn.Linear]:
+    """What makes a model's linear layers, (name, inputs, outputs), on `kernel`; parameters and
+    their names are those of torch's layer. `ConfigError` for one that there is not.
 
     `auto` uses what this machine's cache knows and torch for all else; `tune` fills it. `torch`
     keeps torch's products, and only has large layers write their gradients in place. No
@@ -179,13 +179,13 @@ def use_kernel(model: nn.Module, kernel: str) -> None:
     if kernel != kernels.AUTO:
         kernels.named(kernel)
     tuner = Tuner()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            worthwhile = kernel != FALLBACK or (
-                type(child) is nn.Linear and child.weight.numel() >= _SINK_WORDS
-            )
-            if type(child) is nn.Linear and worthwhile:
-                setattr(parent, name, Linear(child, kernel, tuner))
+
+    def make(name: str, inputs: int, outputs: int) -> nn.Linear:  # noqa: ARG001
+        plain = nn.Linear(inputs, outputs)
+        worthwhile = kernel != FALLBACK or plain.weight.numel() >= _SINK_WORDS
+        return Linear(plain, kernel, tuner) if worthwhile else plain
+
+    return make
 
 
 def tune(model: nn.Module, batch_sizes: Iterable[int], comm: Communicator) -> None:
