@@ -16,7 +16,7 @@ from dist_ml.counter_random import stream, uniform
 from dist_ml.data_parallel.gradients import Allocator, FlatGradients
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.models.mlp import MLP
-from dist_ml.nn.linear import linear_factory, tune
+from dist_ml.nn.tuning import linear_factory, tune
 
 
 class SharedModel:

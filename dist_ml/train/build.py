@@ -16,7 +16,7 @@ from dist_ml.datasets.dataset import Dataset
 from dist_ml.errors import ConfigError
 from dist_ml.measure.timer import Phases
 from dist_ml.models import BlockModel, Objective, build_model, choose_objective
-from dist_ml.nn.linear import linear_factory, tune
+from dist_ml.nn.tuning import linear_factory, tune
 from dist_ml.pipeline_parallel.executor import Executor
 from dist_ml.pipeline_parallel.schedule import one_stage
 from dist_ml.train.evaluator import Evaluator

@@ -6,7 +6,7 @@ from torch import nn
 
 from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.errors import ConfigError
-from dist_ml.nn.linear import linear_factory
+from dist_ml.nn.tuning import linear_factory
 
 
 def models(width: int) -> tuple[nn.Module, nn.Module]:

@@ -19,7 +19,8 @@ from dist_ml.models.blocks import BlockModel, forward
 from dist_ml.models.dropout import Dropout
 from dist_ml.models.mlp import ACTIVATIONS
 from dist_ml.models.step_context import StepContext
-from dist_ml.nn.linear import Linear, linear_factory
+from dist_ml.nn.linear import TunedLinear
+from dist_ml.nn.tuning import linear_factory
 
 PLAIN = {
     "relu": nn.ReLU(),
@@ -280,7 +281,7 @@ def test_a_models_blocks_run_on_the_chosen_kernel_and_fill_the_gradient_buffer(k
     held = [module for _, block in model.named_blocks() for module in block.modules()]
     layers = [module for module in held if isinstance(module, nn.Linear)]
     assert all(a is b for a, b in zip(layers, model.layers, strict=True))
-    assert isinstance(layers[1], Linear)
+    assert isinstance(layers[1], TunedLinear)
     gradients = FlatGradients(model.parameters(), 1)
     x, y = samples(11)
     for _ in range(2):
