@@ -38,6 +38,12 @@ _DENSE = "use data_parallel=dense sparse=none"
 
 TABLE: tuple[Row, ...] = (
     Row(
+        ("sparse.allreduce",),
+        "with data_parallel={config.data_parallel.name}, which exchanges densely",
+        "use data_parallel=dense",
+        by_member=True,
+    ),
+    Row(
         ("allreduce.name",),
         f"with {_EXCHANGE}",
         f"{_DENSE}, or data_parallel=periodic",
@@ -57,12 +63,6 @@ TABLE: tuple[Row, ...] = (
         f"with {_EXCHANGE} allreduce.overlap={{config.allreduce.overlap}}",
         "use buckets: data_parallel=dense allreduce.overlap=thread, or data_parallel=zero2",
         lambda config: _sums_densely(config) and config.allreduce.overlap != "none",
-        by_member=True,
-    ),
-    Row(
-        ("sparse.allreduce",),
-        "with data_parallel={config.data_parallel.name}, which exchanges densely",
-        "use data_parallel=dense",
         by_member=True,
     ),
     Row(
