@@ -22,7 +22,7 @@ from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
 from dist_ml.kernels import kernels, peak
-from dist_ml.kernels.measure import operands
+from dist_ml.kernels.rates import operands
 from dist_ml.kernels.tuner import Shape, Tuner
 
 _COPY_WORDS = 1 << 25

@@ -18,9 +18,9 @@ from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.train import TrainConfig
 from dist_ml.kernels import kernels, peak
-from dist_ml.kernels.measure import operands, rates
+from dist_ml.kernels.rates import operands, rates
 from dist_ml.kernels.tuner import FALLBACK, Shape
-from dist_ml.nn.linear import Linear, Products
+from dist_ml.nn.linear import Products, TunedLinear
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.trainer import Trainer
 
@@ -107,7 +107,7 @@ def measure(
         )
         trainer = build_trainer(config, build_mesh(config, comm))
         steps = min(4, max(1, 512 // config.batch_size))
-        layers = [layer for layer in trainer.model.modules() if isinstance(layer, Linear)]
+        layers = [layer for layer in trainer.model.modules() if isinstance(layer, TunedLinear)]
         ours = [layer.products(config.batch_size) for layer in layers]
         candidates = {
             "dist_ml": our_steps(trainer, steps),
@@ -134,7 +134,7 @@ def measure(
 
 
 def _steps_products(
-    layers: Sequence[Linear], chosen: Sequence[Products], rows: int
+    layers: Sequence[TunedLinear], chosen: Sequence[Products], rows: int
 ) -> list[tuple[Shape, str]]:
     """The products of one step and their kernels; the first layer's input needs no gradient."""
     every = [
@@ -146,7 +146,7 @@ def _steps_products(
 
 
 def _products(
-    layers: Sequence[Linear], chosen: Sequence[Products], rows: int
+    layers: Sequence[TunedLinear], chosen: Sequence[Products], rows: int
 ) -> Callable[[], float]:
     """Seconds of a step's products alone."""
     calls = [
