@@ -64,11 +64,17 @@ def make(name: str, comm: Communicator, length: int, settings: Settings) -> Spar
 
 def check(name: str, settings: Settings) -> None:
     """`ConfigError` for an unknown name (`auto` and `none` are known), and for a setting that the
-    one called `name` does not read but that differs from its default.
+    one called `name` does not read but that differs from its default, and where values of 64 bits
+    would be rounded.
 
     `auto` may choose any of them, so it takes every setting.
     """
     require_one_of("sparse.allreduce", name, ["none", "auto", *SPARSE_ALLREDUCES])
+    if settings.dtype == "float64" and settings.values in ("bf16", "int4"):
+        raise ConfigError(
+            f"sparse.values={settings.values} would round fp64 gradients to less than "
+            "fp32; use sparse.values=fp32 or plain, or precision=fp32"
+        )
     if name in ("none", "auto"):
         return
     for field in dataclasses.fields(Settings):
