@@ -16,6 +16,7 @@ Of several ranks that fail on their own the first one speaks; all of them write 
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from dist_ml.cli import terminal
-from dist_ml.errors import DistMLError, MachineError
+from dist_ml.errors import CommunicationError, DistMLError, MachineError
 from dist_ml.launch.process import sigterm_raises
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
     except KeyboardInterrupt:
         terminal.complain("stopped by Ctrl-C")
         os._exit(terminal.INTERRUPTED)
+    if isinstance(world.transport, mpi.MpiTransport):
+        world.transport.end_when_stuck(lambda message: _end_stuck(world, message))
     try:
         with sigterm_raises() if world.size == 1 else nullcontext():
             return body(world)
@@ -101,6 +104,14 @@ def _end_alone(world: "Communicator", error: Exception, debug: bool) -> None:
             _LONGEST_WAIT_SECONDS
         )  # the speaker's abort ends this rank; its own is for a speaker that can't
     world.abort(error.exit_status if isinstance(error, DistMLError) else _FAILED)
+
+
+def _end_stuck(world: "Communicator", message: str) -> None:
+    """On a thread, while the main one is in a call that can't end: an abort may be stuck, too."""
+    last_resort = threading.Timer(_LONGEST_WAIT_SECONDS + 2.0, os._exit, [_FAILED])
+    last_resort.daemon = True
+    last_resort.start()
+    _end_alone(world, CommunicationError(message), debug=False)
 
 
 def _describe(error: Exception) -> str:
