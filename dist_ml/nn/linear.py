@@ -39,7 +39,7 @@ class Products(NamedTuple):
 
 
 class TunedLinear(nn.Linear):
-    """A drop-in for `nn.Linear`; `tuning.use_kernel` makes it. `kernel` is one of `KERNELS` or
+    """A drop-in for `nn.Linear`; `tuning.linear_factory` makes it. `kernel` is one of `KERNELS` or
     auto.
     """
 

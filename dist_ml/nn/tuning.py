@@ -1,6 +1,6 @@
-"""Put a model's linear layers on tuned kernels, and measure which kernels those are."""
+"""Make linear layers on tuned kernels, and measure which kernels those are."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
@@ -10,9 +10,9 @@ from dist_ml.kernels.tuner import FALLBACK, Tuner
 from dist_ml.nn.linear import SINK_WORDS, TunedLinear
 
 
-def use_kernel(model: nn.Module, kernel: str) -> None:
-    """Put the plain `nn.Linear` layers inside `model` on `kernel`; the same parameters, and the
-    same keys in its state.
+def linear_factory(kernel: str) -> Callable[[str, int, int], nn.Linear]:
+    """What makes a model's linear layers, (name, inputs, outputs), on `kernel`; parameters and
+    their names are those of torch's layer. `ConfigError` for a kernel that can't run here.
 
     `auto` uses what this machine's cache knows and torch for all else; `tune` fills it. `torch`
     keeps torch's products, and only has large layers write their gradients in place. No
@@ -21,13 +21,13 @@ def use_kernel(model: nn.Module, kernel: str) -> None:
     if kernel != kernels.AUTO:
         kernels.named(kernel)
     tuner = Tuner()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            worthwhile = kernel != FALLBACK or (
-                type(child) is nn.Linear and child.weight.numel() >= SINK_WORDS
-            )
-            if type(child) is nn.Linear and worthwhile:
-                setattr(parent, name, TunedLinear(child, kernel, tuner))
+
+    def make(name: str, inputs: int, outputs: int) -> nn.Linear:  # noqa: ARG001
+        plain = nn.Linear(inputs, outputs)
+        worthwhile = kernel != FALLBACK or plain.weight.numel() >= SINK_WORDS
+        return TunedLinear(plain, kernel, tuner) if worthwhile else plain
+
+    return make
 
 
 def tune(model: nn.Module, batch_sizes: Iterable[int], comm: Communicator) -> None:
