@@ -24,7 +24,8 @@ from dist_ml.config.convert import from_mapping, to_mapping
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.dense_reducer import DenseReducer
 from dist_ml.data_parallel.reducer import GradientReducer
-from dist_ml.data_parallel.sparse_reducer import SparseReducer, resolve
+from dist_ml.data_parallel.sparse_choice import resolve
+from dist_ml.data_parallel.sparse_reducer import SparseReducer
 from dist_ml.errors import ConfigError
 from dist_ml.launch.emulated_network import EmulatedNetwork
 

@@ -19,7 +19,7 @@ from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.allreduce import family
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.sparse import SPARSE_ALLREDUCES, Entries, Settings
-from dist_ml.comm.sparse.family import make, plan_all
+from dist_ml.comm.sparse.family import costs, make
 from dist_ml.comm.sparse.probe import probe
 from dist_ml.config.convert import to_mapping
 from dist_ml.launch import mpiexec
@@ -169,15 +169,15 @@ def _k(config: SparseScalingBench) -> int:
 def _plan(
     config: SparseScalingBench, ranks: int, model: CostModel, common: float = 0.0
 ) -> dict[str, dict[str, float]]:
-    plans = plan_all(config.num_elements, _k(config), ranks, Settings(qsgd_bits=4), common)
+    planned = costs(config.num_elements, _k(config), ranks, Settings(qsgd_bits=4), common)
     return {
         name: {
-            "words": plan.words,
-            "messages": plan.messages,
-            "density": plan.result / config.num_elements,
-            "ms": 1e3 * plan.seconds(model),
+            "words": cost.words,
+            "messages": cost.messages,
+            "density": cost.result / config.num_elements,
+            "ms": 1e3 * cost.seconds(model),
         }
-        for name, plan in plans.items()
+        for name, cost in planned.items()
     }
 
 

@@ -20,27 +20,28 @@ _RANK_VARIABLES = (
 )  # RANK: torch.distributed's
 
 
-def arm() -> None:
-    """Write this rank's stacks when `DIST_ML_TIME_LIMIT_SECONDS` have passed; without that
-    variable, do nothing.
+def arm(later_seconds: float = 0.0, stderr: int = 2) -> None:
+    """Write this rank's stacks when `DIST_ML_TIME_LIMIT_SECONDS`, and `later_seconds` more, have
+    passed; without that variable, do nothing.
 
     With `DIST_ML_STACKS_FOLDER` they go to `rank-<k>.stack` there and the process goes on: whoever
-    set the folder collects the files of all ranks and ends the job. Without it they go to stderr
-    and the process exits with status 1.
+    set the folder collects the files of all ranks and ends the job. Without it they go to the
+    descriptor `stderr` and the process exits with status 1.
     """
     limit = os.environ.get(TIME_LIMIT)
     if not limit:
         return
+    seconds = float(limit) + later_seconds
     folder = os.environ.get(FOLDER)
     if folder is None:
-        faulthandler.dump_traceback_later(float(limit), exit=True, file=2)  # stderr's descriptor
+        faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
         return
     # An open descriptor instead of a file object: it must outlive every frame, and nobody closes it
     # before the process ends.
     descriptor = os.open(
         Path(folder, f"rank-{rank(os.environ)}.stack"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644
     )
-    faulthandler.dump_traceback_later(float(limit), exit=False, file=descriptor)
+    faulthandler.dump_traceback_later(seconds, exit=False, file=descriptor)
 
 
 def rank(environment: Mapping[str, str]) -> int:

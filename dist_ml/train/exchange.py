@@ -20,7 +20,8 @@ from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.data_parallel.local_reducer import LocalReducer
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.sharded_reducers import Zero1Reducer, Zero2Reducer
-from dist_ml.data_parallel.sparse_reducer import SparseReducer, resolve
+from dist_ml.data_parallel.sparse_choice import resolve
+from dist_ml.data_parallel.sparse_reducer import SparseReducer
 from dist_ml.errors import ConfigError
 from dist_ml.train.optimizer import build_optimizer
 
@@ -69,7 +70,8 @@ def choose_overlap(config: TrainConfig, comm: Communicator) -> Overlap:
 def _every_step(setting: Setting) -> Exchange:
     config, model, comm = setting.config, setting.model, setting.data
     num_words = sum(parameter.numel() for parameter in model.parameters())
-    sparse = resolve(config.sparse, num_words, comm)
+    dtype = "float64" if config.precision == "fp64" else "float32"
+    sparse = resolve(config.sparse, num_words, comm, dtype)
     if sparse.allreduce != "none":
         gradients = FlatGradients(model.parameters(), setting.num_slots)
         names = [name for name, _ in model.named_parameters()]

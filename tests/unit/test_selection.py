@@ -7,7 +7,8 @@ import pytest
 
 from dist_ml import compiled
 from dist_ml.comm.sparse.entries import Entries, largest_mask
-from dist_ml.data_parallel.residual import MomentumResidual, Residual, reshard
+from dist_ml.data_parallel.reshard import reshard
+from dist_ml.data_parallel.residual import MomentumResidual, Residual
 from dist_ml.data_parallel.selection import SELECTIONS, count_of
 from dist_ml.data_parallel.selection_kernels import plain_kernels
 from dist_ml.errors import NonFiniteError
@@ -148,7 +149,7 @@ def test_momentum_correction_is_the_momentum_sum() -> None:
         taken = residual.accumulate(gradient, 50.0, N)
         total[taken.entries.indices] = 0
         np.testing.assert_allclose(residual.values, total, atol=1e-12)
-    residual.sent(np.array([1, 2], np.int32))
+    residual.mask_momentum(np.array([1, 2], np.int32))
     assert not residual.velocity[[1, 2]].any()
 
 
@@ -189,7 +190,7 @@ def test_resharding_preserves_the_sum() -> None:
         )
 
 
-def test_give_back_adds_repeated_indices() -> None:
+def test_restore_adds_repeated_indices() -> None:
     residual = Residual(np.zeros(4, "float32"))
     residual.restore(Entries(np.array([1, 1, 3], np.int32), np.array([1, 2, 4], np.float32)))
     assert residual.values.tolist() == [0, 3, 0, 4]

@@ -29,8 +29,8 @@ case $host in
 {cases}
 *) echo "no host $host in this network" >&2; exit 1;;
 esac
-exec nsenter --target "$pid" --net --uts --ipc --pid --mount --wd="$PWD" -- env TMPDIR=/dev/shm sh
--c "$*"
+exec nsenter --target "$pid" --net --uts --ipc --pid --mount --wd="$PWD" -- \\
+    env TMPDIR=/dev/shm sh -c "$*"
 """
 _AGENT_PATH = "/dev/shm/agent"
 
