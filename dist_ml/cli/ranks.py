@@ -43,6 +43,7 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
     """
     try:
         from dist_ml.comm import mpi
+        from dist_ml.comm.peer_monitor import death_among
 
         world = mpi.world()
     except MachineError as error:
@@ -73,7 +74,10 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
         if world.size == 1:
             _log_failure(error)
             raise
-        _end_alone(world, error, debug=True)
+        # What MPI raises when it finds a dead rank's memory gone tells less than who died.
+        death = death_among(world.transport.peers)
+        cause = error if death is None else CommunicationError(death)
+        _end_alone(world, cause, debug=death is None)
     raise AssertionError("an abort returned")
 
 

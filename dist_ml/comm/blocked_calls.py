@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from dist_ml.comm.peer_monitor import Peer, is_alive
+from dist_ml.comm.peer_monitor import Peer, death_among
 
 STUCK_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
@@ -53,15 +53,9 @@ class BlockedCalls:
     def _watch(self) -> None:
         while True:
             time.sleep(self._look_seconds)
-            if not self._is_stuck():
-                continue
-            for peer in self._peers:
-                if not is_alive(peer):
-                    self._end(
-                        f"rank {peer.rank} (process {peer.pid} on this node) died while others "
-                        "waited for it; start again"
-                    )
-                    return
+            if self._is_stuck() and (death := death_among(self._peers)):
+                self._end(death)
+                return
 
     def _is_stuck(self) -> bool:
         """Has one of the transports been in the same call for so long?"""
