@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dist_ml.bench.bench import Bench
-from dist_ml.bench.form import Check, Record, Result, alternate, median_ratio
+from dist_ml.bench.form import Check, Record, Result
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.gemm import matrix, planners
@@ -25,8 +25,9 @@ from dist_ml.kernels import kernels, peak
 from dist_ml.kernels.measure import operands
 from dist_ml.kernels.product import Product
 from dist_ml.kernels.tuner import Shape
-from dist_ml.launch.emulated_network import EmulatedNetwork, missing
+from dist_ml.launch.emulated_network import missing
 from dist_ml.launch.mpiexec import cores
+from dist_ml.measure.compare import alternate, ratio
 
 SPLITS = tuple((a, b) for a in (None, 0, 1) for b in (None, 0, 1))[
     1:
@@ -61,14 +62,12 @@ def run(config: GemmBench, worlds: Worlds) -> Result:
         {
             "product": name,
             "GFLOP/s": flops / statistics.median(times) / 1e9,
-            "of the local kernel": median_ratio(kernel, times),
+            "of the local kernel": ratio(kernel, times).median,
         }
         for name, times in seconds.items()
     ]
     checks = [
-        Check(
-            "D3 auto over the local kernel", median_ratio(kernel, seconds["auto"]), 0.92, "higher"
-        )
+        Check("auto over the local kernel", ratio(kernel, seconds["auto"]).median, 0.92, "higher")
     ]
     heat = [name for name in seconds if name.startswith("heat")]
     if roof is not None:
@@ -89,9 +88,7 @@ def run(config: GemmBench, worlds: Worlds) -> Result:
             )
     if heat:
         checks.append(
-            Check(
-                "D3 auto over Heat", median_ratio(seconds[heat[0]], seconds["auto"]), 2.2, "higher"
-            )
+            Check("auto over Heat", ratio(seconds[heat[0]], seconds["auto"]).median, 2.2, "higher")
         )
     elif config.heat:
         records.append({"left out": "Heat", "because": "it is not installed (extra: heat)"})
@@ -106,7 +103,7 @@ def _overlap(config: GemmBench, worlds: Worlds, records: list[Record], checks: l
         records.append({"left out": "overlap in the emulated network", "because": lacking})
         return
     arguments = {"size": config.size, "panel": config.emulated_panel, "rounds": config.rounds}
-    with EmulatedNetwork(4, config.emulated_rate) as network:
+    with worlds.network(4, config.emulated_rate) as network:
         before = network.traffic()
         found = worlds.measure("gemm overlap", arguments, ranks=4, network=network)
         crossed = [now - then for now, then in zip(network.traffic(), before, strict=True)]
@@ -139,7 +136,7 @@ def _overlap(config: GemmBench, worlds: Worlds, records: list[Record], checks: l
             "value": str([traffic.sent_bytes for traffic in crossed]),
         }
     )
-    checks.append(Check("D3 overlap hides of the smaller", hidden, 0.8, "higher"))
+    checks.append(Check("overlap hides of the smaller", hidden, 0.8, "higher"))
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,25 +88,23 @@ def run(config: GemmWordsBench, worlds: Worlds) -> Result:
     records += peaks
     unlimited, limited, over = _planned(config, records)
     checks = [
-        Check("D1 worst error over its bound", worst, 1.0, "lower"),
-        Check("D2 products whose ledger differs from the plan", unplanned, 0, "lower"),
-        Check("D2 words over the tight bound, worst of the table", unlimited, 1.29, "lower"),
+        Check("worst error over its bound", worst, 1.0, "lower"),
+        Check("products whose ledger differs from the plan", unplanned, 0, "lower"),
+        Check("words over the tight bound, worst of the table", unlimited, 1.29, "lower"),
         Check(
-            "D2 words over COSMA's bound with limited memory, worst up to 4096 ranks",
+            "words over COSMA's bound with limited memory, worst up to 4096 ranks",
             limited,
             1.15,
             "lower",
         ),
-        Check("D2 the same at more ranks", over, 1.15, "lower"),
+        Check("the same at more ranks", over, 1.15, "lower"),
         Check(
-            "D2 measured peak over the planned memory",
+            "measured peak over the planned memory",
             max(peak["measured / planned"] for peak in peaks),
             1.05,
             "lower",
         ),
-        Check(
-            "D4 redistributions that moved more than what changes owner", moved_twice, 0, "lower"
-        ),
+        Check("redistributions that moved more than what changes owner", moved_twice, 0, "lower"),
     ]
     return Result("gemm_words", records, checks)
 

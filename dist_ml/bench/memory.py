@@ -38,8 +38,8 @@ def run(config: MemoryBench, worlds: Worlds) -> Result:
     multiple = (measured["peak"] - measured["activations"]) / measured["parameters"]
     bare = multiple + measured["loaded by torch"] / measured["parameters"]
     checks = [
-        Check("A4 peak memory of a rank over its parameters", multiple, 4.2, "lower"),
-        Check("A4 the same, torch's modules for its first optimizer included", bare, 4.2, "lower"),
+        Check("peak memory of a rank over its parameters", multiple, 4.2, "lower"),
+        Check("the same, torch's modules for its first optimizer included", bare, 4.2, "lower"),
     ]
     return Result("memory", records, checks)
 

@@ -56,14 +56,14 @@ def _checks(runs: Mapping[tuple[str, int], Any], worst: Mapping[str, float]) -> 
         outcome["test_accuracy"] for (precision, _), outcome in runs.items() if precision == "fp32"
     )
     return [
-        Check("A1 test accuracy of the default run", accuracy, 0.97, "higher"),
+        Check("test accuracy of the default run", accuracy, 0.97, "higher"),
         Check(
-            "A1 relative difference of losses over the first steps, fp32",
+            "relative difference of losses over the first steps, fp32",
             worst["fp32"],
             1e-5,
             "lower",
         ),
-        Check("A1 relative difference of losses over the run, fp64", worst["fp64"], 1e-9, "lower"),
+        Check("relative difference of losses over the run, fp64", worst["fp64"], 1e-9, "lower"),
     ]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dist_ml.bench.bench import Bench
-from dist_ml.bench.form import Check, Result, alternate, median_ratio
+from dist_ml.bench.form import Check, Result
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
@@ -20,6 +20,7 @@ from dist_ml.data_parallel.residual import MomentumResidual, Residual
 from dist_ml.data_parallel.selection import SELECTIONS, Selection, count_of
 from dist_ml.data_parallel.selection_kernels import kernels, plain_kernels
 from dist_ml.errors import ConfigError
+from dist_ml.measure.compare import alternate, ratio
 
 ADD, TOPK, FUSED, PLAIN = "torch.add", "torch.topk", "fused pass", "torch operations"
 
@@ -49,17 +50,17 @@ def run(config: SelectionBench, worlds: Worlds) -> Result:
         {
             "candidate": name,
             "ms": 1e3 * statistics.median(times),
-            "over_add": median_ratio(times, add),
-            "topk_over": median_ratio(topk, times),
+            "over_add": ratio(times, add).median,
+            "topk_over": ratio(topk, times).median,
         }
         for name, times in seconds.items()
     ]
     reused = seconds["threshold"]
     checks = [
-        Check("C2 fused pass over torch.add", median_ratio(seconds[FUSED], add), 2.0, "lower"),
-        Check("C2 torch.topk over fused pass", median_ratio(topk, seconds[FUSED]), 25.0, "higher"),
-        Check("C2 reused threshold over torch.add", median_ratio(reused, add), 3.0, "lower"),
-        Check("C2 torch.topk over reused threshold", median_ratio(topk, reused), 15.0, "higher"),
+        Check("fused pass over torch.add", ratio(seconds[FUSED], add).median, 2.0, "lower"),
+        Check("torch.topk over fused pass", ratio(topk, seconds[FUSED]).median, 25.0, "higher"),
+        Check("reused threshold over torch.add", ratio(reused, add).median, 3.0, "lower"),
+        Check("torch.topk over reused threshold", ratio(topk, reused).median, 15.0, "higher"),
     ]
     return Result("selection", records, checks)
 

@@ -58,13 +58,13 @@ def run(config: ShardedBench, worlds: Worlds) -> Result:
         records,
         [
             Check(
-                "B4 ZeRO-2 optimizer and gradient memory times ranks, over dense",
+                "ZeRO-2 optimizer and gradient memory times ranks, over dense",
                 max(shares),
                 1.05,
                 "lower",
             ),
-            Check("B4 the same, least", min(shares), 0.95, "higher"),
-            Check("B4 relative difference of losses", apart, 1e-5, "lower"),
+            Check("the same, least", min(shares), 0.95, "higher"),
+            Check("relative difference of losses", apart, 1e-5, "lower"),
         ],
     )
 

@@ -18,7 +18,6 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.config.convert import from_mapping, to_mapping
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.config.train import TrainConfig
-from dist_ml.launch.emulated_network import EmulatedNetwork
 from dist_ml.train.build import build_mesh, build_trainer
 
 DRAWN, LISTED = 100, 20  # points of each curve in the plot and in the records
@@ -39,7 +38,7 @@ class SparseCurveBench:
 
 
 def run(config: SparseCurveBench, worlds: Worlds) -> Result:
-    with EmulatedNetwork(config.hosts, config.rate) as network:
+    with worlds.network(config.hosts, config.rate) as network:
         curves = worlds.measure(
             "sparse_curve",
             to_mapping(config),
@@ -72,9 +71,7 @@ def run(config: SparseCurveBench, worlds: Worlds) -> Result:
     slowest = max(config.seconds if seconds is None else seconds for seconds in times)
     share = slowest / curves[DENSE][-1][0]
     checks = [
-        Check(
-            "C4 slowest variant's seconds to dense's final loss over dense's", share, 1.0, "lower"
-        )
+        Check("slowest variant's seconds to dense's final loss over dense's", share, 1.0, "lower")
     ]
     return Result("sparse_curve", [*records, *_points(curves, LISTED)], checks)
 
