@@ -23,8 +23,9 @@ REDUCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 class Mailboxes:
     """What the threads of one group share."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, nodes: Sequence[int] | None = None) -> None:
         self.size = size
+        self.nodes = list(nodes) if nodes is not None else [0] * size
         self.boxes: dict[tuple[int, int, int], queue.Queue[Array]] = defaultdict(queue.Queue)
         self.lock = threading.Lock()
         self.barrier = threading.Barrier(size)
@@ -87,6 +88,28 @@ class ThreadTransport:
     def barrier(self) -> None:
         self.shared.barrier.wait(LIMIT_SECONDS)
 
+    def split(self, color: int | None, key: int) -> "ThreadTransport | None":
+        """The ranks of one colour by key, meeting in mailboxes that the first of them makes."""
+        everybody = self.allgather_objects((color, key, self.rank))
+        mine = sorted((k, rank) for c, k, rank in everybody if c == color)
+        made: dict[int, Mailboxes] = {}
+        if color is not None and mine[0][1] == self.rank:
+            made = {color: Mailboxes(len(mine), [self.shared.nodes[rank] for _, rank in mine])}
+        groups: dict[int, Mailboxes] = {}
+        for group in self.allgather_objects(made):
+            groups.update(group)
+        if color is None:
+            return None
+        return ThreadTransport([rank for _, rank in mine].index(self.rank), groups[color])
+
+    def split_by_node(self) -> "ThreadTransport":
+        node = self.split(self.shared.nodes[self.rank], self.rank)
+        assert node is not None
+        return node
+
+    def broadcast_object(self, value: Any, root: int) -> Any:
+        return self.allgather_objects(value)[root]
+
     def duplicate(self) -> "ThreadTransport":
         return self
 
@@ -94,11 +117,13 @@ class ThreadTransport:
         pass
 
 
-def run_ranks(size: int, body: Callable[[Communicator], T]) -> list[T]:
+def run_ranks(
+    size: int, body: Callable[[Communicator], T], nodes: Sequence[int] | None = None
+) -> list[T]:
     """Call `body` on `size` ranks at once; their results in rank order. The first rank's exception
-    is raised here.
+    is raised here. `nodes[r]` is the node that rank r says it is on (default: one for all).
     """
-    shared = Mailboxes(size)
+    shared = Mailboxes(size, nodes)
     results: list[Any] = [None] * size
     errors: list[BaseException | None] = [None] * size
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_ml.train.metrics import flatten
-from dist_ml.train.record import Record
+from dist_ml.train.stored_run import StoredRun
 
 # Keys that differ between any two runs, or have a column of their own.
 _NOT_COMPARED = (
@@ -34,7 +34,7 @@ class Row:
     """One run among others."""
 
     name: str  # its folder, without what all have in common
-    record: Record
+    run: StoredRun
     differing: dict[str, Any] = field(
         default_factory=dict
     )  # configuration keys that the runs don't share
@@ -43,14 +43,14 @@ class Row:
 
     @property
     def ranks(self) -> int | None:
-        value = self.record.summary.get("ranks", self.record.config.get("ranks"))
+        value = self.run.summary.get("ranks", self.run.config.get("ranks"))
         return value if isinstance(value, int) else None
 
     def number(self, *names: str) -> float | None:
         """The first of these that the summary has, else the last that metrics.jsonl has, as a
         number.
         """
-        for source in (self.record.summary, *reversed(self.record.steps)):
+        for source in (self.run.summary, *reversed(self.run.steps)):
             for name in names:
                 value = source.get(name)
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -73,7 +73,7 @@ class Row:
             value = self.results()[column]
             return "-" if value is None else formats[column].format(value)
         return _spell(
-            {"run": self.name, "ranks": self.ranks, "status": self.record.status}.get(column)
+            {"run": self.name, "ranks": self.ranks, "status": self.run.status}.get(column)
         )
 
     def results(self) -> dict[str, float | None]:
@@ -88,25 +88,25 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "folder": str(self.record.folder),
-            "status": self.record.status,
-            "problem": self.record.problem,
+            "folder": str(self.run.folder),
+            "status": self.run.status,
+            "problem": self.run.problem,
             "ranks": self.ranks,
             "differing": self.differing,
             **{
                 name.replace("/", "_per_").replace("-", "_"): value
                 for name, value in self.results().items()
             },
-            "summary": self.record.summary,
+            "summary": self.run.summary,
         }
 
 
-def compare(records: list[Record]) -> list[Row]:
-    """One row a record, in the same order."""
-    names = _short_names([record.folder for record in records])
-    rows = [Row(name, record) for name, record in zip(names, records, strict=True)]
-    readable = [row for row in rows if row.record.config]
-    flat = [_comparable(row.record.config) for row in readable]
+def compare(runs: list[StoredRun]) -> list[Row]:
+    """One row a run, in the same order."""
+    names = _short_names([run.folder for run in runs])
+    rows = [Row(name, run) for name, run in zip(names, runs, strict=True)]
+    readable = [row for row in rows if row.run.config]
+    flat = [_comparable(row.run.config) for row in readable]
     keys = list(dict.fromkeys(key for config in flat for key in config))
     differing = [key for key in keys if len({_spell(config.get(key)) for config in flat}) > 1]
     for row, config in zip(readable, flat, strict=True):
@@ -141,7 +141,7 @@ def _add_speed_ups(rows: list[Row]) -> None:
     families: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in rows:
         if (
-            row.record.status == "finished"
+            row.run.status == "finished"
             and row.ranks is not None
             and row.number("samples_per_second")
         ):

@@ -90,11 +90,11 @@ def step_phases(row: Row) -> dict[str, float]:
     lines'.
     """
     totals, num_steps = (
-        row.record.summary.get("seconds_by_phase"),
-        row.record.summary.get("num_steps"),
+        row.run.summary.get("seconds_by_phase"),
+        row.run.summary.get("num_steps"),
     )
     if not isinstance(totals, dict) or not num_steps:
-        lines = [line for line in row.record.steps if isinstance(line.get("seconds"), dict)]
+        lines = [line for line in row.run.steps if isinstance(line.get("seconds"), dict)]
         names = dict.fromkeys(name for line in lines for name in line["seconds"])
         totals = {name: sum(line["seconds"].get(name) or 0.0 for line in lines) for name in names}
         num_steps = 1 + max((line["step"] for line in lines), default=0)
@@ -104,7 +104,7 @@ def step_phases(row: Row) -> dict[str, float]:
 def _curve(row: Row, name: str) -> tuple[list[int], list[float]]:
     points = [
         (line["step"], line[name])
-        for line in row.record.steps
+        for line in row.run.steps
         if line.get(name) is not None and "step" in line
     ]
     return [step for step, _ in points], [value for _, value in points]

@@ -10,7 +10,7 @@ from dist_ml.cli import comparison, terminal
 from dist_ml.cli.comparison import Row
 from dist_ml.cli.terminal import Parser
 from dist_ml.errors import MachineError
-from dist_ml.train import record
+from dist_ml.train import stored_run
 
 _DEFAULT = Path("runs")
 _ROOMY = 110  # columns; below, a table is squeezed
@@ -43,9 +43,11 @@ def main(argv: Sequence[str]) -> int:
         "--debug", action="store_true", help="show tracebacks of errors that are the user's, too"
     )
     options = parser.parse_args(argv)
-    found = {folder.resolve(): folder for path in options.folders for folder in record.find(path)}
-    records = [record.read(folder) for folder in found.values()]
-    rows = comparison.compare(records)
+    found = {
+        folder.resolve(): folder for path in options.folders for folder in stored_run.find(path)
+    }
+    runs = [stored_run.read(folder) for folder in found.values()]
+    rows = comparison.compare(runs)
     terminal.say(
         json.dumps([row.as_json() for row in rows], indent=2) if options.json else table(rows)
     )
@@ -61,12 +63,12 @@ def table(rows: list[Row]) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    from dist_ml.train import progress
+    from dist_ml.train.display.terminal import on_terminal
 
-    on_terminal = progress.on_terminal(os.environ, sys.stdout)
+    has_terminal = on_terminal(os.environ, sys.stdout)
     console = Console(
-        force_terminal=on_terminal,
-        width=None if on_terminal else _PLAIN_WIDTH,
+        force_terminal=has_terminal,
+        width=None if has_terminal else _PLAIN_WIDTH,
         highlight=False,
         markup=False,
     )
@@ -94,9 +96,9 @@ def table(rows: list[Row]) -> str:
     with console.capture() as capture:
         console.print(grid)
         for entry in rows:
-            if entry.record.problem:
+            if entry.run.problem:
                 console.print(
-                    f"{entry.name}: {entry.record.status}: {entry.record.problem}", soft_wrap=True
+                    f"{entry.name}: {entry.run.status}: {entry.run.problem}", soft_wrap=True
                 )
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 

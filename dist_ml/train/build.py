@@ -8,7 +8,7 @@ import torch
 
 from dist_ml.comm.agreement import raise_on_all_ranks
 from dist_ml.comm.communicator import Communicator
-from dist_ml.comm.mesh import Mesh
+from dist_ml.comm.mesh import Mesh, resolve_sizes
 from dist_ml.config.train import TrainConfig
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets import open_dataset
@@ -40,15 +40,23 @@ class Task(NamedTuple):
 
 
 def build_mesh(config: TrainConfig, world: Communicator) -> Mesh:
-    """The mesh of the configuration over all ranks; errors are the same on all of them."""
-    if config.ranks not in (None, world.size):
-        raise ConfigError(
-            f"ranks={config.ranks}, but {world.size} were started; start {config.ranks}, or leave "
-            "ranks=null"
-        )
-    world = world.with_checks() if config.comm.checked else world
+    """The mesh of the configuration over all ranks of `world`. Collective; errors are raised by all
+    ranks.
+    """
     sizes = {axis: getattr(config.mesh, axis) for axis in ("data", "pipeline", "operator")}
-    return Mesh(world, sizes)
+    with raise_on_all_ranks(world):
+        _check_ranks(config.ranks, world.size)
+        resolved = resolve_sizes(sizes, world.size)
+    world.traffic.timing = config.comm.timing
+    return Mesh(world.with_checks() if config.comm.checked else world, resolved)
+
+
+def _check_ranks(wanted: int | None, started: int) -> None:
+    if wanted not in (None, started):
+        raise ConfigError(
+            f"ranks={wanted}, but {started} rank{'s were' if started > 1 else ' was'} started; "
+            f"start {wanted} (dist-ml launch -n {wanted} train …), or leave ranks out"
+        )
 
 
 def build_task(config: TrainConfig, mesh: Mesh) -> Task:

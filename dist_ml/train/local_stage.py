@@ -45,11 +45,14 @@ class LocalStage:
         self._num_items = 1
         self._loss: torch.Tensor | None = None
 
-    def begin(self, number: int, epoch: int, index: int) -> None:
-        """The next actions are of optimizer step `number`, batch `index` of `epoch`."""
+    def begin(self, number: int, epoch: int, index: int) -> int:
+        """The next actions are of optimizer step `number`, batch `index` of `epoch`; the number of
+        samples in it, over all ranks.
+        """
         self._place = number, epoch, index
         batch_size = self._sampler.batch_size_at(index)
         self._num_items = batch_size * self._objective.items_per_sample
+        return batch_size
 
     def forward(self, action: Action) -> None:
         """Loss and metrics into the slots; a rank without samples adds nothing."""

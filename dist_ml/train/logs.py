@@ -10,12 +10,21 @@ import fcntl
 import logging
 import os
 import socket
+import sys
 from pathlib import Path
 
 from dist_ml.errors import DistMLError
 
 LOGGER = logging.getLogger("dist_ml")
 _FIRST_FAILURE = "first-failure"
+
+
+class _LogFile(logging.FileHandler):
+    """Lines that a full disk has no room for are lost; the run goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def start(folder: Path, rank: int) -> Path:
@@ -27,7 +36,7 @@ def start(folder: Path, rank: int) -> Path:
     """
     stop()
     file = folder / "log" / f"rank-{rank:04}.log"
-    handler = logging.FileHandler(file)
+    handler = _LogFile(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     assert handler.stream is not None
     with contextlib.suppress(OSError):  # not every file system has locks
@@ -50,7 +59,8 @@ def stop() -> None:
         logger.propagate = True
     logging.captureWarnings(False)
     for handler in handlers:
-        handler.close()
+        with contextlib.suppress(OSError):  # a full disk
+            handler.close()
 
 
 def record_failure(error: BaseException) -> bool | None:
@@ -58,7 +68,8 @@ def record_failure(error: BaseException) -> bool | None:
     first.
 
     The first one's words are kept for `first_failure`. None when no log was started: then nobody
-    can tell who was first.
+    can tell who was first. Never raises: whoever reports a failure must still reach its end, on a
+    full disk, too.
     """
     handlers = _file_handlers()
     if not handlers:
@@ -73,8 +84,9 @@ def record_failure(error: BaseException) -> bool | None:
         return False
     except OSError:
         return None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(_words(error, int(log.stem.removeprefix("rank-"))))
+    words = _words(error, int(log.stem.removeprefix("rank-")))
+    with contextlib.suppress(OSError), os.fdopen(descriptor, "w") as file:
+        file.write(words)
     return True
 
 

@@ -1,5 +1,6 @@
 """metrics.jsonl: one JSON object a logged step, valid JSON even where a loss is not a number."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from dist_ml.train.run_folder import jsonable
 
 class JsonLines:
     """The tracker that is always there. Each line reaches the file at once, so that `dist-ml
-    report` sees a running run.
+    report` sees a running run; `DataError` where the disk is full.
     """
 
     def __init__(self, file: Path) -> None:
@@ -21,10 +22,16 @@ class JsonLines:
         """The configuration is in config.yaml already."""
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **jsonable(values)}) + "\n")
+        try:
+            self._file.write(json.dumps({"step": step, **jsonable(values)}) + "\n")
+        except OSError as error:
+            raise DataError(
+                f"{self._file.name} can't be written: {error.strerror or error}; make room there"
+            ) from error
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # told when it was written
+            self._file.close()
 
 
 def read(file: Path) -> list[dict[str, Any]]:

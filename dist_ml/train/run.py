@@ -1,5 +1,6 @@
 """A whole run: train, report, evaluate, and leave the run folder behind."""
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +9,13 @@ from dist_ml.comm.agreement import from_root
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.convert import to_mapping
 from dist_ml.config.train import TrainConfig
-from dist_ml.errors import DistMLError
+from dist_ml.errors import DataError, DistMLError
 from dist_ml.measure.environment import environment
 from dist_ml.train import run_folder
 from dist_ml.train.build import build_mesh, build_trainer
+from dist_ml.train.display import Reporter, make_reporter
 from dist_ml.train.evaluator import Evaluation
 from dist_ml.train.interval import Interval
-from dist_ml.train.progress import Reporter, make_reporter
 from dist_ml.train.run_folder import RunFolder
 from dist_ml.train.step import Step
 from dist_ml.train.trackers import Trackers, open_trackers
@@ -77,11 +78,11 @@ class Run:
                 self._epoch(epoch)
                 evaluation = self._evaluate(epoch) or evaluation
         except DistMLError as error:
-            self._write({"status": "failed", "error": str(error), **self._summary(evaluation)})
+            self._tell_failure(error, evaluation)
             raise
         self._save()
         summary = {"status": "finished", **self._summary(evaluation)}
-        self._write(summary)
+        from_root(self._world, lambda: self._folder.write_summary(summary))
         self._reporter.finish(summary)
         return summary
 
@@ -158,9 +159,14 @@ class Run:
             "environment": environment(),
         }
 
-    def _write(self, summary: Mapping[str, Any]) -> None:
+    def _tell_failure(self, error: DistMLError, evaluation: Mapping[str, Any]) -> None:
+        """Rank 0's summary of a run that ends early; where even that can't be written, the error
+        alone says it.
+        """
+        summary = {"status": "failed", "error": str(error), **self._summary(evaluation)}
         if self._world.rank == 0:
-            self._folder.write_summary(summary)
+            with contextlib.suppress(DataError):
+                self._folder.write_summary(summary)
 
     def _save(self) -> None:
         """The trained weights; the same on all ranks, so rank 0 writes them."""

@@ -58,8 +58,15 @@ class RunFolder:
         return self.checkpoints / "model.safetensors"
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Rank 0's last word: what `dist-ml report` tables. A run without one has not finished."""
-        write_whole(self.summary, json.dumps(jsonable(summary), indent=2) + "\n")
+        """Rank 0's last word: what `dist-ml report` tables. A run without one has not finished.
+        `DataError` where it can't be written.
+        """
+        try:
+            write_whole(self.summary, json.dumps(jsonable(summary), indent=2) + "\n")
+        except OSError as error:
+            raise DataError(
+                f"{self.summary} can't be written: {error.strerror or error}; make room there"
+            ) from error
 
 
 def create(path: str | Path, config: Mapping[str, Any], comm: "Communicator") -> RunFolder:
@@ -68,7 +75,7 @@ def create(path: str | Path, config: Mapping[str, Any], comm: "Communicator") ->
     `ConfigError` on all ranks when the folder can't be written or holds a run already.
     """
     folder = RunFolder(Path(path).absolute())
-    from_root(comm, lambda: _make(folder, config))
+    from_root(comm, lambda: make(folder, config))
     with raise_on_all_ranks(comm):
         try:
             folder.log.mkdir(
@@ -129,17 +136,25 @@ def write_whole(file: Path, text: str) -> None:
     temporary.replace(file)
 
 
-def _make(folder: RunFolder, config: Mapping[str, Any]) -> None:
-    if folder.config.exists():
-        raise ConfigError(
-            f"folder={folder.path} holds a run already; choose another folder, or remove that one"
-        )
+def make(folder: RunFolder, config: Mapping[str, Any]) -> None:
+    """The run that makes `log/` has the folder: of several that start at once, one does."""
     try:
-        for path in (folder.path, folder.log, folder.checkpoints):
-            path.mkdir(parents=True, exist_ok=True)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if folder.config.exists():
+            raise _taken(folder)
+        folder.log.mkdir()
+        folder.checkpoints.mkdir(exist_ok=True)
         write_whole(folder.config, yaml.safe_dump(dict(config), sort_keys=False))
     except OSError as error:
+        if isinstance(error, FileExistsError) and folder.log.is_dir():
+            raise _taken(folder) from None
         raise ConfigError(
             f"folder={folder.path} can't be written: {error.strerror or error}; choose another "
             "folder"
         ) from error
+
+
+def _taken(folder: RunFolder) -> ConfigError:
+    return ConfigError(
+        f"folder={folder.path} holds a run already; choose another folder, or remove that one"
+    )

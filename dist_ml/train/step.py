@@ -49,13 +49,15 @@ class TrainStep:
         self._guard = guard
         self._updater = updater
         self._phases = phases
+        self.num_steps = 0
 
-    def run(self, number: int, epoch: int, index: int, num_samples: int) -> Step:
-        """Step `number`, on the `index`-th global batch of `epoch`. Raises `NonFiniteError` on all
-        ranks, or skips.
+    def run(self, epoch: int, index: int) -> Step:
+        """One optimizer step on the `index`-th global batch of `epoch`. Raises `NonFiniteError` on
+        all ranks, or skips.
         """
+        number = self.num_steps
         self._reducer.begin()
-        self._stage.begin(number, epoch, index)
+        num_samples = self._stage.begin(number, epoch, index)
         self._executor.run()
         with self._phases("exchange"):
             reduced = self._reducer.finish()
@@ -65,5 +67,6 @@ class TrainStep:
             if taken:
                 self._updater.update(loss)
             self._updater.advance()
+        self.num_steps += 1
         sums = tuple(metrics) if taken else (0.0,) * len(metrics)
         return Step(number, epoch, num_samples, loss, sums, skipped=not taken)

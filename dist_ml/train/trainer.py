@@ -39,23 +39,19 @@ class Trainer:
         self.reducer = reducer
         self.updater = updater
         self.phases = phases
-        self.num_steps = 0
         self._train_step = train_step
         self._evaluator = evaluator
 
     def epoch(self, epoch: int) -> Iterator[Step]:
         """All steps of one pass over the training samples."""
         for index in range(self.sampler.steps_per_epoch):
-            yield self.step(epoch, index)
+            yield self._train_step.run(epoch, index)
 
     def step(self, epoch: int, index: int) -> Step:
         """One optimizer step on the `index`-th global batch of `epoch`. Raises `NonFiniteError` on
         all ranks, or skips.
         """
-        num_samples = self.sampler.batch_size_at(index)
-        step = self._train_step.run(self.num_steps, epoch, index, num_samples)
-        self.num_steps += 1
-        return step
+        return self._train_step.run(epoch, index)
 
     def evaluate(self, split: Split, batch_size: int = 1024) -> Evaluation:
         """Mean loss and accuracy over a split. Collective."""
@@ -67,6 +63,11 @@ class Trainer:
         """
         self.updater.close()
         self.reducer.close()
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps so far."""
+        return self._train_step.num_steps
 
     @property
     def learning_rate(self) -> float:
@@ -93,5 +94,5 @@ class Trainer:
         """Go on from what `state_dict` returned. Collective."""
         self.model.load_state_dict(state["model"])
         self.reducer.load_state_dict(state["reducer"])
-        self.num_steps = state["num_steps"]
+        self._train_step.num_steps = state["num_steps"]
         self.updater.load_state_dict(state)

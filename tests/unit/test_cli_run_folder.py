@@ -1,9 +1,13 @@
 """What a run leaves behind and shows while it runs."""
 
+import errno
 import io
 import json
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,7 +16,8 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.config.train import TrackerConfig
 from dist_ml.errors import ConfigError, DataError, MachineError
-from dist_ml.train import logs, metrics, progress, run_folder, trackers
+from dist_ml.train import display, logs, metrics, run_folder, trackers
+from dist_ml.train.display.words import clock, short
 
 ALONE = Communicator(Loopback())
 CONFIG = {"name": "x", "optimizer": {"lr": 1e-8, "betas": [0.9, 0.5]}, "path": None, "text": "1e-4"}
@@ -44,6 +49,62 @@ def test_a_new_folder(folder: run_folder.RunFolder) -> None:
 def test_a_run_is_not_overwritten(folder: run_folder.RunFolder) -> None:
     with pytest.raises(ConfigError, match="holds a run already"):
         run_folder.create(folder.path, CONFIG, ALONE)
+
+
+def test_of_several_runs_that_start_at_once_one_has_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them sees another's config.yaml when it looks."""
+    monkeypatch.setattr(Path, "exists", lambda _path: False)
+    with ThreadPoolExecutor(8) as pool:
+        runs = [
+            pool.submit(run_folder.make, run_folder.RunFolder(tmp_path / "run"), CONFIG)
+            for _ in range(8)
+        ]
+    errors = [run.exception() for run in runs if run.exception() is not None]
+    assert len(errors) == 7
+    assert all("holds a run already" in str(error) for error in errors)
+
+
+def on_full_disk(*_arguments: object) -> Any:
+    """A file whose every write fails as on a full disk."""
+    return Path("/dev/full").open("w")
+
+
+def test_a_full_disk_hides_no_failure(
+    folder: run_folder.RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = logs.start(folder.path, 0)
+    handler = logs._file_handlers()[0]
+    assert handler.stream is not None
+    handler.stream.close()
+    handler.stream = on_full_disk()
+    monkeypatch.setattr(os, "fdopen", on_full_disk)
+    assert logs.record_failure(ValueError("a bug")) is True
+    logs.stop()
+    assert "Traceback" not in capsys.readouterr().err
+    assert logs.first_failure(folder.path) == ""
+    assert "a bug" not in file.read_text()
+
+
+def test_metrics_on_a_full_disk_are_an_error_in_words() -> None:
+    lines = metrics.JsonLines(Path("/dev/full"))
+    with pytest.raises(DataError, match="/dev/full can't be written: No space left on device"):
+        lines.log(0, {"loss": 1.0})
+    lines.close()
+
+
+def test_a_summary_that_cannot_be_written_is_an_error_in_words(
+    folder: run_folder.RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "write_whole", full)
+    with pytest.raises(DataError, match=r"summary.json can't be written: No space left"):
+        folder.write_summary({})
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -165,7 +226,7 @@ def test_mlflow(folder: run_folder.RunFolder) -> None:
 
 def test_plain_lines() -> None:
     stream = io.StringIO()
-    reporter = progress.PlainReporter(num_steps=20, num_epochs=2, stream=stream)
+    reporter = display.PlainReporter(num_steps=20, num_epochs=2, stream=stream)
     for step in range(20):
         reporter.step(
             step + 1, {"loss": 0.5, "samples_per_second": 1234.0, "communication_share": 0.25}
@@ -183,11 +244,30 @@ def test_plain_lines() -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", ["full", "no reader"])
+def test_plain_lines_that_nobody_can_take_end_without_ending_the_run(kind: str) -> None:
+    if kind == "full":
+        stream = on_full_disk()
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        stream = os.fdopen(writer, "w")
+    reporter = display.PlainReporter(num_steps=1, num_epochs=1, stream=stream)
+    reporter.epoch(1, {"loss": 0.5})
+    reporter.finish(SUMMARY)
+    stream.close()  # what is left in its buffer goes nowhere, and fails no more
+
+
+def test_a_closed_standard_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert isinstance(display.make_reporter(0, 10, 1), display.NullReporter)
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_the_bar_fits_on_a_line(width: int) -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=width, legacy_windows=False)
-    reporter = progress.BarReporter(num_steps=123456, num_epochs=1000, console=console)
+    reporter = display.BarReporter(num_steps=123456, num_epochs=1000, console=console)
     values = {
         "loss": 0.51234,
         "test_accuracy": 0.99,
@@ -216,13 +296,13 @@ def test_the_bar_fits_on_a_line(width: int) -> None:
     ],
 )
 def test_where_a_bar_can_move(environment: dict[str, str], expected: bool) -> None:
-    assert progress.on_terminal(environment, io.StringIO()) is expected
+    assert display.on_terminal(environment, io.StringIO()) is expected
 
 
 def test_only_rank_0_reports() -> None:
-    assert isinstance(progress.make_reporter(1, 10, 1), progress.NullReporter)
+    assert isinstance(display.make_reporter(1, 10, 1), display.NullReporter)
     assert sys.stdout.isatty() or not isinstance(
-        progress.make_reporter(0, 10, 1), progress.NullReporter
+        display.make_reporter(0, 10, 1), display.NullReporter
     )
 
 
@@ -231,11 +311,11 @@ def test_only_rank_0_reports() -> None:
     [(0.0, "0"), (950.0, "950"), (1234.0, "1.23k"), (999600.0, "1M"), (4.56e7, "45.6M")],
 )
 def test_short_numbers(number: float, text: str) -> None:
-    assert progress.short(number) == text
+    assert short(number) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(7.4, "0:07"), (754, "12:34"), (3723, "1:02:03"), (-1, "0:00")]
 )
 def test_clock(seconds: float, text: str) -> None:
-    assert progress.clock(seconds) == text
+    assert clock(seconds) == text

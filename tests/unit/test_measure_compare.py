@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from thread_world import run_ranks
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.measure import compare
-from tests.thread_world import run_ranks
 
 
 def test_candidates_take_turns_and_every_second_round_runs_in_reverse() -> None:

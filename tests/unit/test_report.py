@@ -10,7 +10,7 @@ from rich.text import Text
 
 from dist_ml.cli import comparison, main, report
 from dist_ml.errors import DataError
-from dist_ml.train import logs, record
+from dist_ml.train import logs, stored_run
 
 
 def make_run(
@@ -45,14 +45,14 @@ def make_run(
 def rows_of(root: Path) -> dict[str, comparison.Row]:
     return {
         row.name: row
-        for row in comparison.compare([record.read(folder) for folder in record.find(root)])
+        for row in comparison.compare([stored_run.read(folder) for folder in stored_run.find(root)])
     }
 
 
 def test_runs_are_found_in_natural_order(tmp_path: Path) -> None:
     for number in (10, 2, 1):
         make_run(tmp_path / f"{number}_seed={number}", 1, 0.1)
-    assert [folder.name for folder in record.find(tmp_path)] == [
+    assert [folder.name for folder in stored_run.find(tmp_path)] == [
         "1_seed=1",
         "2_seed=2",
         "10_seed=10",
@@ -97,11 +97,11 @@ def test_status_of_runs_without_a_summary(tmp_path: Path) -> None:
     logs.record_failure(ValueError("a bug"))
     logs.start(running, 0)
     try:
-        assert record.read(running).status == "running"
+        assert stored_run.read(running).status == "running"
     finally:
         logs.stop()
-    assert record.read(killed).status == "broken off"
-    assert (record.read(failed).status, record.read(failed).problem[-17:]) == (
+    assert stored_run.read(killed).status == "broken off"
+    assert (stored_run.read(failed).status, stored_run.read(failed).problem[-17:]) == (
         "failed",
         "ValueError: a bug",
     )

@@ -13,7 +13,7 @@ Status = Literal["finished", "failed", "running", "broken off", "unreadable"]
 
 
 @dataclass(frozen=True)
-class Record:
+class StoredRun:
     """One run. `problem` says in words what went wrong, or what couldn't be read; empty when
     nothing did.
     """
@@ -40,13 +40,13 @@ def find(path: Path) -> list[Path]:
     return sorted(found, key=lambda folder: [_natural(part) for part in folder.parts])
 
 
-def read(folder: Path) -> Record:
-    """Everything in a run's folder. Never raises for what is broken there: the record says it."""
+def read(folder: Path) -> StoredRun:
+    """Everything in a run's folder. Never raises for what is broken there: the result says it."""
     paths, problems = RunFolder(folder), []
     try:
         config = load_config(folder)
     except DataError as error:
-        return Record(folder, "unreadable", str(error))
+        return StoredRun(folder, "unreadable", str(error))
     try:
         steps = metrics.read(paths.metrics) if paths.metrics.exists() else []
     except DataError as error:
@@ -54,9 +54,11 @@ def read(folder: Path) -> Record:
     try:
         summary = _read_summary(paths.summary)
     except DataError as error:
-        return Record(folder, "unreadable", "; ".join([*problems, str(error)]), config, {}, steps)
+        return StoredRun(
+            folder, "unreadable", "; ".join([*problems, str(error)]), config, {}, steps
+        )
     status, reason = _status(folder, summary)
-    return Record(
+    return StoredRun(
         folder, status, "; ".join(filter(None, [*problems, reason])), config, summary, steps
     )
 

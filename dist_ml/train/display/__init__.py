@@ -1,0 +1,32 @@
+"""What the user sees of a run: on a terminal one line that moves, elsewhere plain lines; on rank 0
+only.
+"""
+
+import os
+import sys
+
+from dist_ml.train.display.bar import BarReporter
+from dist_ml.train.display.plain import PlainReporter
+from dist_ml.train.display.reporter import NullReporter, Reporter
+from dist_ml.train.display.terminal import on_terminal, terminal_console
+
+__all__ = [
+    "BarReporter",
+    "NullReporter",
+    "PlainReporter",
+    "Reporter",
+    "make_reporter",
+    "on_terminal",
+    "terminal_console",
+]
+
+
+def make_reporter(rank: int, num_steps: int, num_epochs: int) -> Reporter:
+    """What fits this rank and where its output goes. `close` it in a `finally`, so that the
+    terminal's cursor comes back.
+    """
+    if rank > 0 or sys.stdout is None:  # `>&-`
+        return NullReporter()
+    if not on_terminal(os.environ, sys.stdout):
+        return PlainReporter(num_steps, num_epochs)
+    return BarReporter(num_steps, num_epochs, terminal_console(sys.stdout))

@@ -1,0 +1,70 @@
+"""Whole lines, where no cursor can be moved."""
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from dist_ml.train.display.words import clock, describe, result_lines
+
+log = logging.getLogger(__name__)
+
+# Lines come at most this often, and at the ends of epochs that are evaluated.
+_SECONDS = 5.0
+
+
+class PlainReporter:
+    """Whole lines, for pipes, files and dumb terminals."""
+
+    def __init__(self, num_steps: int, num_epochs: int, stream: TextIO | None = None) -> None:
+        self._num_steps, self._num_epochs = num_steps, num_epochs
+        self._stream = stream or sys.stdout
+        self._values: dict[str, float] = {}
+        self._is_open = True
+        self._started = self._told = time.monotonic()
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        self._values.update(values)
+        if time.monotonic() - self._told >= _SECONDS:
+            self._tell(f"step {step}/{self._num_steps}", step)
+
+    def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
+        self._values.update(values)
+        if epoch == self._num_epochs or time.monotonic() - self._told >= _SECONDS:
+            self._tell(
+                f"epoch {epoch}/{self._num_epochs}", self._num_steps * epoch / self._num_epochs
+            )
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        for line in result_lines(summary):
+            self._say(line)
+
+    def close(self) -> None:
+        pass
+
+    def _tell(self, place: str, step: float) -> None:
+        self._told = time.monotonic()
+        left = (self._told - self._started) / max(step, 1) * (self._num_steps - step)
+        self._say("  ".join([place, *describe(self._values), f"{clock(left)} left"]))
+
+    def _say(self, line: str) -> None:
+        """A reader that went away, or a full disk, ends the lines but not the run."""
+        if not self._is_open:
+            return
+        try:
+            print(line, file=self._stream, flush=True)
+        except OSError as error:
+            self._is_open = False
+            log.warning("standard output can't be written (%s): the run goes on without", error)
+            discard(self._stream)
+
+
+def discard(stream: TextIO) -> None:
+    """Let what is left in the stream's buffer, and all that follows, go nowhere: else the
+    interpreter would try again when it ends, and fail.
+    """
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file underneath
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
