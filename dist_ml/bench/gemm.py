@@ -15,12 +15,12 @@ from dist_ml.bench.bench import Bench
 from dist_ml.bench.form import Check, Record, Result
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
-from dist_ml.gemm import matrix, planners
+from dist_ml.gemm import family, matrix
+from dist_ml.gemm.choice import Choice
 from dist_ml.gemm.experiment import panel_shapes, tuned_product
-from dist_ml.gemm.grid import Problem
 from dist_ml.gemm.multiply import Gemm
 from dist_ml.gemm.plan import Plan
-from dist_ml.gemm.planners import Choice
+from dist_ml.gemm.product_shape import ProductShape
 from dist_ml.kernels import kernels, peak
 from dist_ml.kernels.measure import operands
 from dist_ml.kernels.product import Product
@@ -148,7 +148,7 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
     size = arguments["size"]
     candidates: dict[str, Callable[[], float]] = {}
     for name in arguments["algorithms"]:
-        plan = planners.plan(name, Problem(size, size, size, comm.size))
+        plan = family.plan(name, ProductShape(size, size, size, comm.size))
         panels = panel_shapes(plan)
         block = panels[0]._replace(k=plan.block(0)[2].size)
         product = tuned_product(kernels.AUTO, [block, *panels], comm)
@@ -181,8 +181,8 @@ def measure_overlap(
     processor time of all ranks.
     """
     size = arguments["size"]
-    plan = planners.plan(
-        "summa", Problem(size, size, size, comm.size), Choice(panel=arguments["panel"])
+    plan = family.plan(
+        "summa", ProductShape(size, size, size, comm.size), Choice(panel=arguments["panel"])
     )
     panels = panel_shapes(plan)
     product = tuned_product(kernels.AUTO, panels, comm)

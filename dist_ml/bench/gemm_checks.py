@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from dist_ml.comm.communicator import Communicator
-from dist_ml.gemm import matrix, planners, redistribution
-from dist_ml.gemm.grid import Grid, Problem
-from dist_ml.gemm.layout import (
-    Layout,
+from dist_ml.gemm import family, matrix, redistribution
+from dist_ml.gemm.choice import Choice
+from dist_ml.gemm.grid import Grid
+from dist_ml.gemm.layout import Layout
+from dist_ml.gemm.layouts import (
     block_2d,
     block_3d,
     block_25d,
@@ -23,7 +24,7 @@ from dist_ml.gemm.layout import (
     on_one_rank,
 )
 from dist_ml.gemm.multiply import Gemm
-from dist_ml.gemm.planners import Choice
+from dist_ml.gemm.product_shape import ProductShape
 from dist_ml.kernels.product import local_product
 
 _STATUS = Path("/proc/self/status")
@@ -95,12 +96,12 @@ def measure_memory(comm: Communicator, arguments: Mapping[str, Any]) -> list[dic
         "cannon": Choice(),
     }
     for name, part in itertools.product(products, (None, 0.9, 0.75)):
-        free = planners.plan(name, Problem(size, size, size, comm.size), products[name])
+        free = family.plan(name, ProductShape(size, size, size, comm.size), products[name])
         if part is not None and name == "cannon":
             continue  # it needs its four blocks, whatever the limit
         limit = None if part is None else int(part * free.working_bytes)
-        plan = planners.plan(
-            name, Problem(size, size, size, comm.size, memory=limit), products[name]
+        plan = family.plan(
+            name, ProductShape(size, size, size, comm.size, memory=limit), products[name]
         )
         a, b = matrix.zeros(plan.layout_a, comm), matrix.zeros(plan.layout_b, comm)
         c = matrix.zeros(plan.layout_c, comm)

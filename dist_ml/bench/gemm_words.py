@@ -15,14 +15,15 @@ from dist_ml.bench.form import Check, Record, Result
 from dist_ml.bench.gemm_checks import measure_memory, redistributed
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
-from dist_ml.gemm import matrix, planners
-from dist_ml.gemm.grid import Problem
+from dist_ml.gemm import family, matrix
+from dist_ml.gemm.choice import Choice, Orders
+from dist_ml.gemm.family import GEMMS
 from dist_ml.gemm.layout import Layout
 from dist_ml.gemm.matrix import ShardedMatrix
-from dist_ml.gemm.multiply import GEMMS, Gemm
-from dist_ml.gemm.oracle import error_over_bound
+from dist_ml.gemm.multiply import Gemm
 from dist_ml.gemm.plan import Moved, Plan
-from dist_ml.gemm.planners import Choice, Orders
+from dist_ml.gemm.product_shape import ProductShape
+from dist_ml.gemm.reference import error_over_bound
 from dist_ml.kernels.product import local_product
 
 _DTYPES = {torch.float32: (4, 4), torch.float64: (8, 8), torch.bfloat16: (2, 4)}
@@ -129,8 +130,10 @@ def _volume_records(n: int, volumes: Mapping[tuple[str, int], int]) -> list[Reco
 
 def _volume_plan(name: str, n: int, ranks: int) -> Plan:
     layers = next(c for algorithm, p, c in VOLUMES if (algorithm, p) == (name, ranks))
-    return planners.plan(
-        name, Problem(n, n, n, ranks), Choice(replication=layers if name == "summa_25d" else None)
+    return family.plan(
+        name,
+        ProductShape(n, n, n, ranks),
+        Choice(replication=layers if name == "summa_25d" else None),
     )
 
 
@@ -142,8 +145,8 @@ def _planned(config: GemmWordsBench, records: list[Record]) -> tuple[float, floa
     for shape in config.shapes:
         m, n, k = (int(size) for size in shape.split("x"))
         for ranks in config.planned_ranks:
-            problem = Problem(m, n, k, ranks)
-            plan = planners.plan("auto", problem)
+            product_shape = ProductShape(m, n, k, ranks)
+            plan = family.plan("auto", product_shape)
             ratio = plan.words / plan.bound_words
             worst[0] = max(worst[0], ratio)
             point: dict[str, Any] = {
@@ -153,8 +156,8 @@ def _planned(config: GemmWordsBench, records: list[Record]) -> tuple[float, floa
                 "/ tight bound": ratio,
             }
             for factor in config.memory_factors:
-                memory = int(factor * problem.word_bytes * (m * k + k * n + m * n) / ranks)
-                limited = planners.plan("auto", replace(problem, memory=memory))
+                memory = int(factor * product_shape.word_bytes * (m * k + k * n + m * n) / ranks)
+                limited = family.plan("auto", replace(product_shape, memory=memory))
                 assert limited.limited_bound_words
                 near = limited.words / limited.limited_bound_words
                 which = 1 if ranks <= 4096 else 2
@@ -201,10 +204,12 @@ def _draw(
     dtype = draw.choice(list(_DTYPES))
     orders = Orders(bool(case & 1), bool(case & 2))
     m, n, k = (draw.choice(_SIZES) for _ in range(3))
-    problem = Problem(m, n, k, ranks, *_DTYPES[dtype])
-    plan = planners.plan(name, problem, Choice(panel=draw.choice([None, 1, 7, 32])), orders)
+    product_shape = ProductShape(m, n, k, ranks, *_DTYPES[dtype])
+    panel = draw.choice([None, 1, 7, 32])
+    choice = Choice(panel=panel if "panel" in GEMMS[name].honours else None)
+    plan = family.plan(name, product_shape, choice, orders)
     if draw.random() < 0.3:
-        plan = planners.plan(name, replace(problem, memory=plan.working_bytes), None, orders)
+        plan = family.plan(name, replace(product_shape, memory=plan.working_bytes), None, orders)
     return plan, dtype, *draw.choice([(1.0, 0.0), (2.0, -1.0), (0.5, 1.0)])
 
 

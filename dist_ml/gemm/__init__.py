@@ -1,6 +1,6 @@
 """Sharded matrix multiplication at the communication lower bound: layouts, plans, local kernels and
-the algorithms `GEMMS`.
+the algorithms `family.GEMMS`.
 
-`layout`, `redistribution`, `bounds`, `grid`, `plan` and `planners` are pure values and functions
-that need neither torch nor MPI.
+Planning (`family.plan` and all that it uses) is made of pure values and functions, which need
+neither torch nor MPI.
 """

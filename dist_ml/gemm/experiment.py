@@ -14,8 +14,8 @@ from dist_ml.gemm.from_config import plan_of
 from dist_ml.gemm.layout import Layout
 from dist_ml.gemm.matrix import ShardedMatrix
 from dist_ml.gemm.multiply import Gemm
-from dist_ml.gemm.oracle import error_over_bound
 from dist_ml.gemm.plan import Moved, Plan
+from dist_ml.gemm.reference import error_over_bound
 from dist_ml.kernels import kernels
 from dist_ml.kernels.product import Product, local_product
 from dist_ml.kernels.tuner import Shape, Tuner
@@ -39,7 +39,7 @@ class Outcome:
 
     @property
     def flops(self) -> float:
-        p = self.plan.problem
+        p = self.plan.shape
         return 2.0 * p.m * p.n * p.k
 
     @property
@@ -108,7 +108,7 @@ def panel_shapes(plan: Plan) -> list[Shape]:
     stored = ("T" if plan.layout_a.column_major else "N") + (
         "T" if plan.layout_b.column_major else "N"
     )
-    dtype = "float64" if plan.problem.word_bytes == 8 else "float32"
+    dtype = "float64" if plan.shape.word_bytes == 8 else "float32"
     return [Shape(rows.size, cols.size, panel.size, stored, dtype) for panel in plan.panels(0)]
 
 
@@ -130,7 +130,7 @@ def _corner_error(config: GemmConfig, plan: Plan, c: ShardedMatrix) -> float:
         rows = torch.arange(piece.rows.start, min(piece.rows.stop, piece.rows.start + _CHECKED))
         cols = torch.arange(piece.cols.start, min(piece.cols.stop, piece.cols.start + _CHECKED))
         found = view[: rows.numel(), : cols.numel()]
-        depth = torch.arange(plan.problem.k)
+        depth = torch.arange(plan.shape.k)
         a = _elements(plan.layout_a, config.seed, rows, depth).to(c.dtype)
         b = _elements(plan.layout_b, config.seed + 1, depth, cols).to(c.dtype)
         before = _elements(plan.layout_c, config.seed + 2, rows, cols).to(c.dtype)

@@ -2,10 +2,11 @@
 
 from dist_ml.config.gemm import GemmConfig
 from dist_ml.errors import ConfigError
-from dist_ml.gemm import planners
-from dist_ml.gemm.grid import Grid, Problem
+from dist_ml.gemm import family, prediction
+from dist_ml.gemm.choice import Choice, Orders
+from dist_ml.gemm.grid import Grid
 from dist_ml.gemm.plan import Plan
-from dist_ml.gemm.planners import Choice, Orders
+from dist_ml.gemm.product_shape import ProductShape
 from dist_ml.measure.cost_model import CostModel, Link
 
 WORD_BYTES = {"fp32": 4, "fp64": 8, "bf16": 2}
@@ -20,7 +21,7 @@ def plan_of(config: GemmConfig, started: int | None = None) -> Plan:
             "ranks=null"
         )
     word_bytes = WORD_BYTES[config.dtype]
-    problem = Problem(
+    shape = ProductShape(
         config.m, config.n, config.k, ranks, word_bytes, max(4, word_bytes), config.memory_bytes
     )
     grid = Grid(*config.grid) if config.grid is not None else None
@@ -30,9 +31,8 @@ def plan_of(config: GemmConfig, started: int | None = None) -> Plan:
             f"choose sides that multiply to {ranks}"
         )
     choice = Choice(grid, config.panel, config.replication)
-    return planners.plan(
-        config.algorithm, problem, choice, Orders(config.transpose_a, config.transpose_b)
-    )
+    orders = Orders(config.transpose_a, config.transpose_b)
+    return family.plan(config.algorithm, shape, choice, orders, cost_model_of(config))
 
 
 def cost_model_of(config: GemmConfig) -> CostModel:
@@ -42,7 +42,7 @@ def cost_model_of(config: GemmConfig) -> CostModel:
 
 def in_words(plan: Plan, model: CostModel) -> list[tuple[str, str]]:
     """(what, how much) lines for people; words and memory are the most loaded rank's."""
-    p = plan.problem
+    p = plan.shape
     idle = (
         f", {p.ranks - plan.grid.size:,} of {p.ranks:,} ranks idle"
         if plan.grid.size < p.ranks
@@ -74,8 +74,8 @@ def in_words(plan: Plan, model: CostModel) -> list[tuple[str, str]]:
         ),
         (
             "predicted",
-            f"{plan.seconds(model):.4g} s, {model.compute_seconds(plan.flops(0)):.4g} s of "
-            "it computing",
+            f"{prediction.seconds(plan, model):.4g} s, "
+            f"{model.compute_seconds(plan.flops(0)):.4g} s of it computing",
         ),
         ("A", plan.layout_a.describe()),
         ("B", plan.layout_b.describe()),

@@ -12,12 +12,11 @@ in tm x tn tiles, one after the other: its part of A then passes by tn times and
 times. All functions of (pm, pn, pk) and (tm, tn) take numbers or numpy arrays.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dist_ml.errors import ConfigError
+from dist_ml.gemm.product_shape import ProductShape
 
 # Under a memory limit C is reduced in this many parts, so that what a reduction needs is small
 # beside the partial C itself.
@@ -46,54 +45,17 @@ class Tiles(NamedTuple):
 ONE_TILE = Tiles()
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One product to plan: sizes of op(A) (m x k) and op(B) (k x n), ranks, bytes a word, and the
-    memory limit.
-
-    `memory` is the bytes that a rank may hold besides its shards of A, B and C (None: no limit).
-    `sum_bytes` is the word size that products are summed in: 4 for bfloat16.
-    """
-
-    m: int
-    n: int
-    k: int
-    ranks: int
-    word_bytes: int = 4
-    sum_bytes: int = 4
-    memory: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("m", "n", "k"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more")
-        if self.ranks < 1:
-            raise ConfigError(f"ranks={self.ranks} must be at least 1")
-        if self.memory is not None and self.memory < 0:
-            raise ConfigError(f"memory={self.memory} bytes must be 0 or more, or null for no limit")
-
-    @property
-    def sides(self) -> tuple[int, int, int]:
-        """The dimensions as grids see them: a dimension of 0 still has one block."""
-        return max(1, self.m), max(1, self.n), max(1, self.k)
-
-    @property
-    def half(self) -> bool:
-        """Are the operands in half precision, so that they are widened to be summed?"""
-        return self.sum_bytes != self.word_bytes
-
-
-def most_words(problem: Problem, pm: Any, pn: Any, pk: Any, tm: Any = 1, tn: Any = 1) -> Any:
+def most_words(shape: ProductShape, pm: Any, pn: Any, pk: Any, tm: Any = 1, tn: Any = 1) -> Any:
     """Words received by the most loaded rank, remainders included (to the word where the grid
     divides the sizes).
     """
-    m, n, k = -(-problem.m // pm), -(-problem.n // pn), -(-problem.k // pk)
+    m, n, k = -(-shape.m // pm), -(-shape.n // pn), -(-shape.k // pk)
     return (m * k - m * k // pn) * tn + (k * n - k * n // pm) * tm + -(-(m * n) // pk) * (pk - 1)
 
 
-def mean_words(problem: Problem, pm: Any, pn: Any, pk: Any) -> Any:
+def mean_words(shape: ProductShape, pm: Any, pn: Any, pk: Any) -> Any:
     """Words received by a rank of the grid on average: the formula of the module's text."""
-    m, n, k = problem.m, problem.n, problem.k
+    m, n, k = shape.m, shape.n, shape.k
     return (
         m * k / (pm * pk) * (1 - 1 / pn)
         + k * n / (pk * pn) * (1 - 1 / pm)
@@ -101,43 +63,49 @@ def mean_words(problem: Problem, pm: Any, pn: Any, pk: Any) -> Any:
     )
 
 
-def tile_sizes(problem: Problem, pm: Any, pn: Any, tm: Any = 1, tn: Any = 1) -> tuple[Any, Any]:
+def tile_sizes(shape: ProductShape, pm: Any, pn: Any, tm: Any = 1, tn: Any = 1) -> tuple[Any, Any]:
     """Rows and columns of the largest tile of C."""
-    rows, cols = -(-problem.m // pm), -(-problem.n // pn)
+    rows, cols = -(-shape.m // pm), -(-shape.n // pn)
     return -(-rows // tm), -(-cols // tn)
 
 
 def panel_bytes(
-    problem: Problem, pm: Any, pn: Any, width: Any, buffers: Any, tm: Any = 1, tn: Any = 1
+    shape: ProductShape, pm: Any, pn: Any, width: Any, buffers: Any, tm: Any = 1, tn: Any = 1
 ) -> Any:
     """Bytes of `buffers` panels of A and B of `width` along K: those that are received, and float32
     copies of bfloat16 ones.
     """
-    m, n = tile_sizes(problem, pm, pn, tm, tn)
-    received = buffers * width * problem.word_bytes * (m * (pn > 1) + n * (pm > 1))
-    return received + problem.half * width * (m + n) * problem.sum_bytes
+    m, n = tile_sizes(shape, pm, pn, tm, tn)
+    received = buffers * width * shape.word_bytes * (m * (pn > 1) + n * (pm > 1))
+    return received + shape.half * width * (m + n) * shape.sum_bytes
 
 
-def partial_bytes(problem: Problem, pm: Any, pn: Any, pk: Any, tm: Any = 1, tn: Any = 1) -> Any:
+def partial_bytes(shape: ProductShape, pm: Any, pn: Any, pk: Any, tm: Any = 1, tn: Any = 1) -> Any:
     """Bytes of the partial C that a rank sums in where C itself can't serve: where pk > 1, or C is
     in half precision.
     """
-    m, n = tile_sizes(problem, pm, pn, tm, tn)
-    return m * n * problem.sum_bytes * ((pk > 1) | problem.half)
+    m, n = tile_sizes(shape, pm, pn, tm, tn)
+    return m * n * shape.sum_bytes * ((pk > 1) | shape.half)
 
 
 def reduce_bytes(
-    problem: Problem, pm: Any, pn: Any, pk: Any, parts: int = REDUCE_PARTS, tm: Any = 1, tn: Any = 1
+    shape: ProductShape,
+    pm: Any,
+    pn: Any,
+    pk: Any,
+    parts: int = REDUCE_PARTS,
+    tm: Any = 1,
+    tn: Any = 1,
 ) -> Any:
     """Bytes needed to reduce C in `parts` row parts, a rank receiving its share of one at a time,
     and MPI holding as much.
     """
-    rows, cols = tile_sizes(problem, pm, pn, tm, tn)
-    return 2 * -(-(-(-rows // parts) * cols) // pk) * problem.sum_bytes * (pk > 1)
+    rows, cols = tile_sizes(shape, pm, pn, tm, tn)
+    return 2 * -(-(-(-rows // parts) * cols) // pk) * shape.sum_bytes * (pk > 1)
 
 
 def least_bytes(
-    problem: Problem,
+    shape: ProductShape,
     pm: Any,
     pn: Any,
     pk: Any,
@@ -147,9 +115,9 @@ def least_bytes(
     tn: Any = 1,
 ) -> Any:
     """The memory a grid needs with `buffers` panels of at most `width`."""
-    panels = panel_bytes(problem, pm, pn, np.minimum(width, -(-problem.k // pk)), buffers, tm, tn)
+    panels = panel_bytes(shape, pm, pn, np.minimum(width, -(-shape.k // pk)), buffers, tm, tn)
     return (
         panels
-        + partial_bytes(problem, pm, pn, pk, tm, tn)
-        + reduce_bytes(problem, pm, pn, pk, REDUCE_PARTS, tm, tn)
+        + partial_bytes(shape, pm, pn, pk, tm, tn)
+        + reduce_bytes(shape, pm, pn, pk, REDUCE_PARTS, tm, tn)
     )

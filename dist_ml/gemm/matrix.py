@@ -8,8 +8,10 @@ import torch
 from dist_ml import counter_random
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
-from dist_ml.gemm.layout import Layout, Piece, on_one_rank
-from dist_ml.gemm.redistribution import Overlap, overlaps
+from dist_ml.gemm.exchange import exchange, piece_view
+from dist_ml.gemm.layout import Layout
+from dist_ml.gemm.layouts import on_one_rank
+from dist_ml.gemm.pieces import Piece
 
 # Random numbers are made for this many elements at a time, so that their 64-bit counters stay small
 # beside the matrix.
@@ -75,7 +77,7 @@ class ShardedMatrix:
     def blocks(self) -> Iterator[tuple[Piece, torch.Tensor]]:
         """Each piece that this rank owns with its view of the storage."""
         for piece in self.layout.pieces(self.comm.rank):
-            yield piece, _view(self.storage, piece)
+            yield piece, piece_view(self.storage, piece)
 
     def to(self, layout: Layout) -> "ShardedMatrix":
         """The same matrix under another layout. Collective. Words: exactly the elements whose owner
@@ -88,7 +90,7 @@ class ShardedMatrix:
         if layout == self.layout:
             return self
         target = empty(layout, self.comm, self.dtype)
-        _exchange(self, target)
+        exchange(self.comm, (self.layout, self.storage), (layout, target.storage))
         return target
 
     def gather(self) -> torch.Tensor | None:
@@ -107,7 +109,7 @@ class ShardedMatrix:
 
 
 def empty(layout: Layout, comm: Communicator, dtype: torch.dtype = torch.float32) -> ShardedMatrix:
-    """A matrix with storage that nobody has written to."""
+    """A matrix with storage that is not initialised."""
     return ShardedMatrix(layout, comm, torch.empty(layout.num_words(comm.rank), dtype=dtype))
 
 
@@ -174,47 +176,3 @@ def scatter(
         torch.empty(0, dtype=dtype) if whole is None else whole.to(dtype).contiguous().view(-1)
     )
     return ShardedMatrix(source, comm, storage).to(layout)
-
-
-def _exchange(source: ShardedMatrix, target: ShardedMatrix) -> None:
-    """Pack what goes to each rank, exchange, unpack; what stays is copied once, straight to its
-    place.
-    """
-    comm, rank = source.comm, source.comm.rank
-    outgoing = [
-        overlaps(source.layout, target.layout, rank, receiver) for receiver in range(comm.size)
-    ]
-    incoming = [overlaps(source.layout, target.layout, sender, rank) for sender in range(comm.size)]
-    for overlap in outgoing[rank]:
-        _view(target.storage, overlap.target).copy_(_view(source.storage, overlap.source))
-    outgoing[rank], incoming[rank] = [], []
-    send_counts, receive_counts = _counts(outgoing), _counts(incoming)
-    sent = torch.empty(sum(send_counts), dtype=source.dtype)
-    received = torch.empty(sum(receive_counts), dtype=source.dtype)
-    for overlap, packed in _packed(outgoing, sent):
-        packed.copy_(_view(source.storage, overlap.source))
-    comm.alltoall(sent, received, send_counts, receive_counts)
-    for overlap, packed in _packed(incoming, received):
-        _view(target.storage, overlap.target).copy_(packed)
-
-
-def _counts(by_rank: list[list[Overlap]]) -> list[int]:
-    return [sum(overlap.size for overlap in found) for found in by_rank]
-
-
-def _packed(
-    by_rank: list[list[Overlap]], buffer: torch.Tensor
-) -> Iterator[tuple[Overlap, torch.Tensor]]:
-    """Each overlap with its place in the packed buffer, in the order that both sides share."""
-    start = 0
-    for overlap in (overlap for found in by_rank for overlap in found):
-        shape = overlap.source.rows.size, overlap.source.cols.size
-        yield overlap, buffer[start : start + overlap.size].view(shape)
-        start += overlap.size
-
-
-def _view(storage: torch.Tensor, piece: Piece) -> torch.Tensor:
-    shape = piece.rows.size, piece.cols.size
-    return storage.as_strided(
-        shape, (piece.row_stride, piece.col_stride), storage.storage_offset() + piece.offset
-    )

@@ -1,34 +1,18 @@
-"""C = alpha op(A) op(B) + beta C on sharded matrices: plan once, execute many times. `GEMMS` names
-the algorithms.
-"""
-
-from collections.abc import Callable
-from typing import TypeAlias
+"""C = alpha op(A) op(B) + beta C on sharded matrices: plan once, execute many times."""
 
 import torch
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
-from dist_ml.gemm import cannon, gathering, grid_comm, planners, summa
-from dist_ml.gemm.grid import Problem
-from dist_ml.gemm.grid_comm import GridComm, Sums
+from dist_ml.gemm import family, grid_comm
+from dist_ml.gemm.choice import Choice, Orders
+from dist_ml.gemm.family import AUTO, GEMMS
 from dist_ml.gemm.matrix import ShardedMatrix, empty
 from dist_ml.gemm.plan import Plan
-from dist_ml.gemm.planners import Choice, Orders
+from dist_ml.gemm.product_shape import ProductShape
+from dist_ml.gemm.tile_sum import ProductSums
 from dist_ml.kernels.product import Product, local_product, sum_dtype
-
-Execute: TypeAlias = Callable[[Plan, GridComm, ShardedMatrix, ShardedMatrix, Sums], None]
-
-# How each algorithm's plan is executed; `planners.PLANNERS` has the same names.
-GEMMS: dict[str, Execute] = {
-    "auto": gathering.multiply,
-    "cosma": gathering.multiply,
-    "carma": gathering.multiply,
-    "summa": summa.multiply,
-    "summa_25d": summa.multiply,
-    "cannon": cannon.multiply,
-    "gather": gathering.multiply,
-}
+from dist_ml.measure.cost_model import CostModel
 
 
 class Gemm:
@@ -40,9 +24,9 @@ class Gemm:
     """
 
     def __init__(self, plan: Plan, comm: Communicator, product: Product | None = None) -> None:
-        if plan.problem.ranks != comm.size:
+        if plan.shape.ranks != comm.size:
             raise ConfigError(
-                f"the plan is for {plan.problem.ranks} ranks, but {comm.size} were started; plan "
+                f"the plan is for {plan.shape.ranks} ranks, but {comm.size} were started; plan "
                 f"for {comm.size}"
             )
         self.plan = plan
@@ -69,8 +53,10 @@ class Gemm:
         a, b = a.to(self.plan.layout_a), b.to(self.plan.layout_b)
         result = self._result(c, beta, a.dtype)
         if self._grid is not None:
-            sums = Sums(self.plan, self.comm.rank, result.storage, alpha, beta, self._product)
-            GEMMS[self.plan.algorithm](self.plan, self._grid, a, b, sums)
+            sums = ProductSums(
+                self.plan, self.comm.rank, result.storage, alpha, beta, self._product
+            )
+            GEMMS[self.plan.algorithm].multiply(self.plan, self._grid, a, b, sums)
         if c is None or result is c:
             return result
         c.storage.copy_(result.to(c.layout).storage)
@@ -87,7 +73,7 @@ class Gemm:
         return c.to(self.plan.layout_c)
 
     def _check(self, a: ShardedMatrix, b: ShardedMatrix, c: ShardedMatrix | None) -> None:
-        p = self.plan.problem
+        p = self.plan.shape
         expected = {
             "A": (a, (p.m, p.k)),
             "B": (b, (p.k, p.n)),
@@ -108,32 +94,31 @@ class Gemm:
 def plan_for(
     a: ShardedMatrix,
     b: ShardedMatrix,
-    algorithm: str = "auto",
+    algorithm: str = AUTO,
     memory: int | None = None,
     choice: Choice | None = None,
+    model: CostModel | None = None,
 ) -> Plan:
     """The plan for A B as these matrices are: their sizes, dtype, and whether they are transpose
-    views.
+    views. Errors, and what `model` is for: `family.plan`.
     """
     if a.shape[1] != b.shape[0]:
         raise ConfigError(
             f"A is {a.shape[0]} x {a.shape[1]} and B {b.shape[0]} x {b.shape[1]}: A's columns "
-            "must be B's rows; transpose "
-            "one (.T)?"
+            "must be B's rows; transpose one (.T)?"
         )
     word_bytes, sum_bytes = a.storage.element_size(), sum_dtype(a.dtype).itemsize
-    problem = Problem(
+    shape = ProductShape(
         a.shape[0], b.shape[1], a.shape[1], a.comm.size, word_bytes, sum_bytes, memory
     )
-    return planners.plan(
-        algorithm, problem, choice, Orders(a.layout.column_major, b.layout.column_major)
-    )
+    orders = Orders(a.layout.column_major, b.layout.column_major)
+    return family.plan(algorithm, shape, choice, orders, model)
 
 
 def matmul(
     a: ShardedMatrix,
     b: ShardedMatrix,
-    algorithm: str = "auto",
+    algorithm: str = AUTO,
     memory: int | None = None,
     product: Product | None = None,
 ) -> ShardedMatrix:

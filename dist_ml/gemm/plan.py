@@ -3,7 +3,6 @@ number of ranks, without MPI.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 from dist_ml import partition
@@ -11,19 +10,14 @@ from dist_ml.gemm import bounds
 from dist_ml.gemm.grid import (
     ONE_TILE,
     Grid,
-    Problem,
     Tiles,
     panel_bytes,
     partial_bytes,
     reduce_bytes,
 )
 from dist_ml.gemm.layout import Layout
-from dist_ml.measure.cost_model import CostModel
+from dist_ml.gemm.product_shape import ProductShape
 from dist_ml.partition import Range
-
-# Nothing hides the arrival of the first panels. So where panels travel ahead, an owner's first is
-# this part of the full width, and each next one twice as wide as the last.
-FIRST_PANEL = 8
 
 
 class Moved(NamedTuple):
@@ -45,7 +39,7 @@ class Plan:
     """
 
     algorithm: str
-    problem: Problem
+    shape: ProductShape
     grid: Grid
     layout_a: Layout
     layout_b: Layout
@@ -62,7 +56,7 @@ class Plan:
 
     def block(self, rank: int) -> tuple[Range, Range, Range]:
         """The ranges of M, N and K whose products the rank computes; empty for idle ranks."""
-        sides = self.problem.m, self.problem.n, self.problem.k
+        sides = self.shape.m, self.shape.n, self.shape.k
         if rank >= self.grid.size:
             return Range(0, 0), Range(0, 0), Range(0, 0)
         blocks = [
@@ -103,54 +97,51 @@ class Plan:
 
     @property
     def words(self) -> int:
-        """Words received by the most loaded rank: over all ranks of small grids, over the grid's
-        corners of large ones.
-        """
-        return max(self.moved(rank).received for rank in self._telling_ranks())
+        """Words received by the most loaded rank: of `representative_ranks`."""
+        return max(self.moved(rank).received for rank in self.representative_ranks())
 
     @property
     def messages(self) -> int:
-        return max(self.moved(rank).messages for rank in self._telling_ranks())
+        return max(self.moved(rank).messages for rank in self.representative_ranks())
 
     @property
     def shard_words(self) -> int:
         """The words of A, B and C that the most loaded rank owns."""
         layouts = self.layout_a, self.layout_b, self.layout_c
         return max(
-            sum(layout.num_words(rank) for layout in layouts) for rank in self._telling_ranks()
+            sum(layout.num_words(rank) for layout in layouts)
+            for rank in self.representative_ranks()
         )
 
     @property
     def working_bytes(self) -> int:
-        """The memory that a rank needs besides its shards: what the problem's memory limit is
+        """The memory that a rank needs besides its shards: what the memory limit is
         about.
         """
         width = max((part.size for part in self.panels(0)), default=0)
         panels = panel_bytes(
-            self.problem, self.grid.pm, self.grid.pn, width, self.buffers, *self.tiles
+            self.shape, self.grid.pm, self.grid.pn, width, self.buffers, *self.tiles
         )
-        partial = partial_bytes(self.problem, *self.grid, *self.tiles)
+        partial = partial_bytes(self.shape, *self.grid, *self.tiles)
         return int(
-            panels
-            + partial
-            + reduce_bytes(self.problem, *self.grid, self.reduce_parts, *self.tiles)
+            panels + partial + reduce_bytes(self.shape, *self.grid, self.reduce_parts, *self.tiles)
         )
 
     @property
     def peak_bytes(self) -> int:
         """Shards and working memory together."""
-        return self.shard_words * self.problem.word_bytes + self.working_bytes
+        return self.shard_words * self.shape.word_bytes + self.working_bytes
 
     @property
     def bound_words(self) -> float:
         """The tight bound on words received when memory is no limit."""
-        p = self.problem
+        p = self.shape
         return bounds.memory_independent(p.m, p.n, p.k, p.ranks)
 
     @property
     def limited_bound_words(self) -> float | None:
         """COSMA's bound with the memory limit as its S; None without a limit."""
-        p = self.problem
+        p = self.shape
         return (
             None
             if not p.memory
@@ -161,28 +152,10 @@ class Plan:
         rows, cols, depth = (r.size for r in self.block(rank))
         return 2 * rows * cols * depth
 
-    def seconds(self, model: CostModel) -> float:
-        """Predicted: the slower of computing and gathering with one panel of both exposed, then the
-        reduction of C.
+    def representative_ranks(self) -> list[int]:
+        """All ranks of a small grid; the corners and the middle of a large one, among whom are the
+        most loaded.
         """
-        pk = self.grid.pk
-        compute = model.compute_seconds(self.flops(0))
-        moved = self.moved(0)
-        reduced = self.layout_c.num_words(0) * (pk - 1)
-        reductions = self.reduce_parts * (pk - 1) * self.tiles.tm * self.tiles.tn
-        reducing = model.seconds(reductions, reduced, self.problem.sum_bytes)
-        gathering = model.seconds(
-            max(0, moved.messages - reductions), moved.received - reduced, self.problem.word_bytes
-        )
-        panels = self.panels(0)
-        hidden = (
-            1 - panels[0].size / self.block(0)[2].size
-            if self.buffers > 1 and len(panels) > 1
-            else 0.0
-        )
-        return compute + gathering - min(compute, gathering) * hidden + reducing
-
-    def _telling_ranks(self) -> list[int]:
         if self.grid.size <= 64:
             return list(range(self.grid.size))
         sides = [sorted({0, p // 2, p - 1}) for p in self.grid]
@@ -192,93 +165,3 @@ class Plan:
             for j in sides[1]
             for k in sides[2]
         ]
-
-
-@dataclass(frozen=True)
-class BroadcastPlan(Plan):
-    """SUMMA: a panel belongs to one rank of a row and one of a column, which broadcast it. `steps`
-    counts the panels.
-    """
-
-    width: int = 1
-
-    def panels(self, rank: int) -> list[Range]:
-        """K cut wherever the owner of A's columns or of B's rows changes, and at most `width` wide;
-        narrower ones first.
-
-        The owners take turns, so that with two panels on their way a rank sends and receives at the
-        same time.
-        """
-        k = self.block(rank)[2]
-        first = max(1, self.width // FIRST_PANEL) if self.buffers > 1 else self.width
-        cuts = {part.start for p in self.grid[:2] for part in partition.blocks(k.size, p)} | {
-            k.size
-        }
-        ends = sorted(cuts)
-        turns = [
-            (turn, k.start + start + part.start, k.start + start + part.stop)
-            for start, stop in pairwise(ends)
-            for turn, part in enumerate(partition.growing_pieces(stop - start, first, self.width))
-        ]
-        return [Range(start, stop) for _, start, stop in sorted(turns)]
-
-    def panel_owners(self, rank: int) -> list[tuple[int, int]]:
-        """Who holds each panel: which rank of this row has A's columns, and which rank of this
-        column has B's rows.
-        """
-        k = self.block(rank)[2]
-        starts = [panel.start - k.start for panel in self.panels(rank)]
-        return [
-            (
-                partition.owner_of(at, k.size, self.grid.pn),
-                partition.owner_of(at, k.size, self.grid.pm),
-            )
-            for at in starts
-        ]
-
-    def _messages(self, rank: int) -> int:
-        i, j, _ = self.coordinates(rank)
-        pm, pn, pk = self.grid
-        owners = self.panel_owners(rank)
-        mine_a, mine_b = sum(a == j for a, _ in owners), sum(b == i for _, b in owners)
-        return mine_a * (pn - 1) + mine_b * (pm - 1) + self.reduce_parts * (pk - 1)
-
-
-@dataclass(frozen=True)
-class ShiftPlan(Plan):
-    """Cannon: blocks of A move along rows and blocks of B along columns of a square grid, one step
-    at a time.
-    """
-
-    def panels(self, rank: int) -> list[Range]:
-        """The blocks of K in the order in which this rank multiplies them: i + j, i + j + 1, …"""
-        i, j, _ = self.coordinates(rank)
-        side = self.grid.pm
-        return [
-            partition.block(self.problem.k, side, (i + j + step) % side) for step in range(side)
-        ]
-
-    def moved(self, rank: int) -> Moved:
-        if rank >= self.grid.size:
-            return Moved(0, 0, 0)
-        i, j, _ = self.coordinates(rank)
-        rows, cols, _ = (r.size for r in self.block(rank))
-        kept = [panel.size for panel in self.panels(rank)]
-        own_a, own_b = (
-            partition.block(self.problem.k, self.grid.pm, j).size,
-            partition.block(self.problem.k, self.grid.pm, i).size,
-        )
-        # The first blocks come by the skew, unless it is by 0; each is passed on after its step,
-        # the last ones are not.
-        received = rows * (sum(kept) - (i == 0) * own_a) + cols * (sum(kept) - (j == 0) * own_b)
-        sent = rows * (sum(kept[:-1]) + (i > 0) * own_a) + cols * (sum(kept[:-1]) + (j > 0) * own_b)
-        return Moved(sent, received, 2 * (self.grid.pm - 1) + (i > 0) + (j > 0))
-
-    @property
-    def working_bytes(self) -> int:
-        """Two blocks of A and of B: the one in use and the one that arrives."""
-        p, side = self.problem, self.grid.pm
-        m, n, k = (-(-size // side) for size in (p.m, p.n, p.k))
-        blocks = 2 * k * (m + n) * p.word_bytes * (side > 1)
-        widened = k * (m + n) * p.sum_bytes if p.half else 0
-        return int(blocks + widened + partial_bytes(p, side, side, 1))

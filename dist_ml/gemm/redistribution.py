@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dist_ml.gemm.layout import Layout, Piece
+from dist_ml.gemm.layout import Layout
+from dist_ml.gemm.pieces import Piece
 from dist_ml.partition import Range
 
 

@@ -10,12 +10,14 @@ import torch
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError, DataError
-from dist_ml.gemm import matrix, planners, redistribution, shards
+from dist_ml.gemm import family, matrix, redistribution, shards
 from dist_ml.gemm.autograd import matmul as differentiable_matmul
 from dist_ml.gemm.autograd import relayout
-from dist_ml.gemm.grid import Grid, Problem, Tiles
-from dist_ml.gemm.layout import (
-    Layout,
+from dist_ml.gemm.choice import Choice, Orders
+from dist_ml.gemm.family import GEMMS
+from dist_ml.gemm.grid import Grid, Tiles
+from dist_ml.gemm.layout import Layout
+from dist_ml.gemm.layouts import (
     block_2d,
     block_3d,
     block_25d,
@@ -25,10 +27,10 @@ from dist_ml.gemm.layout import (
     on_one_rank,
 )
 from dist_ml.gemm.matrix import ShardedMatrix
-from dist_ml.gemm.multiply import GEMMS, Gemm, matmul, plan_for
-from dist_ml.gemm.oracle import error_over_bound
+from dist_ml.gemm.multiply import Gemm, matmul, plan_for
 from dist_ml.gemm.plan import Plan
-from dist_ml.gemm.planners import Choice, Orders
+from dist_ml.gemm.product_shape import ProductShape
+from dist_ml.gemm.reference import error_over_bound
 from dist_ml.kernels.product import local_product
 
 SIZES = [1, 2, 3, 5, 7, 8, 16, 31, 64, 100, 129, 257]
@@ -77,13 +79,13 @@ def test_products_are_right_and_move_what_was_planned(name: str, world: Communic
     for orders, dtype in itertools.product(itertools.product([False, True], repeat=2), DTYPES):
         m, n, k = (draw.choice(SIZES) for _ in range(3))
         alpha, beta = draw.choice([(1.0, 0.0), (2.0, -1.0), (0.5, 1.0)])
-        problem = Problem(m, n, k, world.size, *DTYPES[dtype])
-        plan = planners.plan(
-            name, problem, Choice(panel=draw.choice([None, 1, 7, 32])), Orders(*orders)
-        )
+        product_shape = ProductShape(m, n, k, world.size, *DTYPES[dtype])
+        panel = draw.choice([None, 1, 7, 32])
+        choice = Choice(panel=panel if "panel" in GEMMS[name].honours else None)
+        plan = family.plan(name, product_shape, choice, Orders(*orders))
         if draw.random() < 0.3:
-            plan = planners.plan(
-                name, replace(problem, memory=plan.working_bytes), None, Orders(*orders)
+            plan = family.plan(
+                name, replace(product_shape, memory=plan.working_bytes), None, Orders(*orders)
             )
         check_product(world, plan, dtype, alpha, beta)
 
@@ -106,11 +108,11 @@ def test_products_in_tiles_are_right_and_move_what_was_planned(world: Communicat
             panel=draw.choice([None, 3]),
             tiles=Tiles(draw.randint(1, 4), draw.randint(1, 3)),
         )
-        plan = planners.plan(
-            "cosma", Problem(m, n, k, world.size, *DTYPES[dtype]), choice, Orders(*orders)
+        plan = family.plan(
+            "cosma", ProductShape(m, n, k, world.size, *DTYPES[dtype]), choice, Orders(*orders)
         )
-        plan = planners.plan(
-            "cosma", replace(plan.problem, memory=plan.working_bytes), choice, Orders(*orders)
+        plan = family.plan(
+            "cosma", replace(plan.shape, memory=plan.working_bytes), choice, Orders(*orders)
         )
         check_product(world, plan, dtype, alpha, beta)
 

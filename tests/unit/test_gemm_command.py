@@ -40,7 +40,8 @@ def test_values_out_of_range_are_refused(key: str, value: object, words: str) ->
 
 
 def test_a_plan_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    assert gemm.main(["--plan", "m=4096", "n=4096", "k=4096", "ranks=64", "memory=8MiB"]) == 0
+    sizes = ["m=4096", "n=4096", "k=4096", "ranks=64", "memory=8MiB"]
+    assert gemm.main(["--plan", *sizes, "algorithm=cosma"]) == 0
     told = capsys.readouterr().out
     for words in (
         "4 x 4 x 4",

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from dist_ml.errors import ConfigError
 from dist_ml.gemm import redistribution
-from dist_ml.gemm.layout import (
-    Layout,
-    Split,
+from dist_ml.gemm.dim_split import DimSplit
+from dist_ml.gemm.layout import Layout
+from dist_ml.gemm.layouts import (
     block_2d,
     block_3d,
     block_25d,
@@ -36,9 +36,9 @@ def layouts(rows: int, cols: int) -> list[Layout]:
         lambda m, n: block_3d(m, n, (2, 2, 2), (0, 2, 1)),
         lambda m, n: on_one_rank(m, n),
         lambda m, n: Layout(
-            m, n, (2, 3, 2), (Split(0),), (Split(2),), flat_axis=1, col_segments=(3,)
+            m, n, (2, 3, 2), (DimSplit(0),), (DimSplit(2),), flat_axis=1, col_segments=(3,)
         ),
-        lambda m, n: Layout(m, n, (2, 3), (Split(0),), (), flat_axis=1, row_segments=(2,)),
+        lambda m, n: Layout(m, n, (2, 3), (DimSplit(0),), (), flat_axis=1, row_segments=(2,)),
     ]
     return [kind(rows, cols) for kind in kinds] + [kind(cols, rows).transposed for kind in kinds]
 
@@ -95,7 +95,7 @@ def test_dealt_blocks_are_balanced_to_the_element(
     m: int, n: int, pm: int, pn: int, pk: int, segments: int
 ) -> None:
     layout = Layout(
-        m, n, (pm, pn, pk), (Split(0),), (Split(1),), flat_axis=2, row_segments=(segments,)
+        m, n, (pm, pn, pk), (DimSplit(0),), (DimSplit(1),), flat_axis=2, row_segments=(segments,)
     )
     for corner in range(pm * pn):
         words = [layout.num_words(corner * pk + depth) for depth in range(pk)]

@@ -11,29 +11,37 @@ an allgather's result is the panel: nothing is unpacked, and every rank sends an
 step.
 """
 
+from __future__ import annotations  # planning needs no torch, so it is imported for types only
+
 from collections.abc import Callable
 from itertools import product
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
+from dist_ml.gemm.pieces import starts
+from dist_ml.gemm.progress_thread import ProgressThread
 
-from dist_ml.comm.communicator import Communicator
-from dist_ml.comm.request import Request
-from dist_ml.gemm.grid_comm import GridComm, Sum, Sums, own_segments
-from dist_ml.gemm.layout import Layout
-from dist_ml.gemm.matrix import ShardedMatrix
-from dist_ml.gemm.plan import Plan
-from dist_ml.gemm.progress import Progress
+if TYPE_CHECKING:
+    import torch
 
-Fetched: TypeAlias = tuple[torch.Tensor, list[Request]]
-FetchStep: TypeAlias = Callable[[int], Fetched]
-Fetch: TypeAlias = Callable[[int, int], Fetched]
+    from dist_ml.comm.communicator import Communicator
+    from dist_ml.comm.request import Request
+    from dist_ml.gemm.grid_comm import GridComm
+    from dist_ml.gemm.layout import Layout
+    from dist_ml.gemm.matrix import ShardedMatrix
+    from dist_ml.gemm.plan import Plan
+    from dist_ml.gemm.tile_sum import ProductSums, TileSum
+
+    Fetched: TypeAlias = tuple[torch.Tensor, list[Request]]
+    FetchStep: TypeAlias = Callable[[int], Fetched]
+    Fetch: TypeAlias = Callable[[int, int], Fetched]
 
 
-def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, sums: Sums) -> None:
+def multiply(
+    plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, sums: ProductSums
+) -> None:
     """Run the plan on this rank of the grid. Words and messages: `plan.moved(rank)`."""
     fetch_a, fetch_b = _fetcher(a, plan, comms.along_n), _fetcher(b, plan, comms.along_m)
-    with Progress() as progress:
+    with ProgressThread() as progress:
         for row, col in product(range(plan.tiles.tm), range(plan.tiles.tn)):
             total = sums.tile(row, col)
             _gather_and_add(
@@ -48,7 +56,7 @@ def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, su
 
 
 def _gather_and_add(
-    plan: Plan, fetch_a: FetchStep, fetch_b: FetchStep, total: Sum, progress: Progress
+    plan: Plan, fetch_a: FetchStep, fetch_b: FetchStep, total: TileSum, progress: ProgressThread
 ) -> None:
     ahead = plan.buffers - 1
     fetched = {0: (fetch_a(0), fetch_b(0))}
@@ -57,9 +65,7 @@ def _gather_and_add(
         progress.wait(requests_a + requests_b)
         if ahead and step + 1 < plan.steps:  # (1)
             fetched[step + 1] = fetch_a(step + 1), fetch_b(step + 1)
-            progress.hand_over(
-                [request for _, requests in fetched[step + 1] for request in requests]
-            )
+            progress.poll([request for _, requests in fetched[step + 1] for request in requests])
         total.add(left, right)  # (2)
         if not ahead and step + 1 < plan.steps:
             fetched[step + 1] = fetch_a(step + 1), fetch_b(step + 1)
@@ -71,14 +77,12 @@ def _fetcher(matrix: ShardedMatrix, plan: Plan, comm: Communicator) -> Fetch:
     """
     layout, rank = matrix.layout, matrix.comm.rank
     counts, shapes = layout.segment_counts(rank), layout.segment_shapes(rank)
-    own = own_segments(matrix.storage, counts, comm.rank)
+    own = _own_segments(matrix.storage, counts, comm.rank)
     largest = max(sum(shares) for shares in counts)
     buffers = (
         []
         if comm.size == 1
-        else [
-            torch.empty(largest, dtype=matrix.dtype) for _ in range(min(plan.buffers, plan.steps))
-        ]
+        else [matrix.storage.new_empty(largest) for _ in range(min(plan.buffers, plan.steps))]
     )
 
     def fetch(segment: int, step: int) -> Fetched:
@@ -94,3 +98,11 @@ def _fetcher(matrix: ShardedMatrix, plan: Plan, comm: Communicator) -> Fetch:
 def _as_matrix(flat: torch.Tensor, shape: tuple[int, int], layout: Layout) -> torch.Tensor:
     rows, cols = shape
     return flat.view(cols, rows).T if layout.column_major else flat.view(rows, cols)
+
+
+def _own_segments(
+    storage: torch.Tensor, counts: tuple[tuple[int, ...], ...], owner: int
+) -> list[torch.Tensor]:
+    """The storage of a dealt-out block, cut into this owner's share of each segment."""
+    sizes = tuple(shares[owner] for shares in counts)
+    return [storage[start : start + size] for start, size in zip(starts(sizes), sizes, strict=True)]

@@ -9,20 +9,44 @@ from    --> [C][C][C]                   over the layers, at the end:
 column j'                                (4) reduce-scatter C
 """
 
+from __future__ import annotations  # planning needs no torch, so it is imported for types only
+
 from collections import deque
+from typing import TYPE_CHECKING
 
-import torch
-
-from dist_ml.comm.communicator import Communicator
-from dist_ml.comm.request import Request
-from dist_ml.gemm.grid_comm import GridComm, Sums
-from dist_ml.gemm.matrix import ShardedMatrix
-from dist_ml.gemm.plan import BroadcastPlan, Plan
-from dist_ml.gemm.progress import Progress
+from dist_ml.errors import ConfigError
+from dist_ml.gemm.algorithms.broadcast_plan import BroadcastPlan, broadcast_plan
+from dist_ml.gemm.algorithms.flat_grid import flat_grid
+from dist_ml.gemm.progress_thread import ProgressThread
 from dist_ml.partition import Range
 
+if TYPE_CHECKING:
+    import torch
 
-class Panels:
+    from dist_ml.comm.communicator import Communicator
+    from dist_ml.comm.request import Request
+    from dist_ml.gemm.choice import Choice, Orders
+    from dist_ml.gemm.grid_comm import GridComm
+    from dist_ml.gemm.matrix import ShardedMatrix
+    from dist_ml.gemm.plan import Plan
+    from dist_ml.gemm.product_shape import ProductShape
+    from dist_ml.gemm.tile_sum import ProductSums
+
+
+def plan(shape: ProductShape, choice: Choice, orders: Orders) -> Plan:
+    """The 2-D grid with the fewest words, or `choice.grid`. Source: van de Geijn, Watts, "SUMMA"
+    (Concurrency 1997).
+    """
+    if choice.grid is not None and choice.grid.pk != 1:
+        raise ConfigError(
+            f"grid={list(choice.grid)}: summa has no layers; use pk = 1, or summa_25d"
+        )
+    return broadcast_plan(
+        "summa", shape, choice.grid or flat_grid(shape, shape.ranks, 1), choice, orders
+    )
+
+
+class BroadcastPanels:
     """The panels of one operand: cut from this rank's block where it is the owner, received where
     it is not.
 
@@ -41,7 +65,7 @@ class Panels:
     ) -> None:
         self._block, self._column_major, self._owned, self._comm = block, column_major, owned, comm
         size = 0 if comm.size == 1 else block.shape[0] * width
-        self._buffers = [torch.empty(size, dtype=block.dtype) for _ in range(buffers)]
+        self._buffers = [block.new_empty(size) for _ in range(buffers)]
         self._turn = 0
 
     def fetch(self, panel: Range, owner: int) -> tuple[torch.Tensor, list[Request]]:
@@ -67,13 +91,17 @@ class Panels:
         return stored, [self._comm.ibroadcast(buffer, owner)]
 
 
-def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, sums: Sums) -> None:
+def multiply(
+    plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, sums: ProductSums
+) -> None:
     """Run the plan on this rank of the grid. Words and messages: `plan.moved(rank)`."""
     assert isinstance(plan, BroadcastPlan)
     rank = a.comm.rank
     owned_a, owned_b = _owned(a.layout.col_ranges(rank)), _owned(b.layout.row_ranges(rank))
-    left = Panels(a.local, a.layout.column_major, owned_a, comms.along_n, plan.width, plan.buffers)
-    right = Panels(
+    left = BroadcastPanels(
+        a.local, a.layout.column_major, owned_a, comms.along_n, plan.width, plan.buffers
+    )
+    right = BroadcastPanels(
         b.local.T, not b.layout.column_major, owned_b, comms.along_m, plan.width, plan.buffers
     )
     panels, owners = plan.panels(rank), plan.panel_owners(rank)
@@ -85,10 +113,10 @@ def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, su
         return part_a, part_b.T, pending_a + pending_b
 
     total = sums.tile()
-    with Progress() as progress:
+    with ProgressThread() as progress:
         coming = deque(fetch(step) for step in range(min(plan.buffers - 1, len(panels))))
         for _, _, pending in coming:
-            progress.hand_over(pending)
+            progress.poll(pending)
         for step in range(len(panels)):
             if not coming:
                 coming.append(fetch(step))
@@ -97,7 +125,7 @@ def multiply(plan: Plan, comms: GridComm, a: ShardedMatrix, b: ShardedMatrix, su
             following = step + plan.buffers - 1
             if step < following < len(panels):
                 coming.append(fetch(following))  # (1)
-                progress.hand_over(coming[-1][2])
+                progress.poll(coming[-1][2])
             total.add(part_a, part_b)  # (2)
     total.finish(comms.along_k)  # (4)
 

@@ -2,12 +2,16 @@
 thread tests what is pending.
 """
 
+from __future__ import annotations  # planning needs no torch, so it is imported for types only
+
 import threading
 import time
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from dist_ml.comm.request import Request
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from dist_ml.comm.request import Request
 
 # Tests cost processor time that products could have, so they are as rare as they may be: half as
 # often whenever a wait found all arrived, twice as often whenever it did not. The longest keeps a 1
@@ -15,9 +19,9 @@ from dist_ml.comm.request import Request
 _SHORTEST_SECONDS, _FIRST_SECONDS, _LONGEST_SECONDS = 0.0005, 0.001, 0.004
 
 
-class Progress:
-    """A context in which `hand_over`-ed requests progress in the background. The thread exists only
-    while it is needed.
+class ProgressThread:
+    """A context in which polled requests progress in the background. The thread exists only while
+    it is needed.
 
     Needs MPI's THREAD_MULTIPLE (mpi4py asks for it, and both wheels grant it). A request is touched
     by one thread at a time.
@@ -45,7 +49,7 @@ class Progress:
         if self._thread is not None:
             self._thread.join()
 
-    def hand_over(self, requests: list[Request]) -> None:
+    def poll(self, requests: list[Request]) -> None:
         """Test these from now on, until `wait`."""
         if not requests:
             return
@@ -57,7 +61,7 @@ class Progress:
             self._thread.start()
 
     def wait(self, requests: list[Request]) -> None:
-        """Take them back, and block until they have completed."""
+        """Stop polling these, and block until they have completed."""
         with self._lock:
             self._pending = [request for request in self._pending if request not in requests]
         if not requests:
