@@ -1,8 +1,10 @@
 """The form in which every benchmark states what it measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -50,3 +52,13 @@ class Result:
             "records": list(self.records),
             "checks": checks,
         }
+
+
+def most(values: Iterable[float]) -> float:
+    """The largest, or NaN, which passes no check, where one is NaN. At least one value."""
+    return float(np.max(list(values)))
+
+
+def least(values: Iterable[float]) -> float:
+    """The smallest, or NaN, which passes no check, where one is NaN. At least one value."""
+    return float(np.min(list(values)))
