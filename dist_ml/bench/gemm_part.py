@@ -15,8 +15,8 @@ from dist_ml.gemm.multiply import Gemm
 from dist_ml.gemm.plan import Plan
 from dist_ml.gemm.product_shape import ProductShape
 from dist_ml.kernels import kernels, peak
-from dist_ml.kernels.measure import operands
 from dist_ml.kernels.product import Product
+from dist_ml.kernels.rates import operands
 from dist_ml.kernels.tuner import Shape
 from dist_ml.measure.compare import alternate, seconds_per_call
 

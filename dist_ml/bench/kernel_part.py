@@ -12,7 +12,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
 from dist_ml.kernels import kernels, peak
 from dist_ml.kernels.kernels import Kernel
-from dist_ml.kernels.measure import operands
+from dist_ml.kernels.rates import operands
 from dist_ml.kernels.tuner import Shape, Tuner
 from dist_ml.measure.compare import alternate, own_seconds
 

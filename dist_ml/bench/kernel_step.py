@@ -20,10 +20,10 @@ from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.train import TrainConfig
 from dist_ml.kernels import kernels, peak
-from dist_ml.kernels.measure import operands, rates
+from dist_ml.kernels.rates import operands, rates
 from dist_ml.kernels.tuner import FALLBACK, Shape
 from dist_ml.measure.compare import alternate, fastest, own_seconds, ratio
-from dist_ml.nn.linear import Linear, Products
+from dist_ml.nn.linear import Products, TunedLinear
 from dist_ml.train.build import build_mesh, build_trainer
 
 WIDTHS = (1024, 3072, 3072, 3072, 1024)
@@ -123,7 +123,7 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
         losses, expected = (_losses(each, comm) for each in (config, on_torch))
         trainer = build_trainer(config, build_mesh(config, comm))
         steps = min(4, max(1, 512 // config.batch_size))
-        layers = [layer for layer in trainer.model.modules() if isinstance(layer, Linear)]
+        layers = [layer for layer in trainer.model.modules() if isinstance(layer, TunedLinear)]
         chosen = [layer.products(config.batch_size) for layer in layers]
         unchosen = [Products(*[FALLBACK] * 3)] * len(layers)
         candidates = {
@@ -151,7 +151,7 @@ def _fastest_rate(shapes: Iterable[Shape]) -> float:
 
 
 def _steps_products(
-    layers: Sequence[Linear], chosen: Sequence[Products], rows: int
+    layers: Sequence[TunedLinear], chosen: Sequence[Products], rows: int
 ) -> list[tuple[Shape, str]]:
     """The products of one step and their kernels; the first layer's input needs no gradient."""
     every = [
@@ -163,7 +163,7 @@ def _steps_products(
 
 
 def _products(
-    layers: Sequence[Linear], chosen: Sequence[Products], rows: int
+    layers: Sequence[TunedLinear], chosen: Sequence[Products], rows: int
 ) -> Callable[[], float]:
     """Seconds of a step's products alone."""
     calls = [

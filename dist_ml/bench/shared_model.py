@@ -17,7 +17,7 @@ from dist_ml.counter_random import stream, uniform
 from dist_ml.data_parallel.gradients import Allocator, FlatGradients
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.models.mlp import MLP
-from dist_ml.nn.linear import tune, use_kernel
+from dist_ml.nn.tuning import linear_factory, tune
 
 
 class SharedModel:
@@ -37,8 +37,7 @@ class SharedModel:
         allocate: Allocator | None = None,
     ) -> None:
         self.comm = comm
-        self.model = MLP(widths)
-        use_kernel(self.model, kernel)
+        self.model = MLP(widths, linear=linear_factory(kernel))
         self.gradients = FlatGradients(self.model.parameters(), 1, allocate)
         tune(self.model, {batch}, comm)
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr)

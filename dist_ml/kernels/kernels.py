@@ -82,12 +82,12 @@ def _dense_rows(x: torch.Tensor) -> bool:
     return (x.stride(1) == 1 or cols == 1) and (x.stride(0) >= cols or rows == 1)
 
 
-def loop_kernel(function: loops.Loops) -> Kernel:
+def loop_kernel(function: loops.Loop) -> Kernel:
     def kernel(
         c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float, beta: float
     ) -> None:
         out = c.numpy()
-        loops.loops(function)(
+        loops.fastest(function)(
             out, a.numpy(), b.numpy(), out.dtype.type(alpha), out.dtype.type(beta)
         )
 

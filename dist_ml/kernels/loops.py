@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dist_ml import compiled
 
 Array: TypeAlias = npt.NDArray[Any]
-Loops: TypeAlias = Callable[[Array, Array, Array, Any, Any], None]
+Loop: TypeAlias = Callable[[Array, Array, Array, Any, Any], None]
 
 # Blocks of 64 rows of B, 256 wide, in float32, are 64 KiB: they stay in a core's second-level cache
 # while all rows of A pass by.
@@ -60,15 +60,15 @@ def blocked(c: Array, a: Array, b: Array, alpha: Any, beta: Any) -> None:
                     factor, other = alpha * a[i, k], b[k, first_j:last_j]
                     for j in range(
                         row.size
-                    ):  # from 0, or the compiler minds negative indices and doesn't vectorise
+                    ):  # from 0, or the compiler allows for negative indices and doesn't vectorise
                         row[j] += factor * other[j]
 
 
 @cache
-def loops(function: Loops) -> Loops:
-    """The compiled function where there is a compiler."""
+def fastest(function: Loop) -> Loop:
+    """The function compiled, where there is a compiler; else itself."""
     if not compiled.available():
         return function
     import numba
 
-    return cast(Loops, numba.njit(nogil=True, fastmath={"contract", "reassoc"})(function))
+    return cast(Loop, numba.njit(nogil=True, fastmath={"contract", "reassoc"})(function))

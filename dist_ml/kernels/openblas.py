@@ -11,7 +11,6 @@ compared in one process.
 
 import ctypes
 import os
-import platform
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from dist_ml.errors import MachineError
+from dist_ml.kernels import processor
 
 # Which instructions (as /proc/cpuinfo spells them) each kernel set needs. OpenBLAS itself doesn't
 # check a set that it is told to use.
@@ -87,7 +87,7 @@ def available() -> tuple[str, ...]:
     """
     if numpy_library() is None or not Path("/proc/self/fd").exists():
         return ()
-    flags = processor_flags()
+    flags = processor.flags()
     return tuple(name for name, needed in KERNEL_SETS.items() if needed <= flags)
 
 
@@ -123,34 +123,6 @@ def numpy_library() -> Path | None:
         file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*openblas*"))
     ]
     return found[0] if found else None
-
-
-@lru_cache(maxsize=1)
-def processor_flags() -> frozenset[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(
-        next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
-    )
-
-
-@lru_cache(maxsize=1)
-def processor_name() -> str:
-    """What the cache of measurements is kept under: model name, family, model and stepping of the
-    first core.
-    """
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    values = dict(
-        reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line])
-    )
-    return " ".join(
-        values.get(key, "?") for key in ("model name", "cpu family", "model", "stepping")
-    )
 
 
 def _spelling(library: Path) -> tuple[str, str]:

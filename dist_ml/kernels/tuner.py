@@ -7,18 +7,21 @@ faster by `MARGIN`: tuning can't make a product slower.
 """
 
 import json
+import logging
 import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from dist_ml.kernels import kernels, openblas
+from dist_ml.kernels import kernels, processor
 from dist_ml.measure import cache
+
+log = logging.getLogger(__name__)
 
 # A kernel has to beat torch by this much in the measurement to be chosen: closer than that is
 # noise.
@@ -57,8 +60,10 @@ class Tuner:
         self.reload()
 
     def reload(self) -> None:
-        """Take up what has been measured since."""
-        self._measured = (cache.load(_CACHE) or {}).get(_machine(self.threads), {})
+        """Read again what has been measured. What isn't rates of usable kernels (a damaged file,
+        another version's) counts as never measured.
+        """
+        self._measured = valid_rates((cache.load(_CACHE) or {}).get(machine(self.threads)))
         self._choices.clear()
 
     def choose(self, shape: Shape) -> str:
@@ -91,7 +96,7 @@ class Tuner:
         if not missing:
             return
         found = _measure(list(missing.values()), self.threads)
-        cache.merge(_CACHE, _machine(self.threads), found)
+        cache.merge(_CACHE, machine(self.threads), found)
         self.reload()
         self._measured.update(found)  # also where the cache can't be written
 
@@ -117,7 +122,7 @@ def _measure(shapes: list[Shape], threads: int) -> dict[str, dict[str, float]]:
         }
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "dist_ml.kernels.measure"],
+                [sys.executable, "-m", "dist_ml.kernels.rates"],
                 input=request,
                 capture_output=True,
                 text=True,
@@ -125,17 +130,37 @@ def _measure(shapes: list[Shape], threads: int) -> dict[str, dict[str, float]]:
                 env=environment,
                 check=False,
             )
-        except (OSError, subprocess.TimeoutExpired):
+        except (OSError, subprocess.TimeoutExpired) as error:
+            log.warning("kernels can't be measured here, so torch's are used: %s", error)
             return {}
         if done.returncode == 0:
-            rates: dict[str, Any] = json.loads(done.stdout)
-            return rates
+            return valid_rates(json.loads(done.stdout))
+    log.warning(
+        "kernels can't be measured here, so torch's are used: the measuring process ended with "
+        "%s: %s",
+        done.returncode,
+        done.stderr.strip()[-500:],
+    )
     return {}
 
 
-def _machine(threads: int) -> str:
+def valid_rates(values: object) -> dict[str, dict[str, float]]:
+    """The classes of `values` that hold a rate above 0 for usable kernels only."""
+    if not isinstance(values, dict):
+        return {}
+    usable = set(kernels.usable())
+    return {
+        key: rates
+        for key, rates in values.items()
+        if isinstance(rates, dict)
+        and usable.issuperset(rates)
+        and all(isinstance(rate, int | float) and 0 < rate < math.inf for rate in rates.values())
+    }
+
+
+def machine(threads: int) -> str:
     """Measurements hold for one processor, one number of threads, and these versions of the
     libraries.
     """
     versions = f"torch {torch.__version__} | numpy {np.__version__}"
-    return f"{openblas.processor_name()} | {threads} threads | {versions}"
+    return f"{processor.name()} | {threads} threads | {versions}"

@@ -1,6 +1,6 @@
 """What every model is: a list of named blocks, each the next one's input."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -19,7 +19,7 @@ def plain_linear(name: str, inputs: int, outputs: int) -> nn.Linear:  # noqa: AR
     return nn.Linear(inputs, outputs)
 
 
-class BlockModel(nn.Module):
+class BlockModel(nn.Module, ABC):
     """A model that runs block after block, so that a range of blocks is a pipeline stage.
 
     State-dict names are plain: they name layers, not blocks or kernels. `context` tells the layers
@@ -32,7 +32,9 @@ class BlockModel(nn.Module):
 
     @abstractmethod
     def named_blocks(self) -> list[tuple[str, nn.Module]]:
-        """The blocks in order; each takes the activations of the one before."""
+        """The blocks in order; each takes the activations of the one before, and holds the layers
+        whose parameters it uses: what replaces a layer in the model alone changes nothing.
+        """
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Outputs of the last block for the inputs of the first."""

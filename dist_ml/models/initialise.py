@@ -1,32 +1,38 @@
 """Initial weights as functions of a key and a position, so that any rank can make any part."""
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from dist_ml.counter_random import uniform
-from dist_ml.partition import pieces
+from dist_ml.partition import Range, pieces
 from dist_ml.placement import Region, flat_positions, whole
 
 _WEIGHTS_AT_ONCE = 1 << 16
 
 
-def uniform_weight(
-    key: int, shape: tuple[int, int], bound: float, region: Region | None = None
-) -> NDArray[np.float64]:
-    """The `region` (default: all) of a weight of the global `shape`, uniform in ± bound.
+def fill_uniform(
+    weight: NDArray[np.floating[Any]],
+    key: int,
+    shape: tuple[int, int],
+    bound: float,
+    region: Region | None = None,
+) -> None:
+    """Fill `weight` with the `region` (default: all) of a weight of the global `shape`, uniform in
+    ± bound.
 
-    Element j of the whole, row by row, is a function of (key, j): a region is a slice of it.
+    Element j of the whole, row by row, is a function of (key, j): a region is a slice of it. Drawn
+    in float64, then rounded; a few rows at a time, so that memory is bounded.
     """
-    positions = flat_positions(whole(shape) if region is None else region, shape)
-    flat = positions.reshape(-1)
-    numbers = np.empty(flat.size)
-    for part in pieces(flat.size, _WEIGHTS_AT_ONCE):
-        drawn = uniform(key, flat[part.slice].astype(np.uint64))
-        numbers[part.slice] = (2 * bound) * drawn - bound
-    return numbers.reshape(positions.shape)
+    rows, columns = whole(shape) if region is None else region
+    assert weight.shape == (rows.size, columns.size), (weight.shape, rows, columns)
+    for part in pieces(rows.size, max(1, _WEIGHTS_AT_ONCE // max(1, columns.size))):
+        drawn_rows = Range(rows.start + part.start, rows.start + part.stop)
+        drawn = uniform(key, flat_positions((drawn_rows, columns), shape))
+        weight[part.slice] = (2 * bound) * drawn - bound
 
 
 def initialise_linear(
@@ -41,7 +47,6 @@ def initialise_linear(
     """
     shape = (layer.out_features, layer.in_features)
     bound = gain * math.sqrt(3 / layer.in_features)
-    weight = layer.weight.detach().numpy()
-    weight[...] = uniform_weight(key, shape, bound, region)
+    fill_uniform(layer.weight.detach().numpy(), key, shape, bound, region)
     if layer.bias is not None:
         layer.bias.detach().zero_()

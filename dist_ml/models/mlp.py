@@ -32,7 +32,8 @@ _GAINS: dict[Activation, float] = {
 
 
 class MLP(BlockModel):
-    """Linear layers of the given `widths` with an activation, and dropout, between them.
+    """Linear layers of the given `widths` with an activation, and dropout, between them: outputs
+    [b, widths[-1]] (no softmax) of samples [b, widths[0]].
 
     The state dict holds plain `layers.<i>.weight` [widths[i+1], widths[i]] and `layers.<i>.bias`,
     whatever `linear` brings. Block i is layer i with the activation and the dropout before it.
@@ -68,12 +69,6 @@ class MLP(BlockModel):
 
     def named_blocks(self) -> list[tuple[str, nn.Module]]:
         return list(self._blocks)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Outputs [b, widths[-1]] (no softmax) of samples [b, widths[0]]."""
-        for _, block in self._blocks:
-            inputs = block(inputs)
-        return inputs
 
 
 class HiddenBlock(nn.Module):

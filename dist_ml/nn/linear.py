@@ -1,4 +1,4 @@
-"""`Linear`: torch's linear layer with its three products on the tuned kernels. State, initial
+"""`TunedLinear`: torch's linear layer with its three products on the tuned kernels. State, initial
 weights and results stay torch's.
 
     forward    Y  = X W^T + bias        (batch x out)
@@ -11,7 +11,6 @@ Where neither saves anything, or the input is not a float32 or float64 tensor in
 autocast is on, the layer is exactly `torch.nn.functional.linear`.
 """
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,6 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from dist_ml.comm.communicator import Communicator
 from dist_ml.kernels import kernels
 from dist_ml.kernels.tuner import FALLBACK, Shape, Tuner
 from dist_ml.nn.gradient_sink import GradientSink
@@ -29,7 +27,7 @@ from dist_ml.nn.gradient_sink import GradientSink
 _OVERHEAD_SECONDS = 60e-6
 # From about so many weights on, the passes over the gradient that a sink saves take longer than
 # that.
-_SINK_WORDS = 1 << 17
+SINK_WORDS = 1 << 17
 
 
 class Products(NamedTuple):
@@ -40,8 +38,8 @@ class Products(NamedTuple):
     backward_weight: str
 
 
-class Linear(nn.Linear):
-    """A drop-in for `nn.Linear`; make it with `use_kernel`. `kernel` is one of `KERNELS` or
+class TunedLinear(nn.Linear):
+    """A drop-in for `nn.Linear`; `tuning.linear_factory` makes it. `kernel` is one of `KERNELS` or
     auto.
     """
 
@@ -57,7 +55,7 @@ class Linear(nn.Linear):
         self._tuner = tuner
         self._products: dict[int, Products] = {}
         self._sink: GradientSink | None = None
-        if self.weight.numel() >= _SINK_WORDS:
+        if self.weight.numel() >= SINK_WORDS:
             self._sink = self.weight.gradient_sink = GradientSink()  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -110,8 +108,8 @@ class Linear(nn.Linear):
             else Products(FALLBACK, FALLBACK, FALLBACK)
         )
 
-    def take_up(self) -> None:
-        """Choose anew, from what has been measured since."""
+    def choose_again(self) -> None:
+        """Choose kernels from what has been measured by now."""
         self._tuner.reload()
         self._products.clear()
 
@@ -166,47 +164,3 @@ class _Affine(torch.autograd.Function):
         if ctx.has_bias and ctx.needs_input_grad[2]:
             db = dy.sum(0)
         return dx, dw, db, None, None
-
-
-def use_kernel(model: nn.Module, kernel: str) -> None:
-    """Put the plain `nn.Linear` layers inside `model` on `kernel`; the same parameters, and the
-    same keys in its state.
-
-    `auto` uses what this machine's cache knows and torch for all else; `tune` fills it. `torch`
-    keeps torch's products, and only has large layers write their gradients in place. No
-    communication.
-    """
-    if kernel != kernels.AUTO:
-        kernels.named(kernel)
-    tuner = Tuner()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            worthwhile = kernel != FALLBACK or (
-                type(child) is nn.Linear and child.weight.numel() >= _SINK_WORDS
-            )
-            if type(child) is nn.Linear and worthwhile:
-                setattr(parent, name, Linear(child, kernel, tuner))
-
-
-def tune(model: nn.Module, batch_sizes: Iterable[int], comm: Communicator) -> None:
-    """Measure the `auto` layers' shapes at `batch_sizes` rows of input, where this machine's cache
-    lacks them. Collective.
-
-    One rank of each node measures, in a child process, while the others wait.
-    """
-    layers = [
-        layer
-        for layer in model.modules()
-        if isinstance(layer, Linear) and layer.kernel == kernels.AUTO
-    ]
-    if not layers:
-        return
-    node = comm.split_by_node()
-    if node.rank == 0:
-        Tuner().tune(
-            shape for layer in layers for rows in batch_sizes for shape in layer.shapes(rows)
-        )
-    node.barrier()
-    node.free()
-    for layer in layers:
-        layer.take_up()

@@ -16,7 +16,7 @@ from dist_ml.datasets.dataset import Dataset
 from dist_ml.errors import ConfigError
 from dist_ml.measure.timer import Phases
 from dist_ml.models import BlockModel, Objective, build_model, choose_objective
-from dist_ml.nn.linear import tune, use_kernel
+from dist_ml.nn.tuning import linear_factory, tune
 from dist_ml.pipeline_parallel.executor import Executor
 from dist_ml.pipeline_parallel.schedule import one_stage
 from dist_ml.train.evaluator import Evaluator
@@ -67,8 +67,14 @@ def build_task(config: TrainConfig, mesh: Mesh) -> Task:
         dtype = DTYPES[config.precision]
         dataset = open_dataset(config.data, dtype)
         train = dataset.train
-        model = build_model(config.model, train.num_features, train.num_outputs, config.seed, dtype)
-        use_kernel(model, config.kernel)
+        model = build_model(
+            config.model,
+            train.num_features,
+            train.num_outputs,
+            config.seed,
+            dtype,
+            linear_factory(config.kernel),
+        )
         return Task(dataset, model, choose_objective(config.model, train.task))
 
 

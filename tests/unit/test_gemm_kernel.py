@@ -19,7 +19,8 @@ from dist_ml.kernels import kernels, loops, openblas, peak
 from dist_ml.kernels.product import local_product, sum_dtype
 from dist_ml.kernels.tuner import Shape, Tuner, best
 from dist_ml.measure import cache
-from dist_ml.nn.linear import Linear, Products, tune, use_kernel
+from dist_ml.nn.linear import Products, TunedLinear
+from dist_ml.nn.tuning import linear_factory, tune
 
 LOOPS = ["naive", "reordered", "blocked"]
 SIZES = [(1, 1, 1), (3, 5, 7), (1, 9, 4), (9, 1, 4), (33, 17, 65)]
@@ -79,13 +80,13 @@ def test_beta_zero_forgets_what_was_there(name: str) -> None:
 
 def test_loops_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "available", lambda: False)
-    loops.loops.cache_clear()
+    loops.fastest.cache_clear()
     a, b = torch.randn(5, 6), torch.randn(6, 7)
     for name in ("naive", "reordered", "blocked"):
         c = torch.ones(5, 7)
         kernels.KERNELS[name](c, a, b, 2.0, 1.0)
         torch.testing.assert_close(c, 2 * (a @ b) + 1)
-    loops.loops.cache_clear()
+    loops.fastest.cache_clear()
 
 
 def test_empty_products() -> None:
@@ -154,11 +155,11 @@ def test_linear_is_torchs(name: str, shape: tuple[int, ...]) -> None:
     if name not in kernels.usable():
         pytest.skip(f"{name} can't run on this processor")
     plain = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4, bias=False)).double()
-    tuned = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4, bias=False)).double()
+    without_bias = TunedLinear(nn.Linear(6, 4, bias=False), name, Tuner())
+    first = linear_factory(name)("0", 5, 6)
+    assert type(first) is (nn.Linear if name == "torch" else TunedLinear)
+    tuned = nn.Sequential(first, nn.ReLU(), without_bias).double()
     tuned.load_state_dict(plain.state_dict())
-    parameters = list(tuned.parameters())
-    use_kernel(tuned, name)
-    assert [a is b for a, b in zip(tuned.parameters(), parameters, strict=True)] == [True] * 3
     assert list(tuned.state_dict()) == list(plain.state_dict())
     x, y = torch.randn(shape, dtype=torch.float64, requires_grad=True), None
     gradients = []
@@ -170,30 +171,25 @@ def test_linear_is_torchs(name: str, shape: tuple[int, ...]) -> None:
 
 
 def test_linear_gradients_by_finite_differences() -> None:
-    layer = nn.Sequential(nn.Linear(4, 3)).double()
-    use_kernel(layer, "numpy")
+    layer = linear_factory("numpy")("layer", 4, 3).double()
     x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, (x,))
 
 
 def test_auto_tunes_what_it_uses_and_stays_torch_where_little_is_saved() -> None:
-    model = nn.Sequential(nn.Linear(8, 8))
-    use_kernel(model, "auto")
-    tune(model, [4], alone())
-    layer = model[0]
-    assert isinstance(layer, Linear)
+    layer = linear_factory("auto")("layer", 8, 8)
+    tune(nn.Sequential(layer), [4], alone())
+    assert isinstance(layer, TunedLinear)
     assert all(Tuner().rates(shape) for shape in layer.shapes(4))
     assert layer._choose(4) == Products("torch", "torch", "torch")
 
 
 def test_auto_uses_what_was_measured_faster() -> None:
-    model = nn.Sequential(nn.Linear(1024, 1024))
-    use_kernel(model, "auto")
-    layer = model[0]
-    assert isinstance(layer, Linear)
+    layer = linear_factory("auto")("layer", 1024, 1024)
+    assert isinstance(layer, TunedLinear)
     measured = {shape.key: {"torch": 50.0, "numpy": 100.0} for shape in layer.shapes(256)}
     cache.store("gemm-kernels", {tuner_key(): measured})
-    layer.take_up()
+    layer.choose_again()
     assert layer._choose(256) == Products("numpy", "numpy", "numpy")
     assert layer._choose(3000) == Products("torch", "torch", "torch")
 
@@ -201,18 +197,22 @@ def test_auto_uses_what_was_measured_faster() -> None:
 def tuner_key() -> str:
     from dist_ml.kernels import tuner
 
-    return tuner._machine(torch.get_num_threads())
+    return tuner.machine(torch.get_num_threads())
 
 
-def test_torch_leaves_the_model_alone() -> None:
-    model = nn.Sequential(nn.Linear(2, 2))
-    use_kernel(model, "torch")
-    assert type(model[0]) is nn.Linear
+def test_torchs_small_layers_are_torchs_own_and_large_ones_write_their_gradients() -> None:
+    make = linear_factory("torch")
+    assert type(make("small", 2, 2)) is nn.Linear
+    assert hasattr(make("large", 400, 400).weight, "gradient_sink")
+
+
+def test_a_kernel_that_is_none_is_told() -> None:
+    with pytest.raises(ConfigError, match="nonsense"):
+        linear_factory("nonsense")
 
 
 def test_autocast_and_half_precision_stay_torchs() -> None:
-    model = nn.Sequential(nn.Linear(4, 4))
-    use_kernel(model, "numpy")
+    model = linear_factory("numpy")("layer", 4, 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert model(torch.randn(2, 4)).dtype == torch.bfloat16
     assert model.bfloat16()(torch.randn(2, 4).bfloat16()).dtype == torch.bfloat16

@@ -6,16 +6,16 @@ from torch import nn
 
 from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.errors import ConfigError
-from dist_ml.nn.linear import use_kernel
+from dist_ml.nn.tuning import linear_factory
 
 
 def models(width: int) -> tuple[nn.Module, nn.Module]:
     """A plain model, and its reference whose large layers write their gradients themselves."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 3)).double()
-    reference = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 3)).double()
+    make = linear_factory("torch")
+    reference = nn.Sequential(make("0", width, width), nn.Tanh(), make("2", width, 3)).double()
     reference.load_state_dict(plain.state_dict())
-    use_kernel(reference, "torch")
     return plain, reference
 
 
@@ -57,8 +57,7 @@ def test_without_a_backward_pass_the_gradient_is_zero() -> None:
 
 def test_autocast_goes_through_autograd_and_adds_up() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(400, 400))
-    use_kernel(model, "torch")
+    model = linear_factory("torch")("layer", 400, 400)
     gradients = FlatGradients(model.parameters(), 1)
     x = torch.ones(2, 400)
     for _ in range(2):  # the second step must not add to the first

@@ -10,14 +10,17 @@ from torch import nn
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.data import DataConfig
 from dist_ml.config.model import ModelConfig
+from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets import open_dataset
 from dist_ml.errors import ConfigError
 from dist_ml.models import LOSSES, MLP, build_model, choose_objective
-from dist_ml.models.blocks import forward
+from dist_ml.models.blocks import BlockModel, forward
 from dist_ml.models.dropout import Dropout
 from dist_ml.models.mlp import ACTIVATIONS
 from dist_ml.models.step_context import StepContext
+from dist_ml.nn.linear import TunedLinear
+from dist_ml.nn.tuning import linear_factory
 
 PLAIN = {
     "relu": nn.ReLU(),
@@ -267,3 +270,45 @@ def test_a_model_that_cannot_be_is_told(fields: dict[str, object], message: str)
     with pytest.raises(ConfigError) as caught:
         from_mapping(ModelConfig, fields, "model")
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("kernel", ["torch", "numpy", "auto"])
+def test_a_models_blocks_run_on_the_chosen_kernel_and_fill_the_gradient_buffer(kernel: str) -> None:
+    """Layers above and below the size from which they write their gradients themselves."""
+    config = ModelConfig(hidden=(400, 400))
+    plain = build_model(config, 5, 3, seed=0, dtype=F64)
+    model = build_model(config, 5, 3, seed=0, dtype=F64, linear=linear_factory(kernel))
+    held = [module for _, block in model.named_blocks() for module in block.modules()]
+    layers = [module for module in held if isinstance(module, nn.Linear)]
+    assert all(a is b for a, b in zip(layers, model.layers, strict=True))
+    assert isinstance(layers[1], TunedLinear)
+    gradients = FlatGradients(model.parameters(), 1)
+    x, y = samples(11)
+    for _ in range(2):
+        gradients.begin()
+        LOSSES["cross_entropy"](model(x), y).backward()
+        gradients.complete()
+    LOSSES["cross_entropy"](plain(x), y).backward()
+    expected = torch.cat([parameter.grad.reshape(-1) for parameter in plain.parameters()])  # type: ignore[union-attr]
+    assert torch.allclose(gradients.flat, expected, rtol=1e-9, atol=1e-12)
+    assert expected.any()
+
+
+def test_blocks_in_order_are_the_model_and_hold_its_parameters_in_order() -> None:
+    model = build_model(ModelConfig(hidden=(4, 6), dropout=0.4), 5, 3, seed=1, dtype=F64)
+    x, _ = samples(7)
+    model.context.set(3, np.arange(7))
+    expected = model(x)
+    assert not torch.equal(expected, model(x.flip(0)).flip(0))
+    passed, parameters = x, []
+    for _, block in model.named_blocks():
+        passed = block(passed)
+        parameters += list(block.parameters())
+    assert torch.equal(passed, expected)
+    assert [name for name, _ in model.named_blocks()] == ["layers.0", "layers.1", "layers.2"]
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+
+
+def test_a_model_without_blocks_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="named_blocks"):
+        type("Nothing", (BlockModel,), {})()

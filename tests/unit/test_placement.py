@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dist_ml.counter_random import uniform
 from dist_ml.errors import MeshError
-from dist_ml.models.initialise import uniform_weight
+from dist_ml.models.initialise import fill_uniform
 from dist_ml.partition import Range
-from dist_ml.placement import Placement, Replicate, Shard, flat_positions, whole
+from dist_ml.placement import Placement, Replicate, Shard, flat_positions
 
 AXES = ("data", "pipeline", "operator")
 
@@ -74,11 +75,34 @@ def test_a_dimension_that_is_not_there_is_refused() -> None:
         Placement({"data": Shard(2)}).region((4, 4), {"data": 2}, {"data": 0})
 
 
-def test_the_weights_of_a_region_are_a_slice_of_the_whole() -> None:
-    shape = (7, 300)
-    everything = uniform_weight(5, shape, 0.5)
-    region = (Range(2, 5), Range(100, 250))
-    assert np.array_equal(uniform_weight(5, shape, 0.5, region), everything[2:5, 100:250])
-    assert np.array_equal(uniform_weight(5, shape, 0.5, whole(shape)), everything)
-    assert np.abs(everything).max() <= 0.5
-    assert uniform_weight(5, shape, 0.5, (Range(3, 3), Range(0, 300))).shape == (0, 300)
+def weights(shape: tuple[int, int], region: tuple[Range, Range] | None = None) -> np.ndarray:
+    rows, columns = region or (Range(0, shape[0]), Range(0, shape[1]))
+    weight = np.full((rows.size, columns.size), np.nan, np.float32)
+    fill_uniform(weight, 5, shape, 0.5, region)
+    return weight
+
+
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    ranks=st.integers(1, 5),
+    dim=st.integers(0, 1),
+)
+def test_the_weights_of_all_regions_are_the_whole(
+    shape: tuple[int, int], ranks: int, dim: int
+) -> None:
+    """Put together along the split dimension, also where some ranks hold nothing."""
+    placement, sizes = Placement({"operator": Shard(dim)}), {"operator": ranks}
+    regions = [placement.region(shape, sizes, {"operator": rank}) for rank in range(ranks)]
+    parts = [weights(shape, region) for region in regions]  # type: ignore[arg-type]
+    assert np.array_equal(np.concatenate(parts, axis=dim), weights(shape))
+
+
+def test_weights_are_the_stream_read_by_position() -> None:
+    """More than are drawn at once, in both dimensions; the reference draws all in one call."""
+    shape = (3, 70_000)
+    expected = (uniform(5, np.arange(3 * 70_000)) - 0.5).astype(np.float32).reshape(shape)
+    assert np.array_equal(weights(shape), expected)
+    assert np.array_equal(weights((70_000, 3)), expected.reshape(70_000, 3))
+    region = (Range(1, 3), Range(100, 69_999))
+    assert np.array_equal(weights(shape, region), expected[1:3, 100:69_999])
+    assert weights(shape, (Range(3, 3), Range(0, 70_000))).shape == (0, 70_000)
