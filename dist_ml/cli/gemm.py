@@ -44,6 +44,7 @@ def _run(request: Request, world: "Communicator") -> int:
     with raise_on_all_ranks(world):
         config = from_mapping(GemmConfig, mapping)
         from_config.plan_of(config, world.size)
+        experiment.check_kernel(config.kernel)
     outcome = experiment.run(config, world)
     if world.rank == 0:
         lines = from_config.in_words(outcome.plan, from_config.cost_model_of(config))
@@ -59,7 +60,12 @@ def _measured(outcome: "Outcome") -> list[tuple[str, str]]:
         (
             "measured",
             f"{fastest:.4g} s, {outcome.flops / fastest / 1e9 if fastest else 0:.1f} GFLOP/s; "
-            f"{most:,} words, {agree}",
+            f"the slowest rank's best of {len(outcome.seconds)}",
+        ),
+        (
+            "ledger",
+            f"{most:,} words received by a rank, {agree} (what the MPI library's own collectives "
+            "move is entered by formula)",
         ),
         (
             "checked",

@@ -20,7 +20,7 @@ def exact_survivors(
     magnitudes = magnitudes_of(region.values)
     lists = allgather_messages(comm, magnitudes[largest_mask(magnitudes, k)])
     everybody = np.concatenate(lists)
-    if everybody.size <= k:
+    if everybody.size < k:
         return region, [part.size for part in lists], 0.0
     threshold = np.partition(everybody, everybody.size - k)[everybody.size - k]
     above = [int(np.count_nonzero(part > threshold)) for part in lists]
