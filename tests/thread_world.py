@@ -40,6 +40,8 @@ class ThreadTransport:
     """The `Transport` of one thread; collectives are made of one exchange of objects."""
 
     flavour = "threads"
+    peers = ()
+    thread_level = "MULTIPLE"
 
     def __init__(self, rank: int, shared: Mailboxes) -> None:
         self.rank, self.size, self.shared = rank, shared.size, shared

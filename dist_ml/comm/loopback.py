@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dist_ml.comm.buffer import Array
+from dist_ml.comm.peer_monitor import Peer
 from dist_ml.comm.request import Request
 
 
@@ -29,6 +30,8 @@ class Loopback:
     rank = 0
     size = 1
     flavour = "loopback"
+    peers: Sequence[Peer] = ()
+    thread_level = "MULTIPLE"
 
     def __init__(self) -> None:
         self._messages: dict[int, deque[Array]] = {}

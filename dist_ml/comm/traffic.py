@@ -47,6 +47,10 @@ class Tally:
             **{name: value - getattr(earlier, name) for name, value in asdict(self).items()}
         )
 
+    def add(self, other: "Tally") -> None:
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
 
 class Traffic:
     """The ledger of one rank; one object is shared by all communicators that are split from one
@@ -57,19 +61,20 @@ class Traffic:
 
     def __init__(self, timing: bool = False) -> None:
         self.timing = timing
-        self._tallies: dict[tuple[str, str], Tally] = {}
-        self._labels = (
-            threading.local()
-        )  # of each thread: an exchange behind the backward pass has its own
+        # Each thread counts by itself, under its own label: an exchange that goes on during the
+        # backward pass neither waits for the main thread nor loses its counts.
+        self._local = threading.local()
+        self._of_threads: list[dict[tuple[str, str], Tally]] = []
 
     def count(self, axis: str, collective: str, words: Words, word_bytes: int) -> None:
         """Enter one call. Inside `labelled` it is entered under the label instead of
         `collective`.
         """
         key = (axis, self.label or collective)
-        tally = self._tallies.get(key)
+        tallies = self._own()
+        tally = tallies.get(key)
         if tally is None:
-            tally = self._tallies[key] = Tally()
+            tally = tallies[key] = Tally()
         tally.calls += 1
         tally.words_sent += words[0]
         tally.words_received += words[1]
@@ -82,16 +87,16 @@ class Traffic:
         as one collective.
         """
         outer = self.label
-        self._labels.value = outer or label
+        self._local.label = outer or label
         try:
             yield
         finally:
-            self._labels.value = outer
+            self._local.label = outer
 
     @property
     def label(self) -> str | None:
         """What this thread's calls are entered under, if not under their own names."""
-        label: str | None = getattr(self._labels, "value", None)
+        label: str | None = getattr(self._local, "label", None)
         return label
 
     @contextmanager
@@ -102,11 +107,15 @@ class Traffic:
             yield
         finally:
             key = (axis, self.label or collective)
-            self._tallies.setdefault(key, Tally()).seconds += time.perf_counter() - start
+            self._own().setdefault(key, Tally()).seconds += time.perf_counter() - start
 
     def snapshot(self) -> dict[tuple[str, str], Tally]:
         """A copy of all tallies by (axis, collective)."""
-        return {key: Tally(**asdict(tally)) for key, tally in self._tallies.items()}
+        merged: dict[tuple[str, str], Tally] = {}
+        for tallies in list(self._of_threads):
+            for key, tally in tallies.copy().items():
+                merged.setdefault(key, Tally()).add(tally)
+        return merged
 
     def since(self, earlier: dict[tuple[str, str], Tally]) -> dict[tuple[str, str], Tally]:
         """What was entered after the `earlier` snapshot was taken."""
@@ -117,13 +126,20 @@ class Traffic:
     def total(self) -> Tally:
         """The sum over all axes and collectives."""
         total = Tally()
-        for tally in self._tallies.values():
-            for name, value in asdict(tally).items():
-                setattr(total, name, getattr(total, name) + value)
+        for tally in self.snapshot().values():
+            total.add(tally)
         return total
 
     def reset(self) -> None:
-        self._tallies.clear()
+        for tallies in self._of_threads:
+            tallies.clear()
+
+    def _own(self) -> dict[tuple[str, str], Tally]:
+        tallies: dict[tuple[str, str], Tally] | None = getattr(self._local, "tallies", None)
+        if tallies is None:
+            tallies = self._local.tallies = {}
+            self._of_threads.append(tallies)
+        return tallies
 
 
 def allreduce_words(n: int, own: int, size: int) -> Words:

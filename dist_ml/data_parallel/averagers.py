@@ -195,7 +195,11 @@ class DasoAverager(ParameterAverager):
         self._waited = 0
         self._drain_soon.clear()
         self._in_flight = self._thread.submit(
-            lambda: drain(deque([self._allreduce.start(self._sent, "mean")]), self._drain_soon)
+            lambda: drain(
+                deque([self._allreduce.start(self._sent, "mean")]),
+                self._drain_soon,
+                self._allreduce.comm.transport.peers,
+            )
         )
 
     def _wait(self) -> None:

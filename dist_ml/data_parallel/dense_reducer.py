@@ -109,6 +109,7 @@ class DenseReducer(GradientReducer):
         drain(
             self._in_flight,
             self._drain_soon,
+            self._allreduce.comm.transport.peers,
             lambda: len(self._in_flight) < _AT_A_TIME and scheduler.num_launched > number + 1,
         )
 

@@ -1,19 +1,20 @@
-"""How much of which tensor is sent: groups of ranges, and densities that change on a schedule."""
+"""How much of which tensor is sent: groups of ranges, and a density that falls during warm-up."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dist_ml.config.sparse import SparseConfig
+from dist_ml.errors import ConfigError
 from dist_ml.partition import Range
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Layout:
+class DensityGroups:
     """Which ranges of the flat gradient are summed densely, and which sparsely at which density
-    (None: the schedule's).
+    (None: the warm-up's).
     """
 
     dense: tuple[Range, ...]
@@ -23,7 +24,7 @@ class Layout:
     def num_dense(self) -> int:
         return sum(part.size for part in self.dense)
 
-    def within(self, shard: Range) -> "Layout":
+    def within(self, shard: Range) -> "DensityGroups":
         """The part of it inside `shard`, counted from the shard's start. Dense ranges are dropped:
         they are not sharded.
         """
@@ -37,15 +38,21 @@ class Layout:
             )
             if moved:
                 groups.append((density, moved))
-        return Layout((), tuple(groups))
+        return DensityGroups((), tuple(groups))
 
 
-def layout(
+def density_groups(
     names: Sequence[str], ranges: Sequence[Range], densities: Mapping[str, float], dense_below: int
-) -> Layout:
+) -> DensityGroups:
     """Tensors below `dense_below` elements are dense; the others join the group of the longest name
-    prefix that fits.
+    prefix that fits. `ConfigError` for a prefix that fits none.
     """
+    unused = [prefix for prefix in densities if not any(n.startswith(prefix) for n in names)]
+    if unused:
+        raise ConfigError(
+            f"sparse.densities.{unused[0]} fits no parameter; their names begin with "
+            + ", ".join(sorted({name.rpartition(".")[0] or name for name in names}))
+        )
     dense: list[Range] = []
     groups: dict[str | None, list[Range]] = {}
     for name, part in zip(names, ranges, strict=True):
@@ -58,10 +65,10 @@ def layout(
         (densities[prefix] if prefix is not None else None, _joined(parts))
         for prefix, parts in groups.items()
     )
-    return Layout(_joined(dense), sparse)
+    return DensityGroups(_joined(dense), sparse)
 
 
-class DensitySchedule:
+class DensityWarmup:
     """The warm-up densities, each for so many steps, then the final one; every change is logged, so
     that none is hidden.
     """

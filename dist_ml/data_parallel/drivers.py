@@ -4,10 +4,10 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from dist_ml.comm.backoff import Backoff
+from dist_ml.comm.peer_monitor import Peer, PeerMonitor
 from dist_ml.comm.request import Request
 
 # How often the thread looks after its messages while the backward pass runs. A look costs 10 to 20
@@ -93,14 +93,17 @@ class ThreadDriver(Driver):
 
 
 def drain(
-    in_flight: deque[Request], soon: threading.Event, enough: Callable[[], bool] = lambda: False
+    in_flight: deque[Request],
+    soon: threading.Event,
+    peers: Sequence[Peer] = (),
+    enough: Callable[[], bool] = lambda: False,
 ) -> None:
     """On a thread, bring requests to their end, or until it is `enough`.
 
     While the rank computes they are looked at rarely; once `soon` is set, often. All of them move;
-    what has ended leaves from the left.
+    what has ended leaves from the left. `CommunicationError` when one of `peers` has died.
     """
-    backoff: Backoff | None = None
+    monitor: PeerMonitor | None = None
     while in_flight:
         ended = [request.test() for request in in_flight]
         while ended and ended.pop(0):
@@ -108,7 +111,7 @@ def drain(
         if not in_flight or enough():
             return
         if soon.is_set():
-            backoff = backoff or Backoff()
-            backoff.between_looks()
+            monitor = monitor or PeerMonitor(peers)
+            monitor.between_looks()
         else:
             time.sleep(_LOOK_SECONDS)

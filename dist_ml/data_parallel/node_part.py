@@ -9,7 +9,7 @@ import numpy as np
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.sparse import SparseConfig
-from dist_ml.data_parallel.density import Layout
+from dist_ml.data_parallel.density import DensityGroups
 from dist_ml.data_parallel.sparse_part import SparsePart
 from dist_ml.errors import ConfigError
 from dist_ml.partition import block
@@ -29,15 +29,15 @@ class NodePart(SparsePart):
     def __init__(
         self,
         whole: Array,
-        layout: Layout,
+        groups: DensityGroups,
         node: Communicator,
         across: Communicator,
         config: SparseConfig,
         seed: int = 0,
     ) -> None:
         shard = block(whole.size, node.size, node.rank)
-        groups = layout.within(shard).sparse
-        super().__init__(np.zeros(shard.size, whole.dtype), groups, across, config, seed)
+        inside = groups.within(shard).sparse
+        super().__init__(np.zeros(shard.size, whole.dtype), inside, across, config, seed)
         self._whole = whole
         self._node = node
 

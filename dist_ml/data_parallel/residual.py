@@ -5,7 +5,7 @@ gradients so far (with momentum correction: of all velocities), to the last bit 
 sent in a step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,16 +57,19 @@ class Residual:
         )
 
     def restore(self, entries: Entries) -> None:
-        """Add entries again: dropped by a selection, lost by a wire, or returned by an exchange.
-        Indices may repeat.
+        """Add entries again: dropped by a selection, lost in rounding, or returned by an exchange.
+        Indices may repeat. What would not be finite stays as it is.
         """
         if entries.size:
             kernels().add_at(self.values, entries.indices, entries.values)
 
-    def sent(self, indices: Array) -> None:
-        """Factor masking, for a residual with momentum: the elements at `indices` are in the result
-        of this step.
+    def mask_momentum(self, indices: Array) -> None:
+        """The elements at `indices` are in the result of this step: forget their momentum, where
+        there is one.
         """
+
+    def unmask_momentum(self) -> None:
+        """As before the last `mask_momentum`."""
 
     def undo(self, gradient: Array, taken: Sequence[Entries], scale: float = 1.0) -> None:
         """As before `accumulate`, up to its rounding."""
@@ -127,9 +130,10 @@ class MomentumResidual(Residual):
     """Momentum correction (DGC, Lin et al., ICLR 2018, section 3.1).
 
     velocity = momentum * velocity + gradient; residual += velocity. At density 1 that is the
-    optimizer's own momentum, which must then be 0. `sent` is DGC's factor masking (section 3.2):
-    where the residual was sent the velocity becomes zero too, so that stale momentum does not carry
-    a delayed element on. An element that is sent often then has hardly any: at density 1, none.
+    optimizer's own momentum, which must then be 0. `mask_momentum` is DGC's factor masking (section
+    3.2): where the residual was sent the velocity becomes zero too, so that stale momentum does not
+    carry a delayed element on. An element that is sent often then has hardly any: at density 1,
+    none.
     """
 
     def __init__(
@@ -138,9 +142,15 @@ class MomentumResidual(Residual):
         super().__init__(values, ranges)
         self.momentum = momentum
         self.velocity = velocity
+        self._masked = Entries.none(values.dtype)
 
-    def sent(self, indices: Array) -> None:
+    def mask_momentum(self, indices: Array) -> None:
+        self._masked = Entries(indices, self.velocity[indices])
         self.velocity[indices] = 0
+
+    def unmask_momentum(self) -> None:
+        self.velocity[self._masked.indices] = self._masked.values
+        self._masked = self._masked.part(0, 0)
 
     def undo(self, gradient: Array, taken: Sequence[Entries], scale: float = 1.0) -> None:
         for entries in taken:
@@ -178,36 +188,6 @@ class MomentumResidual(Residual):
             kind(self.momentum) * self.velocity[where] + kind(scale) * gradient[where]
         )
         return total
-
-
-def reshard(states: Sequence[Mapping[str, Array]], ranks: int) -> list[dict[str, Array]]:
-    """The residual arrays of all ranks of a run, dealt to another number of ranks, the sum of each
-    array over ranks preserved.
-
-    Rank i of the new run takes the sum of the old ranks i, i + ranks, …; new ranks beyond the old
-    ones begin at zero. Sums are in float64 and rounded once.
-    """
-    assert states
-    assert ranks >= 1, ranks
-    if ranks == len(states):
-        return [dict(state) for state in states]
-    dealt = []
-    for rank in range(ranks):
-        inherited = states[rank::ranks]
-        dealt.append(
-            {
-                name: _sum([state[name] for state in inherited], like=states[0][name])
-                for name in states[0]
-            }
-        )
-    return dealt
-
-
-def _sum(arrays: Sequence[Array], like: Array) -> Array:
-    total: Array = np.zeros(like.shape, np.float64)
-    for array in arrays:
-        total += array
-    return total.astype(like.dtype)
 
 
 def _subtract(total: Array, addend: Array, scale: float) -> Array:

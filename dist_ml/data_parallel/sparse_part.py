@@ -10,19 +10,20 @@ import numpy as np
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
-from dist_ml.comm.sparse import Settings, SparseAllreduce, SparseSum, make
+from dist_ml.comm.sparse import SparseAllreduce, SparseSum, make
 from dist_ml.comm.sparse.entries import Entries
 from dist_ml.comm.sparse.merge import merge_all
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.residual import MomentumResidual, Residual
 from dist_ml.data_parallel.selection import SELECTIONS, Selection, count_of
+from dist_ml.data_parallel.sparse_choice import exchange_settings
 from dist_ml.errors import NonFiniteError
 from dist_ml.measure.timer import Phases
 from dist_ml.partition import Range
 
 
 @dataclass
-class Group:
+class SelectionGroup:
     """Ranges that share a density, with their own threshold."""
 
     density: float | None
@@ -35,7 +36,7 @@ class SparsePart:
     copy of.
 
     `select`, then `exchange`, once a step. `groups` are the ranges that take part, with densities
-    of their own or None for the schedule's; the residual is this rank's, one array of the vector's
+    of their own or None for the warm-up's; the residual is this rank's, one array of the vector's
     length (two with momentum correction).
     """
 
@@ -59,15 +60,8 @@ class SparsePart:
             self._group(density, ranges, number) for number, (density, ranges) in enumerate(groups)
         ]
         self._own = Entries.none(vector.dtype)
-        self._taken: list[tuple[Group, Entries]] = []
-        settings = Settings(
-            vector.dtype.name,
-            config.values,
-            config.qsgd_bits,
-            config.repartition_steps,
-            config.threshold_steps,
-            seed,
-        )
+        self._extracted: list[tuple[SelectionGroup, Entries]] = []
+        settings = exchange_settings(config, vector.dtype.name, seed)
         self._exchange: SparseAllreduce = make(config.allreduce, comm, vector.size, settings)
         self.last: dict[str, float] = {}
 
@@ -81,22 +75,22 @@ class SparsePart:
         on this rank, undoes it.
         """
         with self.phases("select"):
-            taken: list[tuple[Group, Entries]] = []
+            extracted: list[tuple[SelectionGroup, Entries]] = []
             try:
                 for group in self.groups:
                     k = count_of(group.density or density, group.residual.length)
-                    taken.append(
+                    extracted.append(
                         (group, group.selection.select(group.residual, self.vector, k, scale))
                     )
             except NonFiniteError:
-                self._taken = []
-                for group, entries in taken:
+                self._extracted = []
+                for group, entries in extracted:
                     group.residual.undo(self.vector, [entries], scale)
                 self._own = Entries.none(self.vector.dtype)
                 raise
-            self._taken = taken
+            self._extracted = extracted
             self._own = merge_all(
-                [Entries.none(self.vector.dtype), *(entries for _, entries in taken)]
+                [Entries.none(self.vector.dtype), *(entries for _, entries in extracted)]
             )
 
     def undo(self) -> None:
@@ -105,7 +99,7 @@ class SparsePart:
         The accumulated gradient stays in the residual, finite as it is: the gradient that would
         have to be subtracted may be gone by now, and delaying it is what a residual does.
         """
-        for _, entries in self._taken:
+        for _, entries in self._extracted:
             self.groups[0].residual.restore(entries)
 
     def exchange(self, density: float) -> SparseSum:
@@ -131,9 +125,13 @@ class SparsePart:
         """What is left to do when `vector` holds the sum."""
 
     def undo_exchange(self, total: SparseSum) -> None:
-        """As before `select`, after the exchange: the step's sum will not be used."""
+        """As `undo`, after the exchange: the step's sum will not be used."""
+        if not self.groups:
+            return
+        residual = self.groups[0].residual  # all groups share its arrays
+        residual.unmask_momentum()
         for entries in total.returned:
-            self.groups[0].residual.restore(Entries(entries.indices, -entries.values))
+            residual.restore(Entries(entries.indices, -entries.values))
         self.undo()
 
     def residual_norm(self) -> float:
@@ -164,7 +162,7 @@ class SparsePart:
         if state.get("exchange"):
             self._exchange.load_state_dict(state["exchange"])
 
-    def _group(self, density: float | None, ranges: Sequence[Range], number: int) -> Group:
+    def _group(self, density: float | None, ranges: Sequence[Range], number: int) -> SelectionGroup:
         selection = SELECTIONS[self._config.selection](
             self._config.threshold_steps, self._seed + number
         )
@@ -174,13 +172,13 @@ class SparsePart:
             )
         else:
             residual = Residual(self._arrays["values"], ranges)
-        return Group(density, residual, selection)
+        return SelectionGroup(density, residual, selection)
 
     def _remember(self, total: SparseSum) -> None:
         for entries in total.returned:
-            self.groups[0].residual.restore(entries)  # all groups share one array
+            self.groups[0].residual.restore(entries)  # all groups share its arrays
         if self._config.momentum and self._config.factor_masking:
-            self.groups[0].residual.sent(self._in_result(total))
+            self.groups[0].residual.mask_momentum(self._in_result(total))
 
     def _in_result(self, total: SparseSum) -> Array:
         """The indices this rank selected that the result holds."""

@@ -4,12 +4,12 @@ import numpy as np
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.sparse.base import SparseSum
 from dist_ml.comm.sparse.entries import largest_mask
-from dist_ml.comm.sparse.exchange import SparseSum
 from dist_ml.data_parallel.sparse_part import SparsePart
 
 
-class Xi:
+class XiEstimate:
     """The xi of the convergence analysis of top-k (Alistarh et al., arXiv 1809.10505, assumption
     1): small is good.
 

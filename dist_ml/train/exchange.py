@@ -10,6 +10,7 @@ import torch
 from dist_ml.comm.allreduce import family
 from dist_ml.comm.allreduce.base import Allreduce
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.thread_level import require_thread_level
 from dist_ml.config.names import require_one_of
 from dist_ml.config.train import TrainConfig
 from dist_ml.data_parallel.averagers import DasoAverager, ParameterAverager, PeriodicAverager
@@ -19,7 +20,8 @@ from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.data_parallel.local_reducer import LocalReducer
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.sharded_reducers import Zero1Reducer, Zero2Reducer
-from dist_ml.data_parallel.sparse_reducer import SparseReducer, resolve
+from dist_ml.data_parallel.sparse_choice import resolve
+from dist_ml.data_parallel.sparse_reducer import SparseReducer
 from dist_ml.errors import ConfigError
 from dist_ml.train.optimizer import build_optimizer
 
@@ -68,11 +70,14 @@ def choose_overlap(config: TrainConfig, comm: Communicator) -> Overlap:
 def _every_step(setting: Setting) -> Exchange:
     config, model, comm = setting.config, setting.model, setting.data
     num_words = sum(parameter.numel() for parameter in model.parameters())
-    sparse = resolve(config.sparse, num_words, comm)
+    dtype = "float64" if config.precision == "fp64" else "float32"
+    sparse = resolve(config.sparse, num_words, comm, dtype)
     if sparse.allreduce != "none":
         gradients = FlatGradients(model.parameters(), setting.num_slots)
         names = [name for name, _ in model.named_parameters()]
         check_first = config.nonfinite == "skip"
+        if sparse.overlap:
+            require_thread_level(comm, "SERIALIZED", f"sparse.overlap={sparse.overlap}")
         reducer: GradientReducer = SparseReducer(
             gradients, names, comm, sparse, config.seed, check_first
         )
@@ -80,6 +85,8 @@ def _every_step(setting: Setting) -> Exchange:
         allreduce = family.make(config.allreduce.name, comm, config.allreduce.wire)
         gradients = FlatGradients(model.parameters(), setting.num_slots, allreduce.allocate)
         overlap = choose_overlap(config, comm)
+        if overlap == "thread":
+            require_thread_level(comm, "SERIALIZED", "allreduce.overlap=thread")
         reducer = DenseReducer(gradients, allreduce, overlap, config.allreduce.bucket_bytes)
     return Exchange(reducer, build_optimizer(config.optimizer, model.parameters()))
 
@@ -119,6 +126,7 @@ def _periodic(setting: Setting) -> Exchange:
 def _daso(setting: Setting) -> Exchange:
     config, model = setting.config, setting.model
     parameters = FlatParameters(model.parameters(), setting.data)
+    require_thread_level(setting.data, "MULTIPLE", "data_parallel=daso")
     intra_node = _inside_the_node(setting.data)
     gradients = FlatGradients(model.parameters(), setting.num_slots, intra_node.allocate)
     optimizer = build_optimizer(config.optimizer, model.parameters())

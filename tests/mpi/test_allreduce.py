@@ -32,11 +32,11 @@ def test_sums_equal_the_naive_twin_and_words_equal_the_formula(
     world: Communicator, name: str
 ) -> None:
     reduce = family.make(name, world)
-    arena = reduce.allocate(max(SIZES) + 3, torch.float32)
+    shared = reduce.allocate(max(SIZES) + 3, torch.float32)
     for n in SIZES:
         for op in ("sum", "mean"):
             expected = values(world, n, np.float32)
-            places = [expected.copy(), arena[3 : 3 + n]]
+            places = [expected.copy(), shared[3 : 3 + n]]
             places[1].copy_(torch.from_numpy(expected))
             naive(world, expected, op)
             for place in places:

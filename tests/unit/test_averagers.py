@@ -1,4 +1,4 @@
-"""Local steps against simulations of their definitions, on threads that stand for ranks and nodes."""
+"""Local steps against simulations of their definitions, on threads that stand for ranks."""
 
 import math
 from typing import Any
@@ -67,6 +67,11 @@ def test_periodic_averages_every_so_many_steps(ranks: int) -> None:
             torch.testing.assert_close(found[rank][number], expected[rank])
 
 
+def merged(x: list[torch.Tensor], sent: list[torch.Tensor], waited: int) -> list[torch.Tensor]:
+    total = torch.stack(sent).sum(0)
+    return [(2 * waited * value + total) / (2 * waited + len(sent)) for value in x]
+
+
 def daso(
     ranks: int, steps: int, warmup: int, cooldown: int, period: int
 ) -> list[list[torch.Tensor]]:
@@ -77,19 +82,14 @@ def daso(
     for number in range(1, steps + 1):
         x = [value + moved(rank, number - 1) for rank, value in enumerate(x)]
 
-        def merge(x: list[torch.Tensor], waited: int) -> list[torch.Tensor]:
-            assert sent is not None
-            total = torch.stack(sent).sum(0)
-            return [(2 * waited * value + total) / (2 * waited + ranks) for value in x]
-
         if number <= warmup or number > steps - cooldown:
             if sent is not None:
-                x, sent = merge(x, waited), None
+                x, sent = merged(x, sent, waited), None
             x = [torch.stack(x).mean(0)] * ranks
         else:
             waited += 1
             if sent is None or waited >= period:
-                x = merge(x, waited) if sent is not None else x
+                x = merged(x, sent, waited) if sent is not None else x
                 sent, waited = list(x), 0
         history.append(list(x))
     return history

@@ -70,7 +70,7 @@ def test_the_command_shows_writes_and_checks(
     file = tmp_path / "result.json"
     assert command.main(["step", "--json", str(file)]) == 0
     assert command.main(["step", "--check"]) == 1
-    assert "step over a bare loop 1.2 ≤ 1.05 FAILED" in capsys.readouterr().out
+    assert "step over bare 1.2 ≤ 1.05 FAILED" in capsys.readouterr().out
     assert json.loads(file.read_text())["checks"][0]["passed"] is False
     with pytest.raises(ConfigError, match="unknown benchmark 'stepp'"):
         command.main(["stepp"])
@@ -80,13 +80,13 @@ def test_the_command_shows_writes_and_checks(
 
 @pytest.mark.parametrize("ranks", ["0", "-3"])
 def test_no_ranks_at_all_are_refused(ranks: str) -> None:
-    with pytest.raises(ConfigError, match=f"-n {ranks} starts no ranks; give at least 1"):
+    with pytest.raises(ConfigError, match=f"-n: {ranks} "):
         command.main(["step", "-n", ranks])
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
 def test_a_time_limit_that_is_none_is_refused(seconds: str) -> None:
-    with pytest.raises(ConfigError, match=f"--time-limit {seconds} is no time"):
+    with pytest.raises(ConfigError, match=f"--time-limit: {seconds} is not a time limit"):
         command.main(["step", "--time-limit", seconds])
 
 

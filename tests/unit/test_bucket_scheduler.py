@@ -123,7 +123,7 @@ def test_the_first_error_ends_the_step(make: Callable[[Callable[[int], None]], D
 
 def test_drain_takes_out_what_has_ended_and_stops_when_it_is_enough() -> None:
     in_flight = deque([Request([Counting(1)]), Request([Counting(3)])])
-    drain(in_flight, threading.Event(), lambda: len(in_flight) < 2)
+    drain(in_flight, threading.Event(), (), lambda: len(in_flight) < 2)
     assert len(in_flight) == 1
     soon = threading.Event()
     soon.set()

@@ -185,7 +185,7 @@ def test_actions_beyond_the_header_are_refused() -> None:
     ("name", "request_", "message"),
     [
         ("interleaved", Request(4, 6), "use 4 or 8"),
-        ("chimera", Request(3, 6), "even number of stages.*use 2 or 4"),
+        ("chimera", Request(3, 6), "use 2 or 4"),
         ("chimera", Request(4, 5), "use 4 or 6"),
         ("chimera", Request(8, 8, pipes=6), "use one of 2, 4, 8"),
         ("chimera", Request(4, 4, concatenation="doubling"), "use concatenation=direct"),
@@ -210,7 +210,7 @@ def test_numbers_that_a_schedule_cannot_take_are_refused_with_ones_it_can(
 def test_a_file_for_another_mesh_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "s.csv"
     file.write_text(write_csv(make("gpipe", Request(2, 4))))
-    with pytest.raises(ScheduleError, match="mesh.pipeline=2"):
+    with pytest.raises(ScheduleError, match=r"mesh\.pipeline=2"):
         make("file", Request(4, 4, file=str(file)))
     with pytest.raises(ScheduleError, match="use 4"):
         make("file", Request(2, 8, file=str(file)))

@@ -11,9 +11,9 @@ from thread_world import run_ranks
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.sparse import SPARSE_ALLREDUCES, Entries, Settings, SparseSum
-from dist_ml.comm.sparse.family import plan_all
+from dist_ml.comm.sparse.cost import ExchangeSize
+from dist_ml.comm.sparse.family import costs
 from dist_ml.comm.sparse.gathering import DIRECT_RANKS, direct, doubling
-from dist_ml.comm.sparse.plan import Problem
 from dist_ml.measure.cost_model import CostModel, Link
 
 N = 500
@@ -62,7 +62,7 @@ def exchange(
     name: str, own: list[Entries], k: int, settings: Settings | None = None, repeats: int = 1
 ) -> list[SparseSum]:
     def body(comm: Communicator) -> SparseSum:
-        variant = SPARSE_ALLREDUCES[name](comm, N, settings or Settings())
+        variant = SPARSE_ALLREDUCES[name].make(comm, N, settings or Settings())
         for _ in range(repeats):
             result = variant.reduce(own[comm.rank], k)
         return result
@@ -139,7 +139,7 @@ def test_qsgd_is_unbiased(bits: int) -> None:
     settings = Settings(qsgd_bits=bits)
 
     def body(comm: Communicator) -> np.ndarray:
-        variant = SPARSE_ALLREDUCES["dense_split_allgather"](comm, N, settings)
+        variant = SPARSE_ALLREDUCES["dense_split_allgather"].make(comm, N, settings)
         return (
             sum(
                 variant.reduce(own[comm.rank], 100).to_dense(N).astype(np.float64)
@@ -163,7 +163,7 @@ def words(
     own = [contribution(support, rank, size, k) for rank in range(size)]
 
     def body(comm: Communicator) -> tuple[int, int]:
-        variant = SPARSE_ALLREDUCES[name](comm, N, Settings(**settings))
+        variant = SPARSE_ALLREDUCES[name].make(comm, N, Settings(**settings))
         for _ in range(repeats):
             before = comm.traffic.total()
             variant.reduce(own[comm.rank], k)
@@ -209,7 +209,7 @@ def test_oktopk_regions_follow_the_entries() -> None:
     size, k = 4, 40
 
     def body(comm: Communicator) -> list[int]:
-        variant = SPARSE_ALLREDUCES["oktopk"](comm, N, Settings())
+        variant = SPARSE_ALLREDUCES["oktopk"].make(comm, N, Settings())
         own = Entries(np.arange(k, dtype=np.int32), np.ones(k, np.float32))
         variant.reduce(own, k)
         return [piece.size for piece in own.cut(variant._regions.boundaries)]
@@ -221,9 +221,9 @@ def test_oktopk_state_continues_the_same() -> None:
     own = [contribution("random", rank, 3, 50) for rank in range(3)]
 
     def body(comm: Communicator) -> tuple[SparseSum, SparseSum]:
-        first = SPARSE_ALLREDUCES["oktopk"](comm, N, Settings())
+        first = SPARSE_ALLREDUCES["oktopk"].make(comm, N, Settings())
         first.reduce(own[comm.rank], 50)
-        second = SPARSE_ALLREDUCES["oktopk"](comm, N, Settings())
+        second = SPARSE_ALLREDUCES["oktopk"].make(comm, N, Settings())
         second.load_state_dict(first.state_dict())
         return first.reduce(own[comm.rank], 50), second.reduce(own[comm.rank], 50)
 
@@ -243,7 +243,9 @@ def test_planned_fill_in_is_what_random_supports_have(common: float) -> None:
     ]
     for ranks in range(1, size + 1):
         union = np.unique(np.concatenate(supports[:ranks])).size
-        assert Problem(n, k, size, common=common).filled(ranks) == pytest.approx(union, rel=0.02)
+        assert ExchangeSize(n, k, size, common=common).filled(ranks) == pytest.approx(
+            union, rel=0.02
+        )
 
 
 def test_more_ranks_never_cost_fewer_seconds() -> None:
@@ -252,7 +254,7 @@ def test_more_ranks_never_cost_fewer_seconds() -> None:
     )  # words and entries only: an allgather changes its messages
     for name in SPARSE_ALLREDUCES:
         seconds = [
-            plan_all(1_000_000, 10_000, ranks, Settings())[name].seconds(model)
+            costs(1_000_000, 10_000, ranks, Settings())[name].seconds(model)
             for ranks in (1, 2, 4, 8, 16, 64)
         ]
         assert seconds == sorted(seconds), name

@@ -15,7 +15,6 @@ from dist_ml.errors import ConfigError
         ({"density": 1.5}, "density=1.5 must be above 0 and at most 1"),
         ({"densities": {"layers.0": float("nan")}}, "densities.layers.0=nan"),
         ({"clip_norm": 1.0, "overlap": 4}, "clip_norm=1.0 needs the whole gradient"),
-        ({"qsgd_bits": 4, "allreduce": "oktopk"}, "qsgd_bits=4 is for dense_split_allgather"),
         ({"momentum": 1.0}, "momentum=1.0 must be in"),
     ],
 )

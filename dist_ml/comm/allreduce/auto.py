@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from dist_ml.comm.allreduce.base import Allreduce, Op, Steps
+from dist_ml.comm.allreduce.base import Allreduce, Op
 from dist_ml.comm.allreduce.wire import WireName
-from dist_ml.comm.buffer import Array, Tensor
+from dist_ml.comm.buffer import Tensor
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Words
@@ -64,9 +64,6 @@ class Auto(Allreduce):
 
     def __call__(self, x: Tensor, op: Op = "sum") -> None:
         self.member(self.enter(x, op).nbytes)(x, op)
-
-    def steps(self, array: Array, op: Op, tag: int) -> Steps:
-        return self.member(array.nbytes).steps(array, op, tag)
 
     def words(self, n: int, item_bytes: int = 4) -> Words:
         return self.member(item_bytes * n).words(n, item_bytes)

@@ -7,18 +7,17 @@ call that overlaps; neither appears in the algorithm.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
 import torch
 
+from dist_ml.comm.allreduce.generator_request import GeneratorRequest, Steps
 from dist_ml.comm.buffer import Array, Tensor, as_buffer
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Words
 from dist_ml.errors import CommunicationError
 
-Steps: TypeAlias = Iterator[Request]
 Op: TypeAlias = Literal["sum", "mean"]
 
 FIRST_TAG, NUM_TAGS = (
@@ -47,24 +46,13 @@ class Allreduce(ABC):
         """Reduce `x` in place."""
         self.start(x, op).wait()
 
+    @abstractmethod
     def start(self, x: Tensor, op: Op = "sum") -> Request:
         """Reduce `x` in place, completed by the returned request; `x` belongs to it until then.
 
         Several may be under way; all ranks start them in the same order. It moves when it is tested
         or waited for.
         """
-        array = self.enter(x, op)
-        if self.comm.size == 1 or array.size == 0:
-            return Request()
-        stepping = Stepping(self.steps(array, op, self.next_tag()), self.comm, self.name)
-        stepping.Test()
-        return Request([stepping], keep=x)
-
-    def steps(self, array: Array, op: Op, tag: int) -> Steps:  # noqa: ARG002
-        """The algorithm, on the flat view of the caller's tensor; all its messages carry `tag`.
-        None if `start` is overridden.
-        """
-        return iter(())
 
     @abstractmethod
     def words(self, n: int, item_bytes: int = 4) -> Words:
@@ -106,34 +94,17 @@ class Allreduce(ABC):
         return buffer.array
 
 
-class Stepping:
-    """Runs `steps`, entering their messages in the ledger under `label`."""
+class MessageAllreduce(Allreduce):
+    """A member of the family that is made of messages: it only says what they are."""
 
-    def __init__(self, steps: Steps, comm: Communicator, label: str) -> None:
-        self._steps = steps
-        self._comm = comm
-        self._label = label
-        self._current: Request | None = Request()
+    def start(self, x: Tensor, op: Op = "sum") -> Request:
+        array = self.enter(x, op)
+        if self.comm.size == 1 or array.size == 0:
+            return Request()
+        request = GeneratorRequest(self.steps(array, op, self.next_tag()), self.comm, self.name)
+        request.Test()
+        return Request([request], keep=x)
 
-    def Test(self) -> bool:  # noqa: N802 - as `Pending` names it
-        """Go on as far as possible without waiting; true at the end."""
-        while self._current is not None and self._current.test():
-            self._advance()
-        return self._current is None
-
-    def Wait(self) -> None:  # noqa: N802
-        """Go on to the end."""
-        if self._comm.traffic.timing:
-            with self._comm.traffic.timed(self._comm.axis, self._label):
-                self._finish()
-        else:
-            self._finish()
-
-    def _finish(self) -> None:
-        while self._current is not None:
-            self._current.wait()
-            self._advance()
-
-    def _advance(self) -> None:
-        with self._comm.traffic.labelled(self._label):
-            self._current = next(self._steps, None)
+    @abstractmethod
+    def steps(self, array: Array, op: Op, tag: int) -> Steps:
+        """The algorithm, on the flat view of the caller's tensor; all its messages carry `tag`."""

@@ -100,19 +100,19 @@ reduce_line: Any = intrinsic(_reduce_line)
 
 
 @compiled_loop()
-def signal(flags: Any, index: int, ticket: int) -> None:
-    """Set the flag at `index` to `ticket`, after all that this rank wrote before."""
-    store_release(flags, index * FLAG_STRIDE, ticket)
+def signal(flags: Any, index: int, epoch: int) -> None:
+    """Set the flag at `index` to `epoch`, after all that this rank wrote before."""
+    store_release(flags, index * FLAG_STRIDE, epoch)
 
 
 @compiled_loop()
-def reached(flags: Any, first: int, num_flags: int, ticket: int, spins: int) -> bool:
-    """Whether all of `num_flags` flags from `first` on are at `ticket` or beyond, looking again up
+def reached(flags: Any, first: int, num_flags: int, epoch: int, spins: int) -> bool:
+    """Whether all of `num_flags` flags from `first` on are at `epoch` or beyond, looking again up
     to `spins` times a flag.
     """
     for index in range(first, first + num_flags):
         left = spins
-        while load_acquire(flags, index * FLAG_STRIDE) < ticket:
+        while load_acquire(flags, index * FLAG_STRIDE) < epoch:
             left -= 1
             if left < 0:
                 return False
@@ -152,7 +152,7 @@ def advance(
     rows: Any,
     flags: Any,
     rank: int,
-    ticket: int,
+    epoch: int,
     start: int,
     stop: int,
     divisor: Any,
@@ -160,12 +160,12 @@ def advance(
 ) -> int:
     """`plain_loops.advance`: a whole small reduction in one call."""
     if stage == 0:
-        signal(flags, rank, ticket)
+        signal(flags, rank, epoch)
         stage = 1
-    if stage == 1 and reached(flags, 0, len(rows), ticket, spins):
+    if stage == 1 and reached(flags, 0, len(rows), epoch, spins):
         reduce(copies, rows, start, stop, divisor, -1)
-        signal(flags, len(rows) + rank, ticket)
+        signal(flags, len(rows) + rank, epoch)
         stage = 2
-    if stage == 2 and reached(flags, len(rows), len(rows), ticket, spins):
+    if stage == 2 and reached(flags, len(rows), len(rows), epoch, spins):
         stage = 3
     return stage

@@ -11,23 +11,29 @@ every node looks after share i:
     4  rank i writes share i to all copies of its node                           (memory)
     5  all ranks of the node have written
 
-Where nodes have different numbers of ranks there are as many rails as the smallest has, and its
-other ranks only watch. Jia et al., "Highly scalable deep learning training system with
+Where nodes have different numbers of ranks there are as many shares as the smallest has, and its
+other ranks only monitor. Jia et al., "Highly scalable deep learning training system with
 mixed-precision", arXiv 1807.11205, section 3.3, with shared memory in place of the reductions and
 broadcasts inside the node.
 """
 
 import torch
 
-from dist_ml.comm.allreduce.arenas import Arenas, FlagsReached, choose_loops, choose_spins
-from dist_ml.comm.allreduce.base import Allreduce, Op, Stepping, Steps
+from dist_ml.comm.allreduce.base import Allreduce, Op
+from dist_ml.comm.allreduce.generator_request import GeneratorRequest, Steps
 from dist_ml.comm.allreduce.rabenseifner import Rabenseifner, rabenseifner_steps
 from dist_ml.comm.allreduce.ring import Local, Ring, ring_steps
+from dist_ml.comm.allreduce.shared_buffers import (
+    FlagsReached,
+    SharedBuffers,
+    choose_loops,
+    choose_spins,
+)
 from dist_ml.comm.allreduce.wire import Wire, WireName
 from dist_ml.comm.buffer import Array, Tensor
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.request import Request
-from dist_ml.comm.shared import SharedArena
+from dist_ml.comm.shared_buffer import SharedBuffer
 from dist_ml.comm.traffic import Words
 from dist_ml.partition import Range, block
 
@@ -49,24 +55,26 @@ class Hierarchical(Allreduce):
     def __init__(self, comm: Communicator, wire: WireName = "fp32") -> None:
         super().__init__(comm)
         self.wire = Wire(wire)
-        self.node = comm.split_by_node(axis=comm.axis)
-        self.num_rails = min(comm.allgather_objects(self.node.size))
-        rail = comm.split(self.node.rank if self.node.rank < self.num_rails else None)
-        self.rail: Communicator | None = rail
+        self.intra_node = comm.split_by_node(axis=comm.axis)
+        self.num_shares = min(comm.allgather_objects(self.intra_node.size))
+        inter_node = comm.split(
+            self.intra_node.rank if self.intra_node.rank < self.num_shares else None
+        )
+        self.inter_node: Communicator | None = inter_node
         self._loops = choose_loops()
-        self._spins = choose_spins(self.node.size)
-        self._arenas = Arenas(self.node)
-        self._last: dict[SharedArena, Request] = {}
+        self._spins = choose_spins(self.intra_node.size)
+        self._shared = SharedBuffers(self.intra_node)
+        self._last: dict[SharedBuffer, Request] = {}
 
     def allocate(self, n: int, dtype: torch.dtype) -> torch.Tensor:
-        return self._arenas.allocate(n, dtype)
+        return self._shared.allocate(n, dtype)
 
     def start(self, x: Tensor, op: Op = "sum") -> Request:
         array = self.enter(x, op)
         self.wire.check(array.dtype)
         if self.comm.size == 1 or array.size == 0:
             return Request()
-        found = self._arenas.find(array)
+        found = self._shared.find(array)
         if found is not None:
             return self._begin(*found, array.size, op)
         self._reduce_copy(array, op)
@@ -74,89 +82,92 @@ class Hierarchical(Allreduce):
 
     def words(self, n: int, item_bytes: int = 4) -> Words:
         """What this rank sends to other nodes."""
-        if self.rail is None or self.rail.size == 1:
+        if self.inter_node is None or self.inter_node.size == 1:
             return Words(0, 0, 0)
-        share = block(n, self.num_rails, self.rail_index).size
+        share = block(n, self.num_shares, self.share_index).size
         if self._by_ring(share, item_bytes):
-            return Ring(self.rail, self.wire.name).words(share, item_bytes)
-        return Rabenseifner(self.rail, self.wire.name).words(share)
+            return Ring(self.inter_node, self.wire.name).words(share, item_bytes)
+        return Rabenseifner(self.inter_node, self.wire.name).words(share)
 
     @property
-    def rail_index(self) -> int:
-        """Which share this rank looks after; beyond `num_rails` it has none."""
-        return self.node.rank
+    def share_index(self) -> int:
+        """Which share this rank looks after; beyond `num_shares` it has none."""
+        return self.intra_node.rank
 
     def free(self) -> None:
         self._last.clear()
-        self._arenas.free()
-        for comm in (self.rail, self.node):
+        self._shared.free()
+        for comm in (self.inter_node, self.intra_node):
             if comm is not None:
                 comm.free()
 
-    def _begin(self, arena: SharedArena, offset: int, n: int, op: Op) -> Request:
-        ticket = arena.next_ticket()
-        self._loops.signal(arena.flags, self.node.rank, ticket)
+    def _begin(self, shared: SharedBuffer, offset: int, n: int, op: Op) -> Request:
+        epoch, tag = shared.next_epoch(), self.next_tag()
+        self._loops.signal(shared.flags, self.intra_node.rank, epoch)
         steps = self._node_steps(
-            arena, Range(offset, offset + n), op, ticket, self._last.get(arena)
+            shared, Range(offset, offset + n), op, epoch, tag, self._last.get(shared)
         )
-        stepping = Stepping(steps, self.comm, self.name)
-        stepping.Test()
-        self._last[arena] = Request([stepping])
-        return self._last[arena]
+        request = GeneratorRequest(steps, self.comm, self.name)
+        request.Test()
+        self._last[shared] = Request([request])
+        return self._last[shared]
 
     def _node_steps(
-        self, arena: SharedArena, where: Range, op: Op, ticket: int, earlier: Request | None
+        self,
+        shared: SharedBuffer,
+        where: Range,
+        op: Op,
+        epoch: int,
+        tag: int,
+        earlier: Request | None,
     ) -> Steps:
         """Steps 2 to 5 of the drawing; the flags count reductions, so an earlier one ends first."""
         if earlier is not None:
             yield earlier
-        yield self._reached(arena, 0, ticket)
-        if self.rail is not None:
-            share = block(where.size, self.num_rails, self.rail_index)
+        yield self._reached(shared, 0, epoch)
+        if self.inter_node is not None:
+            share = block(where.size, self.num_shares, self.share_index)
             mine = Range(where.start + share.start, where.start + share.stop)
-            yield from self._rail_steps(
-                self.rail, arena, mine, self.comm.size if op == "mean" else 1
-            )
-        self._loops.signal(arena.flags, self.node.size + self.node.rank, ticket)
-        yield self._reached(arena, self.node.size, ticket)
+            divisor = self.comm.size if op == "mean" else 1
+            yield from self._inter_node_steps(self.inter_node, shared, mine, divisor, tag)
+        self._loops.signal(shared.flags, self.intra_node.size + self.intra_node.rank, epoch)
+        yield self._reached(shared, self.intra_node.size, epoch)
 
-    def _rail_steps(
-        self, rail: Communicator, arena: SharedArena, mine: Range, divisor: int
+    def _inter_node_steps(
+        self, inter_node: Communicator, shared: SharedBuffer, mine: Range, divisor: int, tag: int
     ) -> Steps:
         """Steps 2 to 4: around a ring the memory's work goes on while other segments are on the
         wire.
         """
-        array = arena.copies[self.node.rank, mine.slice]
+        array = shared.copies[self.intra_node.rank, mine.slice]
 
         def prepare(part: Range) -> None:
             own = Range(mine.start + part.start, mine.start + part.stop)
             self._loops.reduce(
-                arena.copies,
-                arena.rows,
+                shared.copies,
+                shared.rows,
                 own.start,
                 own.stop,
-                arena.copies.dtype.type(1),
-                self.node.rank,
+                shared.copies.dtype.type(1),
+                self.intra_node.rank,
             )
 
         def finish(part: Range) -> None:
-            for rank in range(self.node.size):
-                if rank != self.node.rank:
-                    arena.copies[rank, mine.start + part.start : mine.start + part.stop] = array[
+            for rank in range(self.intra_node.size):
+                if rank != self.intra_node.rank:
+                    shared.copies[rank, mine.start + part.start : mine.start + part.stop] = array[
                         part.slice
                     ]
 
         whole = Range(0, mine.size)
-        if rail.size > 1 and self._by_ring(mine.size, array.itemsize):
-            segment_words = Ring(rail, self.wire.name).segment_words(array.itemsize)
+        if inter_node.size > 1 and self._by_ring(mine.size, array.itemsize):
+            segment_words = Ring(inter_node, self.wire.name).segment_words(array.itemsize)
             local = Local(prepare, finish)
-            yield from ring_steps(
-                rail, array, divisor, self.next_tag(), self.wire, segment_words, local
-            )
+            yield from ring_steps(inter_node, array, divisor, tag, self.wire, segment_words, local)
             return
         prepare(whole)
-        if rail.size > 1 and mine.size:
-            yield from rabenseifner_steps(rail, array, "sum", self.next_tag(), self.wire)
+        if inter_node.size > 1 and mine.size:
+            yield from rabenseifner_steps(inter_node, array, "sum", tag, self.wire)
         if divisor != 1:
             array /= divisor
         finish(whole)
@@ -164,12 +175,12 @@ class Hierarchical(Allreduce):
     def _by_ring(self, share: int, item_bytes: int) -> bool:
         return share * item_bytes >= RING_FROM_BYTES
 
-    def _reached(self, arena: SharedArena, first: int, ticket: int) -> Request:
-        return Request([FlagsReached(self._loops, arena, first, ticket, self._spins)])
+    def _reached(self, shared: SharedBuffer, first: int, epoch: int) -> Request:
+        return Request([FlagsReached(self._loops, shared, first, epoch, self._spins)])
 
     def _reduce_copy(self, array: Array, op: Op) -> None:
-        arena = self._arenas.staging(array)
-        place = arena.own.numpy()[: array.size]
+        shared = self._shared.staging(array)
+        place = shared.own.numpy()[: array.size]
         place[...] = array
-        self._begin(arena, 0, array.size, op).wait()
+        self._begin(shared, 0, array.size, op).wait()
         array[...] = place

@@ -4,7 +4,7 @@ beat.
 
 import numpy as np
 
-from dist_ml.comm.allreduce.base import Allreduce, Op, Steps
+from dist_ml.comm.allreduce.base import Allreduce, Op
 from dist_ml.comm.allreduce.wire import Wire, WireName
 from dist_ml.comm.buffer import Array, Tensor
 from dist_ml.comm.communicator import Communicator
@@ -28,9 +28,6 @@ class Native(Allreduce):
                 f"wire={wire}: MPI's own allreduce sends numbers as they are; use allreduce=ring, "
                 "or wire=fp32"
             )
-
-    def steps(self, array: Array, op: Op, tag: int) -> Steps:  # noqa: ARG002
-        yield self.comm.iallreduce(array, op)
 
     def __call__(self, x: Tensor, op: Op = "sum") -> None:
         self.comm.allreduce(x, op)

@@ -22,20 +22,20 @@ PIECE_BYTES = (
 _fence = threading.Lock()  # taking and giving back a lock orders memory on every processor
 
 
-def signal(flags: Array, index: int, ticket: int) -> None:
-    """Set the flag at `index` to `ticket`, after all that this rank wrote before."""
+def signal(flags: Array, index: int, epoch: int) -> None:
+    """Set the flag at `index` to `epoch`, after all that this rank wrote before."""
     with _fence:
         pass
-    flags[index * FLAG_STRIDE] = ticket
+    flags[index * FLAG_STRIDE] = epoch
 
 
-def reached(flags: Array, first: int, num_flags: int, ticket: int, spins: int) -> bool:
-    """Whether all of `num_flags` flags from `first` on are at `ticket` or beyond, looking again up
+def reached(flags: Array, first: int, num_flags: int, epoch: int, spins: int) -> bool:
+    """Whether all of `num_flags` flags from `first` on are at `epoch` or beyond, looking again up
     to `spins` times.
     """
     watched = flags[first * FLAG_STRIDE : (first + num_flags) * FLAG_STRIDE : FLAG_STRIDE]
     for _ in range(min(spins, 100) + 1):
-        if watched.min() >= ticket:
+        if watched.min() >= epoch:
             with _fence:
                 return True
     return False
@@ -69,7 +69,7 @@ def advance(
     rows: Rows,
     flags: Array,
     rank: int,
-    ticket: int,
+    epoch: int,
     start: int,
     stop: int,
     divisor: float,
@@ -83,12 +83,12 @@ def advance(
     line for each rank's arrival, then one for each rank's end.
     """
     if stage == 0:
-        signal(flags, rank, ticket)
+        signal(flags, rank, epoch)
         stage = 1
-    if stage == 1 and reached(flags, 0, len(rows), ticket, spins):
+    if stage == 1 and reached(flags, 0, len(rows), epoch, spins):
         reduce(copies, rows, start, stop, divisor, -1)
-        signal(flags, len(rows) + rank, ticket)
+        signal(flags, len(rows) + rank, epoch)
         stage = 2
-    if stage == 2 and reached(flags, len(rows), len(rows), ticket, spins):
+    if stage == 2 and reached(flags, len(rows), len(rows), epoch, spins):
         stage = 3
     return stage

@@ -21,7 +21,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from dist_ml.comm.allreduce.base import Allreduce, Op, Steps
+from dist_ml.comm.allreduce.base import MessageAllreduce, Op
+from dist_ml.comm.allreduce.generator_request import Steps
 from dist_ml.comm.allreduce.wire import Wire, WireName
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
@@ -41,7 +42,7 @@ class Round(NamedTuple):
     high: int
 
 
-class Rabenseifner(Allreduce):
+class Rabenseifner(MessageAllreduce):
     """Words sent: 2n - own - (the n elements' blocks are uneven by one at most); messages: 2
     ceil(log2 P), fewer if n < P.
 

@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dist_ml.comm.allreduce.base import Allreduce, Op, Steps
+from dist_ml.comm.allreduce.base import MessageAllreduce, Op
+from dist_ml.comm.allreduce.generator_request import Steps
 from dist_ml.comm.allreduce.wire import Wire, WireName
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
@@ -32,7 +33,7 @@ AHEAD = 4  # receives that are posted before their segment is needed
 
 
 class Slot(NamedTuple):
-    """One message of a rank's schedule: which elements, and whether what comes is a part of a sum
+    """One message of a rank's slots_of: which elements, and whether what comes is a part of a sum
     or the whole sum.
     """
 
@@ -54,7 +55,7 @@ class Local(NamedTuple):
 NOTHING = Local()
 
 
-class Ring(Allreduce):
+class Ring(MessageAllreduce):
     """Words sent: 2n less this rank's and its right-hand neighbour's blocks: 2n(P-1)/P where P
     divides n. One message a segment.
 
@@ -79,14 +80,14 @@ class Ring(Allreduce):
         )
 
     def words(self, n: int, item_bytes: int = 4) -> Words:
-        sent, received = schedule(n, self.comm.rank, self.comm.size, self.segment_words(item_bytes))
+        sent, received = slots_of(n, self.comm.rank, self.comm.size, self.segment_words(item_bytes))
         return Words(_total(sent), _total(received), sum(slot.where.size > 0 for slot in sent))
 
     def segment_words(self, item_bytes: int) -> int:
         return max(1, self.segment_bytes // self.wire.word_bytes(item_bytes))
 
 
-def schedule(n: int, rank: int, size: int, segment_words: int) -> tuple[list[Slot], list[Slot]]:
+def slots_of(n: int, rank: int, size: int, segment_words: int) -> tuple[list[Slot], list[Slot]]:
     """What `rank` sends to its right and receives from its left, in order. Every step has the same
     number of slots.
 
@@ -110,7 +111,7 @@ def ring_steps(
     local: Local = NOTHING,
 ) -> Steps:
     """The algorithm over one communicator; see `Ring`. The sum is divided by `divisor`."""
-    sent, received = schedule(array.size, comm.rank, comm.size, segment_words)
+    sent, received = slots_of(array.size, comm.rank, comm.size, segment_words)
     per_step = len(sent) // (2 * (comm.size - 1))
     ahead = min(
         AHEAD, comm.size * per_step

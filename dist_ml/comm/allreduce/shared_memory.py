@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dist_ml.comm.allreduce.arenas import Arenas, choose_loops, choose_spins
 from dist_ml.comm.allreduce.base import Allreduce, Op
+from dist_ml.comm.allreduce.shared_buffers import SharedBuffers, choose_loops, choose_spins
 from dist_ml.comm.allreduce.wire import Wire, WireName
 from dist_ml.comm.buffer import Array, Tensor
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.peer_monitor import PeerMonitor
 from dist_ml.comm.request import Request
-from dist_ml.comm.shared import SharedArena, Watch
+from dist_ml.comm.shared_buffer import SharedBuffer
 from dist_ml.comm.traffic import Words, allreduce_words
 from dist_ml.errors import ConfigError
 from dist_ml.partition import block
@@ -45,12 +46,12 @@ class SharedMemory(Allreduce):
         _check_one_node(comm)
         self.loops = choose_loops()
         self.spins = choose_spins(comm.size)
-        self._arenas = Arenas(comm)
-        self._last: dict[SharedArena, Reduction] = {}
+        self._shared = SharedBuffers(comm)
+        self._last: dict[SharedBuffer, Reduction] = {}
         self._plans: dict[tuple[int, int, torch.dtype, Op], Plan] = {}
 
     def allocate(self, n: int, dtype: torch.dtype) -> torch.Tensor:
-        return self._arenas.allocate(n, dtype)
+        return self._shared.allocate(n, dtype)
 
     def __call__(self, x: Tensor, op: Op = "sum") -> None:
         """Reduce `x` in place. What was worked out for a tensor of `allocate` is kept, because
@@ -59,21 +60,21 @@ class SharedMemory(Allreduce):
         plan = None
         if isinstance(x, torch.Tensor) and x.is_contiguous() and not self.comm.compares_calls:
             plan = self._plans.get((x.data_ptr(), x.numel(), x.dtype, op))
-        if plan is None or self._busy(plan.arena):
+        if plan is None or self._busy(plan.shared):
             self.start(x, op).wait()
             return
         self.comm.traffic.count(self.comm.axis, self.name, plan.words, plan.word_bytes)
-        ticket = plan.arena.next_ticket()
-        stage = plan.advance(0, *plan.place, ticket, *plan.share, plan.spins)
+        epoch = plan.shared.next_epoch()
+        stage = plan.advance(0, *plan.place, epoch, *plan.share, plan.spins)
         if stage < _DONE:
-            Reduction(plan, ticket, stage).Wait()
+            Reduction(plan, epoch, stage).Wait()
 
     def start(self, x: Tensor, op: Op = "sum") -> Request:
         array = self.enter(x, op)
         if self.comm.size == 1 or array.size == 0:
             return Request()
         self.comm.traffic.count(self.comm.axis, self.name, self.words(array.size), array.itemsize)
-        found = self._arenas.find(array)
+        found = self._shared.find(array)
         if found is not None:
             plan = self._plan(*found, array.size, op)
             if isinstance(x, torch.Tensor):
@@ -92,49 +93,49 @@ class SharedMemory(Allreduce):
     def free(self) -> None:
         self._last.clear()
         self._plans.clear()
-        self._arenas.free()
+        self._shared.free()
 
-    def _plan(self, arena: SharedArena, offset: int, n: int, op: Op) -> "Plan":
+    def _plan(self, shared: SharedBuffer, offset: int, n: int, op: Op) -> "Plan":
         mine = block(n, self.comm.size, self.comm.rank)
-        divisor = arena.copies.dtype.type(self.comm.size if op == "mean" else 1)
-        place = arena.copies, arena.rows, arena.flags, self.comm.rank
+        divisor = shared.copies.dtype.type(self.comm.size if op == "mean" else 1)
+        place = shared.copies, shared.rows, shared.flags, self.comm.rank
         share = offset + mine.start, offset + mine.stop, divisor
         return Plan(
             self.loops,
             self.loops.advance,
-            arena,
+            shared,
             place,
             share,
             self.spins,
             self.words(n),
-            arena.copies.itemsize,
+            shared.copies.itemsize,
         )
 
     def _begin(self, plan: "Plan") -> "Reduction":
-        reduction = Reduction(plan, plan.arena.next_ticket(), earlier=self._last.get(plan.arena))
-        self._last[plan.arena] = reduction
+        reduction = Reduction(plan, plan.shared.next_epoch(), earlier=self._last.get(plan.shared))
+        self._last[plan.shared] = reduction
         reduction.Test()
         return reduction
 
-    def _busy(self, arena: SharedArena) -> bool:
-        last = self._last.get(arena)
+    def _busy(self, shared: SharedBuffer) -> bool:
+        last = self._last.get(shared)
         return last is not None and last.stage < _DONE
 
     def _reduce_copy(self, array: Array, op: Op) -> None:
-        arena = self._arenas.staging(array)
-        place = arena.own.numpy()[: array.size]
+        shared = self._shared.staging(array)
+        place = shared.own.numpy()[: array.size]
         place[...] = array
-        self._begin(self._plan(arena, 0, array.size, op)).Wait()
+        self._begin(self._plan(shared, 0, array.size, op)).Wait()
         array[...] = place
 
 
 class Plan(NamedTuple):
-    """All that this rank needs to know to reduce one part of an arena."""
+    """All that this rank needs to know to reduce one part of an shared."""
 
     loops: ModuleType
     advance: Callable[..., int]
-    arena: SharedArena
-    # copies, rows, flags, rank: the arguments of `advance` before the ticket
+    shared: SharedBuffer
+    # copies, rows, flags, rank: the arguments of `advance` before the epoch
     place: tuple[Any, ...]
     share: tuple[Any, ...]  # start, stop, divisor: those after it
     spins: int
@@ -145,15 +146,15 @@ class Plan(NamedTuple):
 class Reduction:
     """One reduction on its way: what `Request` calls a pending."""
 
-    __slots__ = ("_earlier", "_plan", "_ticket", "stage")
+    __slots__ = ("_earlier", "_epoch", "_plan", "stage")
 
     stage: int
 
     def __init__(
-        self, plan: Plan, ticket: int, stage: int = 0, earlier: "Reduction | None" = None
+        self, plan: Plan, epoch: int, stage: int = 0, earlier: "Reduction | None" = None
     ) -> None:
         self._plan = plan
-        self._ticket = ticket
+        self._epoch = epoch
         self._earlier = earlier if earlier is not None and earlier.stage < _DONE else None
         self.stage = stage
 
@@ -166,9 +167,9 @@ class Reduction:
         spins = self._plan.spins
         if self._go_on(spins):
             return
-        watch = Watch(self._plan.arena.peers)
+        monitor = PeerMonitor(self._plan.shared.peers)
         while not self._go_on(spins):
-            watch.between_looks()
+            monitor.between_looks()
 
     def _go_on(self, spins: int) -> bool:
         """An earlier reduction goes first: the flags count reductions, so a rank must finish its
@@ -180,12 +181,12 @@ class Reduction:
                 if (
                     self.stage == 0
                 ):  # but the others may know already that this rank's elements are ready
-                    plan.loops.signal(plan.arena.flags, plan.place[3], self._ticket)
+                    plan.loops.signal(plan.shared.flags, plan.place[3], self._epoch)
                     self.stage = 1
                 return False
             self._earlier = None
         if self.stage < _DONE:
-            self.stage = plan.advance(self.stage, *plan.place, self._ticket, *plan.share, spins)
+            self.stage = plan.advance(self.stage, *plan.place, self._epoch, *plan.share, spins)
         return self.stage == _DONE
 
 

@@ -2,16 +2,19 @@
 the dense sum.
 """
 
+from dist_ml.comm.sparse.base import Settings, SparseAllreduce, SparseSum
 from dist_ml.comm.sparse.entries import Entries
-from dist_ml.comm.sparse.exchange import Settings, SparseAllreduce, SparseSum
-from dist_ml.comm.sparse.family import SPARSE_ALLREDUCES, fastest, make
+from dist_ml.comm.sparse.family import SPARSE_ALLREDUCES, Member, check, costs, fastest, make
 
 __all__ = [
     "SPARSE_ALLREDUCES",
     "Entries",
+    "Member",
     "Settings",
     "SparseAllreduce",
     "SparseSum",
+    "check",
+    "costs",
     "fastest",
     "make",
 ]

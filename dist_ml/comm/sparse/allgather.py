@@ -4,8 +4,9 @@ are held against.
 
 import numpy as np
 
+from dist_ml.comm.sparse.base import SparseSum, Stateless
+from dist_ml.comm.sparse.cost import ExchangeCost, ExchangeSize
 from dist_ml.comm.sparse.entries import Entries
-from dist_ml.comm.sparse.exchange import SparseSum, Stateless
 from dist_ml.comm.sparse.gathering import allgather_messages
 from dist_ml.comm.sparse.merge import merge_all
 
@@ -19,11 +20,12 @@ class AllgatherSum(Stateless):
     def reduce(self, own: Entries, k: int) -> SparseSum:  # noqa: ARG002 - all that was selected is sent
         if self.comm.size == 1:
             return SparseSum(own)
-        encoded = self.wire.encode(own)
+        encoded = self.entry_format.encode(own)
         with self.comm.traffic.labelled("sparse allgather"):
             messages = allgather_messages(self.comm, encoded.message)
         return SparseSum(
-            merge_all([self.wire.decode(message) for message in messages]), returned=[encoded.lost]
+            merge_all([self.entry_format.decode(message) for message in messages]),
+            returned=[encoded.lost],
         )
 
 
@@ -35,3 +37,21 @@ class DenseSum(Stateless):
         with self.comm.traffic.labelled("sparse dense"):
             self.comm.allreduce(total)
         return SparseSum(None, total.astype(own.values.dtype))
+
+
+def dense_cost(size: ExchangeSize) -> ExchangeCost:
+    """Rabenseifner: 2n(P-1)/P words in 2 log P messages."""
+    return ExchangeCost(
+        2 * size.length * size.value_bytes * size.share, 2 * size.rounds, 0, size.length
+    )
+
+
+def allgather_cost(size: ExchangeSize) -> ExchangeCost:
+    """2k(P-1) words in one allgather."""
+    merged = size.k * size.ranks * max(1, size.rounds)
+    return ExchangeCost(
+        size.k * size.entry_bytes * (size.ranks - 1),
+        size.gathering,
+        merged,
+        size.filled(size.ranks),
+    )

@@ -70,18 +70,28 @@ def concatenate(parts: Sequence[Entries]) -> Entries:
     )
 
 
+def magnitudes_of(values: Array) -> Array:
+    """Absolute values, NaN as infinity: what is not a number counts as largest, so that no
+    selection drops it unseen.
+    """
+    magnitudes: Array = np.fmin(np.abs(values), np.inf)
+    return magnitudes
+
+
 def largest(entries: Entries, k: int) -> tuple[Entries, Entries]:
     """The k entries of largest magnitude and the others, both in order; of equal ones those with
-    the lowest indices are kept.
+    the lowest indices are kept. NaN is larger than all numbers.
     """
     if entries.size <= k:
         return entries, entries.part(0, 0)
-    mask = largest_mask(np.abs(entries.values), k)
+    mask = largest_mask(magnitudes_of(entries.values), k)
     return entries.where(mask), entries.where(~mask)
 
 
 def largest_mask(magnitudes: Array, k: int) -> Array:
-    """True at exactly k of the magnitudes, the largest; ties go to the lowest positions."""
+    """True at exactly k of the magnitudes (no NaN), the largest; ties go to the lowest
+    positions.
+    """
     if k <= 0:
         return np.zeros(magnitudes.size, dtype=bool)
     if k >= magnitudes.size:
@@ -98,6 +108,6 @@ def check_length(length: int) -> None:
     if length > MAX_LENGTH:
         raise CommunicationError(
             f"a sparse allreduce indexes at most {MAX_LENGTH} elements with 32-bit words, not "
-            f"{length}; "
-            "cut the gradient into buckets (sparse.bucket_mib)"
+            f"{length}; exchange it in several buckets: sparse.overlap={-(-length // MAX_LENGTH)} "
+            "or more"
         )

@@ -3,8 +3,9 @@ elements.
 """
 
 from dist_ml.comm.buffer import Array
+from dist_ml.comm.sparse.base import SparseSum, Stateless, receive, send
+from dist_ml.comm.sparse.cost import SELECTING, ExchangeCost, ExchangeSize
 from dist_ml.comm.sparse.entries import Entries, largest
-from dist_ml.comm.sparse.exchange import SparseSum, Stateless, receive, send
 from dist_ml.comm.sparse.merge import merge
 
 
@@ -24,7 +25,7 @@ class GlobalTopk(Stateless):
             message = self._up(kept, k, returned)
             message = self._down(message)
         return SparseSum(
-            self.wire.decode(message) if message is not None else kept, returned=returned
+            self.entry_format.decode(message) if message is not None else kept, returned=returned
         )
 
     def _up(self, kept: Entries, k: int, returned: list[Entries]) -> Array | None:
@@ -33,16 +34,16 @@ class GlobalTopk(Stateless):
         distance = 1
         while distance < size:
             if rank & distance:
-                encoded = self.wire.encode(kept)
+                encoded = self.entry_format.encode(kept)
                 returned.append(encoded.lost)
                 send(self.comm, encoded.message, rank - distance).wait()
                 return None
             if rank + distance < size:
-                arrived = self.wire.decode(receive(self.comm, rank + distance))
+                arrived = self.entry_format.decode(receive(self.comm, rank + distance))
                 kept, dropped = largest(merge(kept, arrived), k)
                 returned.append(dropped)
             distance *= 2
-        encoded = self.wire.encode(kept)
+        encoded = self.entry_format.encode(kept)
         returned.append(encoded.lost)
         return encoded.message
 
@@ -63,3 +64,11 @@ class GlobalTopk(Stateless):
         for request in requests:
             request.wait()
         return message
+
+
+def gtopk_cost(size: ExchangeSize) -> ExchangeCost:
+    """4k log P words in 2 log P messages."""
+    entries = (2 * size.k + SELECTING * size.filled(2)) * size.rounds
+    return ExchangeCost(
+        2 * size.k * size.entry_bytes * size.rounds, 2 * size.rounds, entries, size.k
+    )

@@ -1,15 +1,14 @@
-"""Ok-Topk: near-optimal words, at most 6k(P-1)/P, whatever the ranks select."""
+"""Ok-Topk: top-k of the sum, in about 4k words where ranks select alike."""
 
+import math
 from typing import Any
 
 import numpy as np
 
-from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.sparse.adjust_threshold import adjust_threshold
-from dist_ml.comm.sparse.entries import Entries, concatenate, largest_mask
-from dist_ml.comm.sparse.exchange import (
-    TAG,
+from dist_ml.comm.sparse.balance import balance
+from dist_ml.comm.sparse.base import (
     Settings,
     SparseSum,
     Stateless,
@@ -17,17 +16,13 @@ from dist_ml.comm.sparse.exchange import (
     gather_sizes,
     split_to_owners,
 )
-from dist_ml.comm.sparse.gathering import allgather_messages
+from dist_ml.comm.sparse.cost import SELECTING, ExchangeCost, ExchangeSize
+from dist_ml.comm.sparse.entries import Entries, magnitudes_of
+from dist_ml.comm.sparse.exact_survivors import exact_survivors
 from dist_ml.comm.sparse.merge import merge_all
 from dist_ml.comm.sparse.regions import BalancedRegions
-from dist_ml.partition import Range, blocks
 
-# Survivors are dealt evenly before the gather when the fullest rank holds this many times its
-# share. At 1.5, a gather that is not balanced stays within the words of one that is, plus the
-# balancing.
-IMBALANCE = 1.5
-# Survivors over k that a reused threshold may let through: with more, the gather would break the
-# bound of 6k(P-1)/P words.
+# Survivors over k that a reused threshold may let through; of more, the k largest are found.
 MOST = 4 / 3
 
 
@@ -41,7 +36,20 @@ class OkTopk(Stateless):
     survivors     |s s s|s| |     4. deal them evenly if they are not
     everybody     |s s s s s s|   5. allgather
 
-    Words: 2k(P-1)/P in step 2, up to as many in step 4, about as many in step 5.
+    With s entries of its own and T survivors of all ranks, T <= k at exact steps and <= 4k/3 at the
+    others, a rank sends at most
+
+        2s                   step 2, if it selects nothing of its own region; 2s(P-1)/P if its
+                             entries are dealt like the ranks' average, as the paper assumes
+        4T(P-1)/P + 2(P-1)   steps 4 and 5: what it holds beyond its share, and its share to all
+        k(P-1)               exact steps only, one in threshold_steps: its k largest magnitudes at
+                             most (as often again when a reused threshold lets 4k/3 through)
+        2(P-1)               the other steps: sizes
+        2P                   about, one in repartition_steps: boundaries
+
+    words, so 6k(P-1)/P and control words for even supports, and up to 2k + 4k(P-1)/P for others:
+    4k at P = 2, where the paper's bound says 3k. It receives up to 2s(P-1) words in step 2, when
+    all ranks' entries are in its region, else the same.
 
     Messages P - 1, those of the balancing, and one allgather. Returned: own entries that did not
     survive, whole.
@@ -61,13 +69,13 @@ class OkTopk(Stateless):
             self._regions.renew(own)  # 1
         with self.comm.traffic.labelled("sparse oktopk"):
             pieces = own.cut(self._regions.boundaries)
-            arrived, sent, lost = split_to_owners(self.comm, self.wire, pieces)  # 2
+            arrived, sent, lost = split_to_owners(self.comm, self.entry_format, pieces)  # 2
             region = merge_all(arrived)
         self._follow(own)
         survivors, sizes = self._survivors(region, k)  # 3
         with self.comm.traffic.labelled("sparse oktopk"):
             survivors = balance(self.comm, survivors, sizes)  # 4
-            total, last = allgather_regions(self.comm, self.wire, survivors)  # 5
+            total, last = allgather_regions(self.comm, self.entry_format, survivors)  # 5
         return SparseSum(total, returned=[*lost, last, missing(sent, total)])
 
     def _follow(self, own: Entries) -> None:
@@ -77,27 +85,29 @@ class OkTopk(Stateless):
         Owners may differ in it: each decides for its own region only.
         """
         smallest = float(np.abs(own.values).min()) if own.size else 0.0
+        if not math.isfinite(smallest):
+            return
         if self._smallest and smallest:
             self._threshold *= min(2.0, max(0.5, smallest / self._smallest))
         self._smallest = smallest
 
     def _survivors(self, region: Entries, k: int) -> tuple[Entries, list[int]]:
-        """The region's entries at or above the global threshold, and how many every rank has."""
-        magnitudes = np.abs(region.values)
-        with self.comm.traffic.labelled("sparse oktopk control"):
-            if self._age % self.settings.threshold_steps == 0:
-                self._threshold = exact_threshold(self.comm, magnitudes, k)
-            survivors = region.where(magnitudes >= self._threshold)
-            sizes = gather_sizes(self.comm, survivors.size)
-            if (
-                sum(sizes) > MOST * k
-            ):  # reuse has failed: the exact threshold is that of the survivors
-                self._threshold = max(
-                    self._threshold, exact_threshold(self.comm, np.abs(survivors.values), k)
-                )
-                survivors = survivors.where(np.abs(survivors.values) >= self._threshold)
-                sizes = gather_sizes(self.comm, survivors.size)
+        """The region's entries that survive, and how many every rank has: exactly the k largest of
+        all, or what reaches a threshold that is reused.
+        """
+        exact = self._age % self.settings.threshold_steps == 0
         self._age += 1
+        with self.comm.traffic.labelled("sparse oktopk control"):
+            survivors = region
+            if not exact:
+                survivors = region.where(magnitudes_of(region.values) >= self._threshold)
+                sizes = gather_sizes(self.comm, survivors.size)
+                exact = sum(sizes) > MOST * k
+            if exact:
+                survivors, sizes, kth = exact_survivors(self.comm, survivors, k)
+                if not math.isfinite(kth):  # so on all ranks: nothing to reuse, exact again
+                    self._age, kth = 0, 0.0
+                self._threshold = kth
         self._threshold = adjust_threshold(self._threshold, sum(sizes), k, self.length)
         return survivors, sizes
 
@@ -116,67 +126,18 @@ class OkTopk(Stateless):
         self._regions.load_state_dict(state["regions"])
 
 
-def exact_threshold(comm: Communicator, magnitudes: Array, k: int) -> float:
-    """The k-th largest magnitude over all ranks, the same on all; 0 where there are fewer.
-
-    Words: each rank sends its k largest at most to every other rank, (P - 1) min(k, its entries).
-    """
-    mine = magnitudes[largest_mask(magnitudes, k)]
-    everybody = np.concatenate(allgather_messages(comm, mine))
-    if everybody.size <= k:
-        return 0.0
-    return float(np.partition(everybody, everybody.size - k)[everybody.size - k])
-
-
-def balance(comm: Communicator, mine: Entries, sizes: list[int]) -> Entries:
-    """Deal consecutive entries evenly over ranks, keeping their order, when the fullest rank has
-    `IMBALANCE` times its share.
-    """
-    total = sum(sizes)
-    if max(sizes) * comm.size <= IMBALANCE * total + comm.size:
-        return mine
-    ends = np.cumsum(sizes)
-    held = [Range(int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True)]
-    wanted = blocks(total, comm.size)
-    here = held[comm.rank]
-    requests = []
-    for step in range(1, comm.size):
-        destination = (comm.rank + step) % comm.size
-        common = here.intersect(wanted[destination])
-        if common.size:
-            part = mine.part(common.start - here.start, common.stop - here.start)
-            requests += [
-                comm.isend(np.ascontiguousarray(array), destination, TAG)
-                for array in (part.indices, part.values)
-            ]
-    parts = [
-        _receive_part(comm, mine, held, wanted[comm.rank], source) for source in range(comm.size)
-    ]
-    for request in requests:
-        request.wait()
-    return concatenate(parts)
-
-
-def _receive_part(
-    comm: Communicator, mine: Entries, held: list[Range], wanted: Range, source: int
-) -> Entries:
-    common = held[source].intersect(wanted)
-    if source == comm.rank:
-        return (
-            mine.part(common.start - held[source].start, common.stop - held[source].start)
-            if common.size
-            else mine.part(0, 0)
-        )
-    part = Entries(np.empty(common.size, np.int32), np.empty(common.size, mine.values.dtype))
-    if common.size:
-        comm.receive(part.indices, source, TAG)
-        comm.receive(part.values, source, TAG)
-    return part
-
-
 def missing(own: Entries, total: Entries) -> Entries:
     """The entries of `own` whose index is not in `total`."""
     if not total.size:
         return own
     at = np.minimum(np.searchsorted(total.indices, own.indices), total.size - 1)
     return own.where(total.indices[at] != own.indices)
+
+
+def oktopk_cost(size: ExchangeSize) -> ExchangeCost:
+    """2k(P-1)/P to the owners and 2k(P-1)/P back, for even supports and survivors."""
+    num_bytes = 2 * size.k * size.entry_bytes * size.share
+    entries = size.k * max(1, size.rounds) + SELECTING * (
+        size.k + size.filled(size.ranks) / size.ranks
+    )
+    return ExchangeCost(num_bytes, size.ranks - 1 + size.rounds + size.gathering, entries, size.k)

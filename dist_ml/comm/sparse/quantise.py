@@ -53,23 +53,26 @@ class Bfloat16:
 class Int4:
     """Sign and 3 bits, in steps of a seventh of the largest magnitude of each bucket of 1024; half
     a byte and 4/1024 a value.
+
+    A bucket with a value that is not finite arrives with none that is: its scale isn't.
     """
 
     def encode(self, values: Array) -> tuple[Array, Array]:
         scales = bucket_scales(values)
-        steps = spread(
-            np.where(scales > 0, scales / INT4_LEVELS, 1).astype(np.float32), values.size
-        )
-        levels = np.clip(np.rint(values / steps), -INT4_LEVELS, INT4_LEVELS).astype(np.int8)
-        seen = (levels * steps).astype(values.dtype, copy=False)
+        steps = spread(_int4_steps(scales), values.size)
+        with np.errstate(invalid="ignore"):
+            units = np.rint(values / steps)
+            levels = np.fmax(np.fmin(units, INT4_LEVELS), -INT4_LEVELS).astype(np.int8)
+            seen = (levels * steps).astype(values.dtype, copy=False)
         return np.concatenate([scales.view(np.uint8), pack_levels(levels + 8, 4)]), seen
 
     def decode(self, coded: Array, num: int, dtype: str) -> Array:
         num_buckets = -(-num // BUCKET)
         scales = coded[: 4 * num_buckets].copy().view(np.float32)
-        steps = spread(np.where(scales > 0, scales / INT4_LEVELS, 1).astype(np.float32), num)
+        steps = spread(_int4_steps(scales), num)
         levels = unpack_levels(coded[4 * num_buckets :], 4, num).astype(np.int8) - 8
-        return (levels * steps).astype(dtype, copy=False)
+        with np.errstate(invalid="ignore"):
+            return (levels * steps).astype(dtype, copy=False)
 
 
 FORMATS: dict[str, Format] = {"fp32": Exact(), "bf16": Bfloat16(), "int4": Int4()}
@@ -95,8 +98,9 @@ def qsgd_encode(values: Array, bits: int, random: np.random.Generator) -> Array:
         return np.concatenate([scales.view(np.uint8), packed])
     top = 2 ** (bits - 1) - 1
     scales = bucket_scales(values)
-    units = np.abs(values) / spread(np.where(scales > 0, scales, 1), values.size) * top
-    levels = np.minimum(np.floor(units + random.random(values.size, dtype=np.float32)), top)
+    with np.errstate(invalid="ignore"):
+        units = np.abs(values) / spread(np.where(scales > 0, scales, 1), values.size) * top
+    levels = np.fmin(np.floor(units + random.random(values.size, dtype=np.float32)), top)
     signed = np.where(values < 0, -levels, levels).astype(np.int16) + top
     return np.concatenate([scales.view(np.uint8), pack_levels(signed.astype(np.uint8), bits)])
 
@@ -116,7 +120,8 @@ def qsgd_decode(coded: Array, bits: int, num: int, dtype: str) -> Array:
         )
         return decoded
     levels = unpack_levels(coded[4 * num_buckets :], bits, num).astype(np.float32) - top
-    values: Array = (levels * spread(scales / top, num)).astype(dtype, copy=False)
+    with np.errstate(invalid="ignore"):
+        values: Array = (levels * spread(scales / top, num)).astype(dtype, copy=False)
     return values
 
 
@@ -138,6 +143,12 @@ def bucket_scales(values: Array) -> Array:
 def spread(per_bucket: Array, num: int) -> Array:
     """Each bucket's number at each of its values."""
     return np.repeat(per_bucket, BUCKET)[:num]
+
+
+def _int4_steps(scales: Array) -> Array:
+    """The step of each bucket: 1 where all values are zero, not finite where the scale isn't."""
+    steps: Array = np.where(scales == 0, 1, scales / INT4_LEVELS).astype(np.float32)
+    return steps
 
 
 def pack_levels(levels: Array, bits: int) -> Array:

@@ -3,10 +3,11 @@
 import numpy as np
 
 from dist_ml.comm.buffer import Array
+from dist_ml.comm.sparse.base import SparseSum, Stateless, receive, send
+from dist_ml.comm.sparse.cost import ExchangeCost, ExchangeSize
 from dist_ml.comm.sparse.entries import Entries
-from dist_ml.comm.sparse.exchange import SparseSum, Stateless, receive, send
+from dist_ml.comm.sparse.entry_format import PlainFormat
 from dist_ml.comm.sparse.merge import merge
-from dist_ml.comm.sparse.wire import PlainWire
 
 Vector = Entries | Array
 
@@ -20,7 +21,7 @@ class RecursiveDoubling(Stateless):
     bytes / (index + value bytes): n/2 for fp32. For any P: the ranks beyond the largest power of
     two first give theirs to a partner below it, and get the result last (2 messages more).
 
-    A lossy wire rounds the sum of a group of ranks once for each exchange; the loss goes to the
+    A lossy format rounds the sum of a group of ranks once for each exchange; the loss goes to the
     group's first rank alone.
     """
 
@@ -63,7 +64,7 @@ class RecursiveDoubling(Stateless):
         sparse one must be smaller.
         """
         if isinstance(vector, Entries):
-            encoded = self.wire.encode(vector)
+            encoded = self.entry_format.encode(vector)
             if encoded.message.size < self._dense_words():
                 if keep_loss:
                     returned.append(encoded.lost)
@@ -76,9 +77,8 @@ class RecursiveDoubling(Stateless):
         have the same.
         """
         if isinstance(vector, Entries):
-            message = PlainWire(self.settings.dtype).encode(vector).message
-            # In the other wire's stead, marked by an odd first word that no wire begins with: all
-            # of its words are indices >= 0.
+            message = PlainFormat(self.settings.dtype).encode(vector).message
+            # Marked by a first word that no format begins with: those are indices and sizes, >= 0.
             message = np.concatenate([np.array([-1], np.int32), message])
             if message.size < self._dense_words():
                 return message
@@ -89,8 +89,8 @@ class RecursiveDoubling(Stateless):
         if message.size == self._dense_words():
             return message.view(self.settings.dtype)
         if message.size and message[0] == -1:
-            return PlainWire(self.settings.dtype).decode(message[1:])
-        return self.wire.decode(message)
+            return PlainFormat(self.settings.dtype).decode(message[1:])
+        return self.entry_format.decode(message)
 
     def _add(self, left: Vector, right: Vector) -> Vector:
         if isinstance(left, Entries) and isinstance(right, Entries):
@@ -114,3 +114,15 @@ class RecursiveDoubling(Stateless):
         """The number of entries from which on dense is the smaller form."""
         value_bytes = np.dtype(self.settings.dtype).itemsize
         return -(-self.length * value_bytes // (4 + value_bytes))
+
+
+def recursive_doubling_cost(size: ExchangeSize) -> ExchangeCost:
+    """The sum over steps of what 2^s ranks together hold, in log P messages, two more when P is no
+    power of two.
+    """
+    power = 1 << (size.ranks.bit_length() - 1)
+    steps = [size.filled(1 << step) for step in range(power.bit_length() - 1)]
+    folded = [] if power == size.ranks else [size.k, size.filled(size.ranks)]
+    merged = sum(2 * entries for entries in steps)
+    num_bytes = sum(size.message_bytes(entries) for entries in [*steps, *folded])
+    return ExchangeCost(num_bytes, len(steps) + len(folded), merged, size.filled(size.ranks))

@@ -5,8 +5,7 @@ tree's latency.
 from typing import Any
 
 from dist_ml.comm.communicator import Communicator
-from dist_ml.comm.sparse.entries import Entries, concatenate, largest
-from dist_ml.comm.sparse.exchange import (
+from dist_ml.comm.sparse.base import (
     Settings,
     SparseSum,
     Stateless,
@@ -14,6 +13,8 @@ from dist_ml.comm.sparse.exchange import (
     receive,
     send,
 )
+from dist_ml.comm.sparse.cost import SELECTING, ExchangeCost, ExchangeSize
+from dist_ml.comm.sparse.entries import Entries, concatenate, largest
 from dist_ml.comm.sparse.merge import merge
 from dist_ml.comm.sparse.regions import BalancedRegions
 
@@ -41,7 +42,7 @@ class Spardl(Stateless):
             self._regions.renew(own)
         with self.comm.traffic.labelled("sparse spardl"):
             region = self._reduce_scatter(own, -(-k // self.comm.size), returned)
-            total, lost = allgather_regions(self.comm, self.wire, region)
+            total, lost = allgather_regions(self.comm, self.entry_format, region)
         return SparseSum(total, returned=[*returned, lost])
 
     def _reduce_scatter(self, own: Entries, room: int, returned: list[Entries]) -> Entries:
@@ -52,10 +53,10 @@ class Spardl(Stateless):
         distance = 1 << ((size - 1).bit_length() - 1)
         while distance:
             moved = sorted((rank + j) % size for j in range(distance, min(2 * distance, size)))
-            encoded = self.wire.encode(concatenate([regions[owner] for owner in moved]))
+            encoded = self.entry_format.encode(concatenate([regions[owner] for owner in moved]))
             returned.append(encoded.lost)
             request = send(self.comm, encoded.message, (rank + distance) % size)
-            arrived = self.wire.decode(receive(self.comm, (rank - distance) % size)).cut(
+            arrived = self.entry_format.decode(receive(self.comm, (rank - distance) % size)).cut(
                 self._regions.boundaries
             )
             for j in range(min(2 * distance, size) - distance):
@@ -76,3 +77,11 @@ class Spardl(Stateless):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._regions.load_state_dict(state["regions"])
+
+
+def spardl_cost(size: ExchangeSize) -> ExchangeCost:
+    """4k(P-1)/P words in log P messages and an allgather."""
+    entries = 2 * size.k * size.share + SELECTING * size.k * (0.5 + 2 * size.share)
+    return ExchangeCost(
+        2 * size.k * size.entry_bytes * size.share, size.rounds + size.gathering, entries, size.k
+    )

@@ -4,8 +4,9 @@ import numpy as np
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.sparse import quantise
+from dist_ml.comm.sparse.base import SparseSum, Stateless, allgather_regions, split_to_owners
+from dist_ml.comm.sparse.cost import CODING, WRITING, ExchangeCost, ExchangeSize
 from dist_ml.comm.sparse.entries import Entries
-from dist_ml.comm.sparse.exchange import SparseSum, Stateless, allgather_regions, split_to_owners
 from dist_ml.comm.sparse.gathering import allgather_messages
 from dist_ml.comm.sparse.merge import merge_all
 from dist_ml.partition import block, blocks, counts
@@ -24,15 +25,15 @@ class SplitAllgather(Stateless):
             return SparseSum(own)
         with self.comm.traffic.labelled("sparse split_allgather"):
             region, lost = self._reduce_region(own)
-            total, last = allgather_regions(self.comm, self.wire, region)
+            total, last = allgather_regions(self.comm, self.entry_format, region)
         return SparseSum(total, returned=[*lost, last])
 
     def _reduce_region(self, own: Entries) -> tuple[Entries, list[Entries]]:
-        """The sum over ranks of this rank's region, and what the wire lost of this rank's
+        """The sum over ranks of this rank's region, and what rounding lost of this rank's
         entries.
         """
         boundaries = [0, *(region.stop for region in blocks(self.length, self.comm.size))]
-        arrived, _, lost = split_to_owners(self.comm, self.wire, own.cut(boundaries))
+        arrived, _, lost = split_to_owners(self.comm, self.entry_format, own.cut(boundaries))
         return merge_all(arrived), lost
 
 
@@ -76,3 +77,28 @@ class DenseSplitAllgather(SplitAllgather):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._calls = state["calls"]
+
+
+def split_allgather_cost(size: ExchangeSize) -> ExchangeCost:
+    """2k(P-1)/P to the owners, then the owners' regions, 2 filled (P-1)/P."""
+    total = size.filled(size.ranks)
+    num_bytes = (size.k + total) * size.entry_bytes * size.share
+    return ExchangeCost(
+        num_bytes,
+        size.ranks - 1 + size.gathering,
+        size.k * max(1, size.rounds) + total,
+        total,
+    )
+
+
+def dense_split_allgather_cost(size: ExchangeSize) -> ExchangeCost:
+    """(2k + n)(P-1)/P words; QSGD of b bits sends (b/32 + 1/1024) n instead of n."""
+    element = size.qsgd_bits / 8 + 4 / quantise.BUCKET if size.qsgd_bits else size.value_bytes
+    num_bytes = (size.k * size.entry_bytes + size.length * element) * size.share
+    elements = WRITING * size.length + (CODING * size.length / size.ranks if size.qsgd_bits else 0)
+    return ExchangeCost(
+        num_bytes,
+        size.ranks - 1 + size.gathering,
+        size.k * max(1, size.rounds) + elements,
+        size.filled(size.ranks),
+    )

@@ -275,9 +275,11 @@ def sweep(
 
 @_compile
 def add_at(residual: Any, indices: Any, values: Any) -> None:
-    """residual[indices] += values; indices may repeat."""
+    """residual[indices] += values where that is finite; indices may repeat."""
     for i in range(indices.size):
-        residual[indices[i]] += values[i]
+        total = residual[indices[i]] + values[i]
+        if np.isfinite(total):
+            residual[indices[i]] = total
 
 
 def warm_up(dtype: Any) -> Array:

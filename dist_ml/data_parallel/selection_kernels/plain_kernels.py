@@ -68,7 +68,15 @@ def _add(addend: torch.Tensor, total: torch.Tensor, total_scale: float = 1.0) ->
 
 
 def add_at(residual: Array, indices: Array, values: Array) -> None:
-    np.add.at(residual, indices, values)
+    before = residual[indices]
+    with np.errstate(invalid="ignore", over="ignore"):
+        np.add.at(residual, indices, values)
+        bad = np.flatnonzero(~np.isfinite(residual[indices]))
+        residual[indices[bad]] = before[bad]
+        for i in bad:  # one after the other, as indices may repeat
+            total = residual[indices[i]] + values[i]
+            if np.isfinite(total):
+                residual[indices[i]] = total
 
 
 def warm_up(dtype: DTypeLike) -> None:

@@ -5,40 +5,26 @@ rank, and flags to wait by.
             one line a rank: how many of them it has finished
     copies  rank 0's n elements | rank 1's n elements | ...    on whole pages, each near its rank
 
-The memory has no name once it is mapped, so nothing of it is left behind when ranks are killed.
+The memory has no name once it is mapped, so nothing of it stays when ranks are killed.
 """
 
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from dist_ml.comm.agreement import raise_on_all_ranks
-from dist_ml.comm.backoff import Backoff
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import CommunicationError, MachineError
 
 LINE_BYTES = 64
 PAGE_BYTES = 4096
-PATIENCE_SECONDS = (
-    1800.0  # a rank may be busy for long (an evaluation, a checkpoint), but not for ever
-)
 _SHARED_FOLDER = "/dev/shm"
-_LOOK_SECONDS = 0.25
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
-class Peer(NamedTuple):
-    """A process of this node and the namespace that its id is valid in."""
-
-    pid: int
-    namespace: str
-
-
-class SharedArena:
+class SharedBuffer:
     """One vector of n elements a rank of `node`, all of them visible to all ranks. Collective.
 
     `own` is this rank's (zeros at first); `copies` is [size, stride], row r rank r's, and `rows`
@@ -68,18 +54,16 @@ class SharedArena:
         self.own.zero_()
         if node.rank == 0:
             self.flags.fill(0)
-        self.peers = [
-            Peer(*peer) for peer in node.allgather_objects((os.getpid(), _pid_namespace()))
-        ]
-        self._tickets = 0
+        self.peers = node.transport.peers
+        self._epochs = 0
         node.barrier()
 
-    def next_ticket(self) -> int:
-        """The number of the next reduction in this arena, from 1: what the flags count. All ranks
+    def next_epoch(self) -> int:
+        """The number of the next reduction in this buffer, from 1: what the flags count. All ranks
         take them in the same order.
         """
-        self._tickets += 1
-        return self._tickets
+        self._epochs += 1
+        return self._epochs
 
     def offset_of(self, array: Array) -> int | None:
         """The first element of `own` that `array` covers; None where it lies elsewhere or reaches
@@ -93,52 +77,6 @@ class SharedArena:
     def free(self) -> None:
         """Give the memory back. Collective; tensors that lie in it must not be touched any more."""
         self._memory.free()
-
-
-class Watch:
-    """Backoff with the ranks of this node, as long as all of them live."""
-
-    def __init__(self, peers: Sequence[Peer], limit_seconds: float = PATIENCE_SECONDS) -> None:
-        self._peers = peers
-        self._patience = Backoff()
-        self._next_look = _LOOK_SECONDS
-        self._limit_seconds = limit_seconds
-
-    def between_looks(self) -> None:
-        """`CommunicationError` when a rank of this node has died, or has kept the others waiting
-        beyond all backoff.
-        """
-        waited = self._patience.between_looks()
-        if waited > self._next_look:
-            self._next_look = waited + _LOOK_SECONDS
-            self._look(waited)
-
-    def _look(self, waited_seconds: float) -> None:
-        for rank, peer in enumerate(self._peers):
-            if not is_alive(peer):
-                raise CommunicationError(
-                    f"rank {rank} of this node (process {peer.pid}) died during a reduction in "
-                    "shared memory; start again"
-                )
-        if waited_seconds > self._limit_seconds:
-            raise CommunicationError(
-                f"waited {waited_seconds:.0f} s for the other ranks of this node in a "
-                "shared-memory reduction; "
-                "every rank must reduce the same buffers in the same order"
-            )
-
-
-def is_alive(peer: Peer) -> bool:
-    """False once the process has ended, reaped or not; True where this process can't tell."""
-    if peer.namespace != _pid_namespace():
-        return True
-    try:
-        with open(f"/proc/{peer.pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    except OSError:
-        return True
 
 
 def free_bytes() -> int:
@@ -160,13 +98,6 @@ def _check_room(node: Communicator, needed: int) -> None:
                 f"{_mib(room)} are free there; enlarge it (mount -o remount,size=…, docker "
                 "--shm-size=…), or use allreduce=ring"
             )
-
-
-def _pid_namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return "unknown"
 
 
 def _mib(num_bytes: int) -> str:

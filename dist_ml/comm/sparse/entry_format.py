@@ -5,7 +5,7 @@ number of entries, so there is no header, and one entry is two words in fp32. Co
 four words [entries, index form, first index, index bytes], the indices in whichever form is
 smallest, the values as fp32, bf16 or 4 bits.
 
-A lossy wire reports what the receivers will see, and what was lost, so that the sender keeps the
+A lossy format reports what the receivers will see, and what was lost, so that the sender keeps the
 loss as its residual: `sent + lost` is the sum that was to be sent, to the last bit of each value.
 """
 
@@ -29,7 +29,7 @@ class Encoded(NamedTuple):
     lost: Entries
 
 
-class Wire(Protocol):
+class EntryFormat(Protocol):
     """A way to write entries as a message and to read them back."""
 
     def encode(self, entries: Entries) -> Encoded: ...
@@ -37,7 +37,7 @@ class Wire(Protocol):
 
 
 @dataclass(frozen=True)
-class PlainWire:
+class PlainFormat:
     """Indices and values as they are: 1 word + 1 word (fp32) or 1 + 2 (fp64) an entry."""
 
     dtype: str = "float32"
@@ -55,7 +55,7 @@ class PlainWire:
 
 
 @dataclass(frozen=True)
-class CompactWire:
+class CompactFormat:
     """Values as `values` says (fp32: as they are; bf16; int4: 4 bits and a scale per 1024), indices
     in the smallest form.
     """
@@ -72,12 +72,10 @@ class CompactWire:
         message[:HEADER_WORDS] = header
         message[HEADER_WORDS:].view(np.uint8)[: body.size] = body
         sent = Entries(entries.indices, seen)
-        lost = (
-            entries.part(0, 0)
-            if seen is entries.values
-            else Entries(entries.indices, entries.values - seen)
-        )
-        return Encoded(message, sent, lost)
+        if seen is entries.values:
+            return Encoded(message, sent, entries.part(0, 0))
+        with np.errstate(invalid="ignore"):  # what is not finite has no difference
+            return Encoded(message, sent, Entries(entries.indices, entries.values - seen))
 
     def decode(self, message: Array) -> Entries:
         num, form, first, index_bytes = (int(word) for word in message[:HEADER_WORDS])
@@ -88,8 +86,8 @@ class CompactWire:
         )
 
 
-def make_wire(dtype: str, values: str) -> Wire:
-    """The wire for `values` of "plain", "fp32", "bf16" or "int4"; all but plain also code the
+def make_entry_format(dtype: str, values: str) -> EntryFormat:
+    """The format for `values` of "plain", "fp32", "bf16" or "int4"; all but plain also code the
     indices.
     """
-    return PlainWire(dtype) if values == "plain" else CompactWire(dtype, values)
+    return PlainFormat(dtype) if values == "plain" else CompactFormat(dtype, values)

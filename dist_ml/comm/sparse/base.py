@@ -10,8 +10,8 @@ from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.request import Request
 from dist_ml.comm.sparse.entries import Entries, check_length, concatenate
+from dist_ml.comm.sparse.entry_format import EntryFormat, make_entry_format
 from dist_ml.comm.sparse.gathering import allgather_messages
-from dist_ml.comm.sparse.wire import Wire, make_wire
 
 TAG = 31_000
 
@@ -23,11 +23,11 @@ class Settings:
     """
 
     dtype: str = "float32"  # of the values that are summed
-    values: str = "plain"  # wire format: plain, or coded indices with fp32, bf16 or int4 values
-    # dense_split_allgather: 2, 4 or 8 bits on the dense half; 0 sends it as it is
+    values: str = "plain"  # plain, or coded indices with fp32, bf16 or int4 values
+    # of the dense half: 2, 4 or 8 bits; 0 sends it as it is
     qsgd_bits: int = 0
-    repartition_steps: int = 64  # oktopk: steps between new boundaries of the regions
-    threshold_steps: int = 32  # oktopk: steps between exact global thresholds
+    repartition_steps: int = 64  # between new boundaries of the regions
+    threshold_steps: int = 32  # between exact global thresholds
     seed: int = 0  # of QSGD's coin flips
 
 
@@ -79,7 +79,9 @@ class Stateless:
         self.comm = comm
         self.length = length
         self.settings = settings or Settings()
-        self.wire: Wire = make_wire(self.settings.dtype, self.settings.values)
+        self.entry_format: EntryFormat = make_entry_format(
+            self.settings.dtype, self.settings.values
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -104,15 +106,17 @@ def gather_sizes(comm: Communicator, size: int) -> list[int]:
     return [int(size) for size in sizes]
 
 
-def allgather_regions(comm: Communicator, wire: Wire, region: Entries) -> tuple[Entries, Entries]:
-    """Consecutive regions of all ranks, concatenated, and what the wire lost of this rank's."""
-    encoded = wire.encode(region)
+def allgather_regions(
+    comm: Communicator, entry_format: EntryFormat, region: Entries
+) -> tuple[Entries, Entries]:
+    """Consecutive regions of all ranks, concatenated, and what rounding lost of this rank's."""
+    encoded = entry_format.encode(region)
     messages = allgather_messages(comm, encoded.message)
-    return concatenate([wire.decode(message) for message in messages]), encoded.lost
+    return concatenate([entry_format.decode(message) for message in messages]), encoded.lost
 
 
 def split_to_owners(
-    comm: Communicator, wire: Wire, pieces: Sequence[Entries]
+    comm: Communicator, entry_format: EntryFormat, pieces: Sequence[Entries]
 ) -> tuple[list[Entries], Entries, list[Entries]]:
     """Send pieces[i] to rank i; return all ranks' pieces for this rank, in rank order, own ones as
     received, and what was lost.
@@ -127,13 +131,13 @@ def split_to_owners(
     sent = list(pieces)
     for step in range(1, size):
         destination = (rank + step) % size
-        encoded = wire.encode(pieces[destination])
+        encoded = entry_format.encode(pieces[destination])
         requests.append(send(comm, encoded.message, destination))
         sent[destination] = encoded.sent
         lost.append(encoded.lost)
     for step in range(1, size):
         source = (rank - step) % size
-        arrived[source] = wire.decode(receive(comm, source))
+        arrived[source] = entry_format.decode(receive(comm, source))
     for request in requests:
         request.wait()
     return [arrived[source] for source in range(size)], concatenate(sent), lost

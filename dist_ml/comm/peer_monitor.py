@@ -1,0 +1,87 @@
+"""Waiting for other ranks, as long as those of this node live, and not for ever.
+
+A launcher usually ends all ranks when one dies. Where it doesn't, MPI's own waits go on for ever,
+and so would a rank that looks at shared memory.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dist_ml.comm.backoff import Backoff
+from dist_ml.errors import CommunicationError
+
+# A rank may be busy for long (an evaluation, a checkpoint), but not for ever.
+LIMIT_SECONDS = 1800.0
+_LOOK_SECONDS = 0.25
+
+
+class Peer(NamedTuple):
+    """A rank of this node: its number in the world, its process, and the namespace that the process
+    id is valid in.
+    """
+
+    rank: int
+    pid: int
+    namespace: str
+
+
+def this_process(rank: int) -> Peer:
+    """This rank as others will know it."""
+    return Peer(rank, os.getpid(), _pid_namespace())
+
+
+class PeerMonitor:
+    """What to do between two looks at something that other ranks bring about.
+
+    `peers` are ranks whose processes can be seen from here. Cost: a look at each of them four times
+    a second.
+    """
+
+    def __init__(self, peers: Sequence[Peer], limit_seconds: float = LIMIT_SECONDS) -> None:
+        self._peers = peers
+        self._backoff = Backoff()
+        self._next_look = _LOOK_SECONDS
+        self._limit_seconds = limit_seconds
+
+    def between_looks(self) -> None:
+        """Leave the core to others for a moment. `CommunicationError` when a peer has died, or the
+        wait has lasted beyond its limit.
+        """
+        waited = self._backoff.between_looks()
+        if waited > self._next_look:
+            self._next_look = waited + _LOOK_SECONDS
+            self._look(waited)
+
+    def _look(self, waited_seconds: float) -> None:
+        for peer in self._peers:
+            if not is_alive(peer):
+                raise CommunicationError(
+                    f"rank {peer.rank} (process {peer.pid} on this node) died while others waited "
+                    "for it; start again"
+                )
+        if waited_seconds > self._limit_seconds:
+            raise CommunicationError(
+                f"waited {waited_seconds:.0f} s for other ranks; every rank must make the same "
+                "exchanges in the same order (comm.checked=true finds the first that differs)"
+            )
+
+
+def is_alive(peer: Peer) -> bool:
+    """False once the process has ended, reaped or not; True where this process can't tell."""
+    if peer.namespace != _pid_namespace():
+        return True
+    try:
+        with open(f"/proc/{peer.pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return True
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return "unknown"
