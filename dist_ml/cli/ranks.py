@@ -15,7 +15,6 @@ Of several ranks that fail on their own the first one speaks; all of them write 
 
 import os
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -33,6 +32,9 @@ if TYPE_CHECKING:
 # have one of them speak.
 _TURN_SECONDS = 0.02
 _LONGEST_WAIT_SECONDS = 1.0
+# What a rank has written reaches the terminal through its launcher, which forgets what it has not
+# read yet when the job is aborted.
+_DELIVERY_SECONDS = 0.2
 _FAILED = 1
 
 
@@ -76,31 +78,34 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
 
 def _end_together(error: DistMLError, rank: int, debug: bool) -> int:
     if rank == 0:
-        if debug:
-            traceback.print_exception(error)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        terminal.complain(f"{_traceback(error) if debug else ''}error: {error}")
     return error.exit_status
 
 
 def _end_alone(world: "Communicator", error: Exception, debug: bool) -> None:
     """Speak if no other rank has, then end the job."""
-    claimed = _log_failure(error)
-    if claimed is None:
-        time.sleep(min(world.rank * _TURN_SECONDS, _LONGEST_WAIT_SECONDS))
-    if claimed is not False:
-        where = f"rank {world.rank} of {world.size} on {socket.gethostname()}"
-        words = (
-            f"{''.join(traceback.format_exception(error))}error on {where}: "
-            if debug
-            else f"error on {where}: "
-        )
-        sys.stderr.write(f"{words}{_describe(error)}\n")
-        sys.stderr.flush()
-    else:
-        time.sleep(
-            _LONGEST_WAIT_SECONDS
-        )  # the speaker's abort ends this rank; its own is for a speaker that can't
-    world.abort(error.exit_status if isinstance(error, DistMLError) else _FAILED)
+    try:
+        first = _log_failure(error)
+        if first is None:
+            time.sleep(min(world.rank * _TURN_SECONDS, _LONGEST_WAIT_SECONDS))
+        if first is not False:
+            where = f"rank {world.rank} of {world.size} on {socket.gethostname()}"
+            words = f"error on {where}: {_describe(error)}"
+            _write_error(f"{_traceback(error)}{words}" if debug else words)
+        else:  # the speaker's abort ends this rank; its own is for a speaker that can't
+            time.sleep(_LONGEST_WAIT_SECONDS)
+    finally:  # whatever the report of the failure met
+        world.abort(error.exit_status if isinstance(error, DistMLError) else _FAILED)
+
+
+def _write_error(text: str) -> None:
+    """To stderr, from any rank; a stderr that is closed or full loses it and nothing more."""
+    terminal.write_error(text)
+    time.sleep(_DELIVERY_SECONDS)
+
+
+def _traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
 
 
 def _describe(error: Exception) -> str:
@@ -109,15 +114,19 @@ def _describe(error: Exception) -> str:
 
 def _log_failure(error: BaseException) -> bool | None:
     """Write the traceback to this rank's log; was it the run's first? None when there is no run
-    folder yet.
+    folder yet, or it can't be written.
     """
     from dist_ml.train import logs
 
-    return logs.record_failure(error)
+    try:
+        return logs.record_failure(error)
+    except Exception:  # it must not hide the failure that it was to record, nor keep the rank alive
+        return None
 
 
 def _end_interrupted(world: "Communicator") -> None:
-    if world.rank == 0:
-        sys.stderr.write("\nstopped by Ctrl-C\n")
-        sys.stderr.flush()
-    world.abort(terminal.INTERRUPTED)
+    try:
+        if world.rank == 0:
+            _write_error("\nstopped by Ctrl-C")
+    finally:
+        world.abort(terminal.INTERRUPTED)

