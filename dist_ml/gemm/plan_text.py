@@ -38,10 +38,7 @@ def _costs(plan: Plan, model: CostModel) -> list[Line]:
         ("words", f"{plan.words:,} received by a rank: {ratio}"),
         ("messages", f"{plan.messages:,} sent by a rank"),
         ("memory", f"{plan.peak_bytes:,} bytes: {parts}"),
-        (
-            "predicted",
-            f"{prediction.seconds(plan, model):.4g} s, {computing:.4g} s of it computing",
-        ),
+        ("predicted", f"{seconds:.4g} s, {computing:.4g} s of it computing"),
     ]
     if limited:
         cosma = f"COSMA's bound {limited:,.0f} with S = {p.memory:,} bytes"
