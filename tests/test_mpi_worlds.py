@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from dist_ml.launch import mpi_installation, mpiexec
+from dist_ml.launch.extras import install_command
 from dist_ml.launch.job import Completed
 
 TIME_LIMIT_SECONDS = 300.0
@@ -30,7 +31,7 @@ class Outcome(NamedTuple):
 def flavour(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(f"the {name} wheel is not installed: pip install 'dist_ml[{name}]'")
+        pytest.skip(f"the {name} wheel is not installed: {install_command(name)}")
     return name
 
 

@@ -20,9 +20,9 @@ from dist_ml.launch.shared_memory import remove_orphans
 
 JOB_MARK = "DIST_ML_JOB"  # the variable that every process of a job carries
 TIMED_OUT = 124  # the exit status that timeout(1) gives too
-_STACKS_SECONDS = (
-    10.0  # a rank's timer starts when it has started, which may be that much after its launch
-)
+_STACKS_SECONDS = 1.0  # for the ranks to write where they stand, once the time is up
+_POLITE_SECONDS_AT_LIMIT = 1.0  # for mpiexec to end its ranks then
+_POLITE_SECONDS = 5.0
 _FAILURE_SECONDS = 5.0  # what the others may go on for after one has failed
 _POLL_SECONDS = 0.01
 
@@ -65,16 +65,21 @@ def run_all(
         extra = {JOB_MARK: mark}
         if time_limit_seconds is not None:
             extra |= {stacks.TIME_LIMIT: str(time_limit_seconds), stacks.FOLDER: path}
+            extra |= {stacks.DEADLINE: str(time.monotonic() + time_limit_seconds)}
         processes: list[subprocess.Popen[bytes]] = []
+        remove_orphans()  # of a launcher that was killed before it could
+        timed_out = False
         try:
             for index, command in enumerate(commands):
                 processes.append(_start(command, extra, folder / f"{index}", capture))
             timed_out = _wait(processes, time_limit_seconds)
+            late = [timed_out and process.poll() is None for process in processes]
+            timed_out = any(late)
             standing = _collect_stacks(folder) if timed_out else ""
-            late = [process.poll() is None for process in processes]
         finally:
             with signals_wait():
-                end_job(processes, f"{JOB_MARK}={mark}")
+                polite = _POLITE_SECONDS_AT_LIMIT if timed_out else _POLITE_SECONDS
+                end_job(processes, f"{JOB_MARK}={mark}", polite)
                 if any(process.returncode != 0 for process in processes):
                     remove_orphans(wait=True)
         if timed_out and not capture:
@@ -83,7 +88,7 @@ def run_all(
             )
         return [
             Completed(
-                TIMED_OUT if timed_out and late[index] else _exit_status(process.returncode),
+                TIMED_OUT if late[index] else _exit_status(process.returncode),
                 _text(folder / f"{index}.stdout"),
                 _text(folder / f"{index}.stderr"),
                 timed_out,

@@ -6,10 +6,12 @@ starts. The timer is a thread of the interpreter's C code: it fires inside a blo
 
 import faulthandler
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 TIME_LIMIT = "DIST_ML_TIME_LIMIT_SECONDS"
+DEADLINE = "DIST_ML_DEADLINE"  # the same end on time.monotonic(), which a machine's processes share
 FOLDER = "DIST_ML_STACKS_FOLDER"
 _RANK_VARIABLES = (
     "PMI_RANK",
@@ -24,6 +26,7 @@ def arm(later_seconds: float = 0.0, stderr: int = 2) -> None:
     """Write this rank's stacks when `DIST_ML_TIME_LIMIT_SECONDS`, and `later_seconds` more, have
     passed; without that variable, do nothing.
 
+    `DIST_ML_DEADLINE` makes it exact: the time that this process took to start counts.
     With `DIST_ML_STACKS_FOLDER` they go to `rank-<k>.stack` there and the process goes on: whoever
     set the folder collects the files of all ranks and ends the job. Without it they go to the
     descriptor `stderr` and the process exits with status 1.
@@ -32,6 +35,8 @@ def arm(later_seconds: float = 0.0, stderr: int = 2) -> None:
     if not limit:
         return
     seconds = float(limit) + later_seconds
+    if DEADLINE in os.environ:
+        seconds = max(0.01, float(os.environ[DEADLINE]) - time.monotonic())
     folder = os.environ.get(FOLDER)
     if folder is None:
         faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
