@@ -10,10 +10,12 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from time import monotonic
 from typing import Any
 
 import numpy as np
 
+from dist_ml.comm.blocked_calls import BlockedCalls
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
@@ -140,14 +142,27 @@ def singletons_message(expected: int, vendor: str) -> str:
 class MpiTransport:
     """A `Transport` over one MPI communicator."""
 
-    def __init__(self, mpi: Any, comm: Any, peers: Sequence[Peer] = ()) -> None:
+    def __init__(
+        self, mpi: Any, comm: Any, peers: Sequence[Peer] = (), watch: BlockedCalls | None = None
+    ) -> None:
         self._mpi = mpi
         self.peers = peers  # the world's ranks that this process can see
+        self.blocked_since = 0.0
+        self._watch = watch
+        if watch is not None:
+            watch.register(self)
         self.comm = comm
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         self.flavour: str = mpi.get_vendor()[0]
         self._ops = {"sum": mpi.SUM, "max": mpi.MAX, "min": mpi.MIN}
+
+    def end_when_stuck(self, end: Callable[[str], None]) -> None:
+        """Call `end(message)`, which must not return, on a thread of its own, when a blocking call
+        of this transport, or of those split from it afterwards, can't end because a rank has died.
+        """
+        self._watch = BlockedCalls(self.peers, end)
+        self._watch.register(self)
 
     @property
     def thread_level(self) -> str:
@@ -156,7 +171,9 @@ class MpiTransport:
 
     def allreduce(self, array: Array, op: str) -> None:
         if array.size <= MAX_COUNT:
+            self.blocked_since = monotonic()
             self.comm.Allreduce(self._mpi.IN_PLACE, array, self._ops[op])
+            self.blocked_since = 0.0
             return
         for piece in pieces(array.size, PIECE):
             self.comm.Allreduce(self._mpi.IN_PLACE, array[piece.slice], self._ops[op])
@@ -173,7 +190,9 @@ class MpiTransport:
 
     def reduce_scatter(self, send: Array, receive: Array, counts: Sequence[int], op: str) -> None:
         if send.size <= MAX_COUNT:
+            self.blocked_since = monotonic()
             self.comm.Reduce_scatter(send, receive, list(counts), self._ops[op])
+            self.blocked_since = 0.0
             return
         for owner, start in enumerate(_starts(counts)):
             for piece in pieces(counts[owner], PIECE):
@@ -195,9 +214,11 @@ class MpiTransport:
 
     def allgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> None:
         if receive.size <= MAX_COUNT:
+            self.blocked_since = monotonic()
             self.comm.Allgatherv(
                 self._mpi.IN_PLACE if send is None else send, [receive, list(counts)]
             )
+            self.blocked_since = 0.0
             return
         starts = _starts(counts)
         if send is not None:
@@ -252,7 +273,9 @@ class MpiTransport:
 
     def broadcast(self, array: Array, root: int) -> None:
         if array.size <= MAX_COUNT:
+            self.blocked_since = monotonic()
             self.comm.Bcast(array, root)
+            self.blocked_since = 0.0
             return
         for piece in pieces(array.size, PIECE):
             self.comm.Bcast(array[piece.slice], root)
@@ -262,12 +285,16 @@ class MpiTransport:
         return Request([self._polled(self.comm.Ibcast(part, root)) for part in parts], keep=array)
 
     def send(self, array: Array, destination: int, tag: int) -> None:
+        self.blocked_since = monotonic()
         for part in _parts(array):
             self.comm.Send(part, destination, tag)
+        self.blocked_since = 0.0
 
     def receive(self, array: Array, source: int, tag: int) -> None:
+        self.blocked_since = monotonic()
         for part in _parts(array):
             self.comm.Recv(part, source, tag)
+        self.blocked_since = 0.0
 
     def receive_message(self, dtype: str, source: int, tag: int) -> Array:
         """A matched probe tells the size of each part; a part shorter than `PIECE` is the last.
@@ -304,13 +331,20 @@ class MpiTransport:
         )
 
     def barrier(self) -> None:
+        self.blocked_since = monotonic()
         self.comm.Barrier()
+        self.blocked_since = 0.0
 
     def broadcast_object(self, value: Any, root: int) -> Any:
-        return self.comm.bcast(value, root)
+        self.blocked_since = monotonic()
+        value = self.comm.bcast(value, root)
+        self.blocked_since = 0.0
+        return value
 
     def allgather_objects(self, value: Any) -> list[Any]:
+        self.blocked_since = monotonic()
         gathered: list[Any] = self.comm.allgather(value)
+        self.blocked_since = 0.0
         return gathered
 
     def allocate_shared(self, num_bytes: int) -> "SharedWindow":
@@ -318,14 +352,18 @@ class MpiTransport:
 
     def split(self, color: int | None, key: int) -> "MpiTransport | None":
         comm = self.comm.Split(self._mpi.UNDEFINED if color is None else color, key)
-        return None if comm == self._mpi.COMM_NULL else MpiTransport(self._mpi, comm, self.peers)
+        return (
+            None
+            if comm == self._mpi.COMM_NULL
+            else MpiTransport(self._mpi, comm, self.peers, self._watch)
+        )
 
     def split_by_node(self) -> "MpiTransport":
         comm = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
-        return MpiTransport(self._mpi, comm, self.peers)
+        return MpiTransport(self._mpi, comm, self.peers, self._watch)
 
     def duplicate(self) -> "MpiTransport":
-        return MpiTransport(self._mpi, self.comm.Dup(), self.peers)
+        return MpiTransport(self._mpi, self.comm.Dup(), self.peers, self._watch)
 
     def free(self) -> None:
         if self.comm != self._mpi.COMM_NULL and self.comm != self._mpi.COMM_WORLD:
