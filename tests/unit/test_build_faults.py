@@ -10,7 +10,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError, DistMLError
-from dist_ml.train.build import build_mesh, build_task
+from dist_ml.train.build import build_mesh, build_trainer
 from tests.thread_world import run_ranks
 
 
@@ -21,7 +21,7 @@ def errors_of(overrides: list[str], ranks: int) -> list[DistMLError]:
 
     def body(world: Communicator) -> DistMLError:
         with pytest.raises(DistMLError) as caught:
-            build_task(config, build_mesh(config, world))
+            build_trainer(config, build_mesh(config, world))
         return caught.value
 
     return run_ranks(ranks, body)
@@ -34,9 +34,13 @@ def errors_of(overrides: list[str], ranks: int) -> list[DistMLError]:
         (["model.hidden=[1000000000000]"], "outputs, but this machine has"),
         (["data=synthetic", "data.num_outputs=1000000000000"], "make a teacher that takes"),
         (["data=arrays", "data.path=nowhere"], "data.path=nowhere is not a folder"),
+        (
+            ["data=synthetic", "data.num_train=1000000000000", "batch_size=1000000000000"],
+            "lower batch_size, or compute it in more pieces with a larger accumulation",
+        ),
         (["data.test_every=1000"], "leaves no sample for data.num_test"),
     ],
-    ids=["hidden", "outputs", "folder", "nothing held out"],
+    ids=["hidden", "outputs", "folder", "batch", "nothing held out"],
 )
 def test_all_ranks_raise_the_same(ranks: int, overrides: list[str], message: str) -> None:
     found = errors_of(overrides, ranks)
