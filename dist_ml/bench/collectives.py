@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dist_ml.bench.bench import Bench
-from dist_ml.bench.form import Check, Record, Result
+from dist_ml.bench.form import Check, Record, Result, most
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm import mpi
 from dist_ml.comm.communicator import Communicator
@@ -59,12 +59,12 @@ def size_checks(records: Sequence[Record]) -> list[Check]:
     """
     small = [record["added_us"] for record in records if record["bytes"] < MEGABYTE]
     large = [record["ratio"] for record in records if record["bytes"] >= MEGABYTE]
-    checks = [Check("microseconds added to mpi4py below 1 MB", max(small), 10.0, "lower")] * bool(
-        small
-    )
-    return checks + [Check("time over mpi4py from 1 MB on", max(large), 1.02, "lower")] * bool(
-        large
-    )
+    checks = []
+    if small:
+        checks.append(Check("microseconds added to mpi4py below 1 MB", most(small), 10.0, "lower"))
+    if large:
+        checks.append(Check("time over mpi4py from 1 MB on", most(large), 1.02, "lower"))
+    return checks
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> list[dict[str, list[float]]]:

@@ -96,10 +96,9 @@ def _power_sgd() -> tuple[Any, Any]:
     return state, powerSGD_hook.powerSGD_hook
 
 
-# (state, hook) as `register_comm_hook` takes them
+# (state, hook) as `register_comm_hook` takes them; torch refuses its bf16 hook without NCCL
 HOOKS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "fp16": lambda: (None, default_hooks.fp16_compress_hook),
-    "bf16": lambda: (None, default_hooks.bf16_compress_hook),
     "PowerSGD": _power_sgd,
 }
 

@@ -69,9 +69,10 @@ def curve_records(curves: Curves) -> list[Record]:
             "candidate": label,
             "steps": len(curve),
             "final_loss": curve[-1][1],
-            "seconds_to_dense_final_loss": reached(curve, curves[DENSE][-1][1]),
+            "seconds_to_dense_final_loss": None if there == math.inf else there,
         }
         for label, curve in curves.items()
+        for there in [reached(curve, curves[DENSE][-1][1])]
     ]
 
 

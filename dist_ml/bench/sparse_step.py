@@ -28,7 +28,6 @@ BASELINES = {
     RING_BF16: BITS16,
     DDP: FP32,
     f"{DDP}, fp16": BITS16,
-    f"{DDP}, bf16": BITS16,
     f"{DDP}, PowerSGD": FEWER,
 }
 WARM_UP_WORDS = 100_000  # of the allreduces, which connect and compile

@@ -231,6 +231,10 @@ def _in_words(request: Request, call: Callable[[], T]) -> T:
         raise ConfigError(
             f"the configuration can't be composed: {': '.join(dict.fromkeys(reasons))}"
         ) from error
+    except (ValueError, TypeError, AttributeError, AssertionError) as error:
+        # What OmegaConf lets through from below, as for a key of a list that is no number.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"the configuration can't be composed: {reason}") from error
 
 
 def _missing(error: MissingConfigException, request: Request) -> str:

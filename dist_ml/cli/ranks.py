@@ -45,6 +45,7 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
     """
     try:
         from dist_ml.comm import mpi
+        from dist_ml.comm.mpi_transport import MpiTransport
         from dist_ml.comm.peer_monitor import death_among
 
         world = mpi.world()
@@ -54,7 +55,7 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
     except KeyboardInterrupt:
         terminal.complain("stopped by Ctrl-C")
         os._exit(terminal.INTERRUPTED)
-    if isinstance(world.transport, mpi.MpiTransport):
+    if isinstance(world.transport, MpiTransport):
         world.transport.end_when_stuck(lambda message: _end_stuck(world, message))
     try:
         with sigterm_raises() if world.size == 1 else nullcontext():

@@ -57,6 +57,11 @@ def rank(environment: Mapping[str, str]) -> int:
     return 0
 
 
+def has_rank(environment: Mapping[str, str]) -> bool:
+    """Did a launcher number this process?"""
+    return any(environment.get(variable, "").isdigit() for variable in _RANK_VARIABLES)
+
+
 def collect(folder: Path) -> str:
     """All ranks' stacks that were written to `folder`, each under a line that names the rank."""
     parts = []

@@ -212,6 +212,34 @@ class TestMnist:
         with pytest.raises(DataError, match=message):
             open_mnist(tmp_path)
 
+    def test_sizes_beyond_the_file_are_told_without_making_room_for_them(
+        self, mnist_folder: Path
+    ) -> None:
+        file = next(mnist_folder.glob("train-images*"))
+        content = struct.pack(">HBB3I", 0, 8, 3, *[2**32 - 1] * 3) + bytes(144)
+        file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+        with pytest.raises(DataError, match=r"is cut short: 4294967295 x .* but it has 160"):
+            open_mnist(mnist_folder)
+
+    def test_a_file_that_cannot_be_read_is_told(
+        self, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(np, "memmap", refuse)
+        monkeypatch.setattr(gzip, "decompress", refuse)
+        with pytest.raises(DataError, match=r"can't be read \(.*Permission denied\)"):
+            open_mnist(mnist_folder)
+
+    def test_labels_of_one_class_still_make_two_outputs(self, mnist_folder: Path) -> None:
+        write_idx(next(mnist_folder.glob("train-labels*")), np.zeros(12, np.uint8))
+        assert open_mnist(mnist_folder).train.num_outputs == 2
+
+    def test_an_uncompressed_file_is_mapped(self, mnist_folder: Path) -> None:
+        pixels = open_mnist(mnist_folder).train.x  # type: ignore[attr-defined]
+        assert not pixels.flags.writeable
+
     def test_trailing_bytes_and_unknown_labels_are_told(self, mnist_folder: Path) -> None:
         labels = next(mnist_folder.glob("t10k-labels*"))
         write_idx(labels, np.array([0, 1, 2, 3, 9], np.uint8))
