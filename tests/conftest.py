@@ -15,13 +15,17 @@ from dist_ml.launch.job import JOB_MARK
 
 TESTS = Path(__file__).parent
 MPI_TESTS = TESTS / "mpi"
+# The processes of pytest-xdist write their stacks before the one that controls them ends.
+CONTROLLER_SECONDS = 20.0
 
 hypothesis.settings.register_profile("dist_ml", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("dist_ml")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    stacks.arm()
+    controls = bool(getattr(config.option, "numprocesses", None))
+    # A copy of stderr: while a test runs, pytest sends the descriptor 2 to a file that it forgets.
+    stacks.arm(CONTROLLER_SECONDS if controls else 0.0, stderr=os.dup(2))
     if JOB_MARK not in os.environ:  # ranks are ended by whoever started them
         signal.signal(signal.SIGTERM, end_session)
 
@@ -48,7 +52,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What fails soonest runs first."""
-    order = ["test_static.py", "unit", "test_mpi_worlds.py", "mpi", "cluster"]
+    order = ["test_static.py", "unit", "system", "test_mpi_worlds.py", "mpi", "cluster"]
 
     def place(item: pytest.Item) -> int:
         part = item.path.relative_to(TESTS).parts[0]

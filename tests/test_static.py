@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("check", ["ruff check", "mypy"])
+@pytest.mark.parametrize("check", ["ruff format --check", "ruff check", "mypy"])
 def test_static_check(check: str) -> None:
     pytest.importorskip(check.split(" ")[0], reason=f"{check} is part of the dev extra")
     command = [sys.executable, "-m", *check.split(" ")]

@@ -7,18 +7,19 @@ emulated network sets it up for all our runs.
 """
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from dist_ml.bench.allreduce_checks import AS_IT_COMES, TUNED, emulated_network_checks, node_checks
 from dist_ml.bench.bench import Bench
-from dist_ml.bench.candidates import GLOO, LIMIT, RAW, Candidates, seconds_a_call
-from dist_ml.bench.form import Check, Record, Result, alternate
+from dist_ml.bench.candidates import GLOO, LIMIT, RAW, Call, Candidates
+from dist_ml.bench.form import Check, Record, Result
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
 from dist_ml.launch.emulated_network import EmulatedNetwork
+from dist_ml.measure.compare import alternate, seconds_per_call
 
 Network = Literal["node", "emulated_1gbit", "emulated_100mbit"]
 
@@ -77,7 +78,7 @@ def run(config: AllreduceBench, worlds: Worlds) -> Result:
             [(config.nodes, 2 * config.nodes)] if config.nodes else []
         )
         for hosts, ranks in layouts:
-            with EmulatedNetwork(hosts, _RATES[config.network]) as network:
+            with worlds.network(hosts, _RATES[config.network]) as network:
                 kinds = [
                     kind for mpi in config.mpis for kind in _emulated_worlds(mpi, ranks > hosts)
                 ]
@@ -98,21 +99,24 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, dict[
     found = {}
     made = Candidates(comm)
     for size in arguments["sizes_bytes"]:
-        timed = {}
-        for name in arguments["candidates"]:
-            call = made.call(name, size // 4)
-            first = seconds_a_call(
-                comm, call, 1
-            )  # connects and compiles; a second one tells how long the short ones take
-            typical = (
-                first if first > 100 * arguments["round_seconds"] else seconds_a_call(comm, call, 1)
-            )
-            calls = max(1, min(2000, int(arguments["round_seconds"] / typical)))
-            timed[name] = lambda call=call, calls=calls: seconds_a_call(comm, call, calls)
+        timed = {
+            name: _repeated(comm, made.call(name, size // 4), arguments["round_seconds"])
+            for name in arguments["candidates"]
+        }
         found[str(size)] = alternate(timed, arguments["rounds"])
         made.free()
     made.close()
     return found
+
+
+def _repeated(comm: Communicator, call: Call, round_seconds: float) -> Callable[[], float]:
+    """Seconds of a call that is repeated for about `round_seconds`. The first one connects and
+    compiles; a second one tells how long the short ones take.
+    """
+    first = seconds_per_call(comm, call)
+    typical = first if first > 100 * round_seconds else seconds_per_call(comm, call)
+    calls = max(1, min(2000, int(round_seconds / typical)))
+    return lambda: seconds_per_call(comm, call, calls)
 
 
 def _measured(

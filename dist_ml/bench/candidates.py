@@ -3,7 +3,6 @@ gloo, and the memory's limit.
 """
 
 import socket
-import time
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -86,17 +85,6 @@ def join_gloo(comm: Communicator) -> None:
         world_size=comm.size,
         timeout=timedelta(seconds=_GLOO_SECONDS),
     )
-
-
-def seconds_a_call(comm: Communicator, call: Call, calls: int) -> float:
-    """The slowest rank's mean over `calls` calls that begin together."""
-    comm.barrier()
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    elapsed = torch.tensor((time.perf_counter() - start) / calls, dtype=torch.float64)
-    comm.allreduce(elapsed, "max")
-    return float(elapsed)
 
 
 def _own_address() -> str:

@@ -1,21 +1,22 @@
 """`dist-ml bench collectives`: what our allreduce costs over mpi4py's own, by size."""
 
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dist_ml.bench.bench import Bench
-from dist_ml.bench.form import Check, Result, alternate, median_ratio
+from dist_ml.bench.form import Check, Record, Result, most
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm import mpi
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
+from dist_ml.measure.compare import compare, difference, ratio, seconds_per_call
 
 MEGABYTE = 1 << 20
+OURS, RAW = "dist_ml", "mpi4py"
 
 
 @dataclass(frozen=True)
@@ -35,36 +36,39 @@ class CollectivesBench:
 
 def run(config: CollectivesBench, worlds: Worlds) -> Result:
     seconds = worlds.measure("collectives", vars(config))
-    records, added, ratios = [], [0.0], [0.0]
+    records: list[Record] = []
     for size, times in zip(config.sizes_bytes, seconds, strict=True):
-        ours, raw = statistics.median(times["dist_ml"]), statistics.median(times["mpi4py"])
-        ratio = median_ratio(times["dist_ml"], times["mpi4py"])
-        added_microseconds = 1e6 * statistics.median(
-            a - b for a, b in zip(times["dist_ml"], times["mpi4py"], strict=True)
-        )
+        added, over = difference(times[OURS], times[RAW]), ratio(times[OURS], times[RAW])
         records.append(
             {
                 "bytes": size,
-                "dist_ml_us": 1e6 * ours,
-                "mpi4py_us": 1e6 * raw,
-                "added_us": added_microseconds,
-                "ratio": ratio,
+                "dist_ml_us": 1e6 * statistics.median(times[OURS]),
+                "mpi4py_us": 1e6 * statistics.median(times[RAW]),
+                "added_us": 1e6 * added.median,
+                "low_us": 1e6 * added.low,
+                "high_us": 1e6 * added.high,
+                "ratio": over.median,
             }
         )
-        # Above a megabyte the noise of the memory exceeds what a call can add, and the ratio is
-        # what counts.
-        (ratios if size >= MEGABYTE else added).append(
-            ratio if size >= MEGABYTE else added_microseconds
-        )
-    checks = [
-        Check("A3 microseconds added per call", max(added), 10.0, "lower"),
-        Check("A3 ratio at 1 MB and above", max(ratios), 1.02, "lower"),
-    ]
-    return Result("collectives", records, checks)
+    return Result("collectives", records, size_checks(records))
+
+
+def size_checks(records: Sequence[Record]) -> list[Check]:
+    """What a call adds below a megabyte, and the ratio from there on, where the noise of the memory
+    exceeds what a call can add. A part without sizes has no check.
+    """
+    small = [record["added_us"] for record in records if record["bytes"] < MEGABYTE]
+    large = [record["ratio"] for record in records if record["bytes"] >= MEGABYTE]
+    checks = []
+    if small:
+        checks.append(Check("microseconds added to mpi4py below 1 MB", most(small), 10.0, "lower"))
+    if large:
+        checks.append(Check("time over mpi4py from 1 MB on", most(large), 1.02, "lower"))
+    return checks
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> list[dict[str, list[float]]]:
-    """Seconds a call, by candidate and round, for each size."""
+    """Seconds a call of the slowest rank, by candidate and round, for each size."""
     return [
         _one_size(comm, size, arguments["rounds"], arguments["round_seconds"])
         for size in arguments["sizes_bytes"]
@@ -74,25 +78,13 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> list[dict[str, 
 def _one_size(
     comm: Communicator, size: int, rounds: int, round_seconds: float
 ) -> dict[str, list[float]]:
+    """Both reduce the same buffer, in pairs that follow one another."""
     x = torch.zeros(size // 4)
     raw = mpi.raw_allreduce(comm, x.numpy())
-    once = torch.tensor(max(_seconds(comm, raw, 1), _seconds(comm, raw, 1)))
-    comm.allreduce(once, "max")
-    calls = max(1, int(round_seconds / once.item()))
-    candidates = {
-        "dist_ml": lambda: _seconds(comm, lambda: comm.allreduce(x), calls),
-        "mpi4py": lambda: _seconds(comm, raw, calls),
-    }
-    alternate(candidates, 2)
-    return alternate(candidates, rounds)
-
-
-def _seconds(comm: Communicator, call: Callable[[], None], calls: int) -> float:
-    comm.barrier()
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter() - start) / calls
+    once = max(seconds_per_call(comm, raw), seconds_per_call(comm, raw))
+    calls = max(1, int(round_seconds / once))
+    candidates = {OURS: lambda: comm.allreduce(x), RAW: raw}
+    return compare(comm, candidates, rounds, repeats=calls, warm_up_rounds=2)
 
 
 BENCH = Bench(

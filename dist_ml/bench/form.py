@@ -1,17 +1,18 @@
 """The form in which every benchmark states what it measured."""
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 Record: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One figure against its limit. The name is stable and begins with issue letter and number: `A2
-    step overhead`.
+    """One figure against its limit. The name is stable and says what is checked: `step over a bare
+    loop`.
     """
 
     name: str
@@ -53,20 +54,11 @@ class Result:
         }
 
 
-def alternate(candidates: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Measure all candidates in turn, `rounds` times, so that a machine that slows down slows all
-    of them.
-
-    Each candidate returns its own seconds. Every second round runs in reverse order.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(rounds):
-        names = list(candidates)[:: 1 if number % 2 == 0 else -1]
-        for name in names:
-            seconds[name].append(candidates[name]())
-    return seconds
+def most(values: Iterable[float]) -> float:
+    """The largest, or NaN, which passes no check, where one is NaN. At least one value."""
+    return float(np.max(list(values)))
 
 
-def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """The median of the rounds' own ratios: both of a pair saw the machine in the same state."""
-    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+def least(values: Iterable[float]) -> float:
+    """The smallest, or NaN, which passes no check, where one is NaN. At least one value."""
+    return float(np.min(list(values)))

@@ -15,6 +15,10 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.config.train import TrainConfig
 from dist_ml.train.build import build_mesh, build_trainer
 
+# Parameters, gradients and momentum are three times the parameters: a peak below that was not
+# measured.
+LEAST = 2.95
+
 
 @dataclass(frozen=True)
 class MemoryBench:
@@ -38,8 +42,9 @@ def run(config: MemoryBench, worlds: Worlds) -> Result:
     multiple = (measured["peak"] - measured["activations"]) / measured["parameters"]
     bare = multiple + measured["loaded by torch"] / measured["parameters"]
     checks = [
-        Check("A4 peak memory of a rank over its parameters", multiple, 4.2, "lower"),
-        Check("A4 the same, torch's modules for its first optimizer included", bare, 4.2, "lower"),
+        Check("parameters, gradients and momentum at least", multiple, LEAST, "higher"),
+        Check("peak memory of a rank over its parameters", multiple, 4.2, "lower"),
+        Check("peak memory with torch's modules for its first optimizer", bare, 4.2, "lower"),
     ]
     return Result("memory", records, checks)
 

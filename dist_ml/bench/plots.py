@@ -6,6 +6,7 @@ from typing import Any
 
 from dist_ml.bench.form import Record
 from dist_ml.errors import ConfigError, MachineError
+from dist_ml.launch.extras import install_command
 
 _POINTS = 50
 
@@ -98,9 +99,7 @@ def _pyplot() -> Any:
     try:
         importlib.import_module("matplotlib").use("agg")
     except ImportError as error:
-        raise MachineError(
-            "plot=FILE needs matplotlib; run: pip install 'dist_ml[plot]'"
-        ) from error
+        raise MachineError(f"plot=FILE needs matplotlib; run: {install_command('plot')}") from error
     return importlib.import_module("matplotlib.pyplot")
 
 

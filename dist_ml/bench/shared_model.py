@@ -2,13 +2,14 @@
 over gloo beside them.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
 from dist_ml.bench.candidates import join_gloo
 from dist_ml.comm.communicator import Communicator
@@ -56,16 +57,29 @@ class SharedModel:
 
 
 class Ddp:
-    """The same model and samples under torch's DistributedDataParallel over gloo."""
+    """The same model and samples under torch's DistributedDataParallel over gloo.
 
-    def __init__(self, widths: Sequence[int], batch: int, lr: float, comm: Communicator) -> None:
-        join_gloo(comm)
+    hook: how torch's own communication hooks compress gradients (a name in `HOOKS`); None: fp32
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        batch: int,
+        lr: float,
+        comm: Communicator,
+        hook: str | None = None,
+    ) -> None:
+        if not torch.distributed.is_initialized():
+            join_gloo(comm)
         layers: list[torch.nn.Module] = []
         for inputs, outputs in pairwise(widths):
             layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
         torch.manual_seed(0)
         model = torch.nn.Sequential(*layers[:-1])
         self._model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        if hook is not None:
+            self._model.register_comm_hook(*HOOKS[hook]())
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr)
         self._x, self._y = samples(widths, batch, comm.rank)
 
@@ -76,6 +90,19 @@ class Ddp:
         self._optimizer.step()
 
 
+def _power_sgd() -> tuple[Any, Any]:
+    """Of rank 1, its default, from the second step on, the earliest that it can."""
+    state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
+    return state, powerSGD_hook.powerSGD_hook
+
+
+# (state, hook) as `register_comm_hook` takes them; torch refuses its bf16 hook without NCCL
+HOOKS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "fp16": lambda: (None, default_hooks.fp16_compress_hook),
+    "PowerSGD": _power_sgd,
+}
+
+
 def samples(widths: Sequence[int], batch: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`batch` random samples of one rank, and their classes."""
     x = uniform(stream("sparse bench samples", rank), np.arange(batch * widths[0])) - 0.5
@@ -83,14 +110,3 @@ def samples(widths: Sequence[int], batch: int, rank: int) -> tuple[torch.Tensor,
     return torch.from_numpy(x.astype(np.float32).reshape(batch, -1)), torch.from_numpy(
         y.astype(np.int64)
     )
-
-
-def seconds_a_step(comm: Communicator, step: Callable[[], None], steps: int) -> float:
-    """The slowest rank's mean over `steps` steps that begin together."""
-    comm.barrier()
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    elapsed = np.array([(time.perf_counter() - start) / steps])
-    comm.allreduce(elapsed, "max")
-    return float(elapsed[0])

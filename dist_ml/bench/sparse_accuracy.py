@@ -63,7 +63,7 @@ def run(config: SparseAccuracyBench, worlds: Worlds) -> Result:
             if label != DENSE:
                 density = config.sparse[label].density
                 limit = next(limit for least, limit in LIMITS if density >= least)
-                checks.append(Check(f"C4 points lost on {task} by {label}", lost, limit, "lower"))
+                checks.append(Check(f"points lost on {task} by {label}", lost, limit, "lower"))
         records += [
             {"task": task, "candidate": label, "seed": seed, "accuracy": 100 * run["accuracy"]}
             for label, runs in found.items()

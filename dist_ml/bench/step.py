@@ -2,27 +2,24 @@
 one rank.
 """
 
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-import torch
-
 from dist_ml.bench import kernel_step
+from dist_ml.bench.bare_step import BARE, FUSED
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.configured import from_arguments, on_arrays, to_arguments, with_widths
-from dist_ml.bench.form import Check, Result, alternate, median_ratio
+from dist_ml.bench.form import Check, Record, Result
+from dist_ml.bench.step_candidates import OURS, bare_candidates, our_steps
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
 from dist_ml.kernels.tuner import FALLBACK
+from dist_ml.measure.compare import alternate, fastest, ratio, spread
 from dist_ml.train.build import build_mesh, build_trainer
-from dist_ml.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -61,86 +58,45 @@ def run(config: StepBench, worlds: Worlds) -> Result:
         "rounds": config.rounds,
     }
     seconds = worlds.measure("step", arguments, ranks=1)
-    ratio = median_ratio(seconds["dist_ml"], seconds["bare torch"])
-    records = [
-        {
-            "step": name,
-            "milliseconds": 1e3 * statistics.median(values),
-            "fastest": 1e3 * min(values),
-        }
-        for name, values in seconds.items()
-    ]
-    return Result("step", records, [Check("A2 step overhead", ratio, 1.05, "lower")])
+    best = fastest(seconds, (BARE, FUSED))
+    limit = Check(
+        "step over the best bare loop", ratio(seconds[OURS], seconds[best]).median, 1.05, "lower"
+    )
+    return Result("step", step_records(seconds), [limit])
+
+
+def step_records(seconds: Mapping[str, list[float]]) -> list[Record]:
+    """A row a candidate: its step, the quartiles, and our step over it."""
+    records: list[Record] = []
+    for name, values in seconds.items():
+        middle, over = spread(values), ratio(seconds[OURS], values)
+        records.append(
+            {
+                "step": name,
+                "ms": 1e3 * middle.median,
+                "low": 1e3 * middle.low,
+                "high": 1e3 * middle.high,
+                "ours over it": over.median,
+            }
+        )
+    return records
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[float]]:
     """Seconds a step, by candidate and round."""
     steps = arguments["steps"]
     with tempfile.TemporaryDirectory(prefix="dist_ml-bench-") as folder:
-        config = from_arguments(arguments["train"])
-        trainer = build_trainer(
-            on_arrays(config, arguments["num_samples"], folder), build_mesh(config, comm)
-        )
-        candidates = {
-            "dist_ml": our_steps(trainer, steps),
-            "bare torch": bare_steps(trainer, config, steps),
-        }
+        config = on_arrays(from_arguments(arguments["train"]), arguments["num_samples"], folder)
+        trainer = build_trainer(config, build_mesh(config, comm))
+        candidates = {OURS: our_steps(trainer, steps), **bare_candidates(trainer, config, steps)}
         alternate(candidates, 2)
         return alternate(candidates, arguments["rounds"])
-
-
-def measure_kernel(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return kernel_step.measure(comm, arguments, our_steps, bare_steps)
-
-
-def our_steps(trainer: Trainer, steps: int) -> Callable[[], float]:
-    """Our step with all that it does in a run, from dealing the samples to the update."""
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        for index in range(steps):
-            trainer.step(0, index % trainer.sampler.steps_per_epoch)
-        return (time.perf_counter() - start) / steps
-
-    return seconds
-
-
-def bare_steps(trainer: Trainer, config: TrainConfig, steps: int) -> Callable[[], float]:
-    """The loop that a PyTorch user would write, on the same samples, held in memory."""
-    split = trainer.dataset.train
-    x, y, *_ = split.batch(torch.arange(split.num_samples).numpy())
-    layers: list[torch.nn.Module] = []
-    widths = (split.num_features, *config.model.hidden, split.num_outputs)
-    for inputs, outputs in pairwise(widths):
-        layers += [torch.nn.Linear(inputs, outputs, dtype=x.dtype), torch.nn.ReLU()]
-    model = torch.nn.Sequential(*layers[:-1])
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        config.optimizer.lr,
-        config.optimizer.momentum,
-        weight_decay=config.optimizer.weight_decay,
-    )
-    loss_function = torch.nn.CrossEntropyLoss()
-    order = torch.randperm(len(x))
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        for index in range(steps):
-            ids = order[index * config.batch_size : (index + 1) * config.batch_size]
-            optimizer.zero_grad()
-            loss = loss_function(model(x[ids]), y[ids])
-            loss.backward()
-            optimizer.step()
-            loss.item()
-        return (time.perf_counter() - start) / steps
-
-    return seconds
 
 
 BENCH = Bench(
     "our training step against a bare PyTorch loop",
     StepBench,
     run,
-    {"step": measure, "kernel step": measure_kernel},
+    {"step": measure, "kernel step": kernel_step.measure},
     ranks=1,
 )

@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,9 @@ class Worlds(Protocol):
         network: EmulatedNetwork | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Any: ...
+
+    def network(self, hosts: int, rate: str) -> AbstractContextManager[EmulatedNetwork]:
+        """Hosts joined by links of `rate`, as tc writes it, for `measure`; gone at the end."""
 
 
 class StartedWorlds:
@@ -81,6 +85,9 @@ class StartedWorlds:
                 )
             return json.loads(result.read_text())
 
+    def network(self, hosts: int, rate: str) -> AbstractContextManager[EmulatedNetwork]:
+        return EmulatedNetwork(hosts, rate)
+
 
 class ThisWorld:
     """Measures on the ranks that the benchmark itself was started on; every rank gets rank 0's
@@ -118,3 +125,9 @@ class ThisWorld:
                 "mpiexec it starts its own"
             )
         return self._world.broadcast_object(self._parts[part](self._world, arguments))
+
+    def network(self, hosts: int, rate: str) -> AbstractContextManager[EmulatedNetwork]:
+        raise ConfigError(
+            f"this needs {hosts} hosts with links of {rate}, but its ranks were started already; "
+            "run it without mpiexec, and it starts its own"
+        )

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from dist_ml.cli import arguments, compose, configured, ranks, terminal
+from dist_ml.cli.quantities import number_of_ranks, time_limit
+from dist_ml.cli.tables import print_table
 from dist_ml.config.convert import from_mapping
 from dist_ml.errors import ConfigError
 
@@ -30,11 +31,11 @@ _FLAGS = """\
 def main(argv: Sequence[str]) -> int:
     """Run one benchmark on ranks that it starts, or on those that it was started on."""
     parser = terminal.Parser(prog=PROGRAM, add_help=False, allow_abbrev=False)
-    parser.add_argument("-n", dest="ranks", type=int)
+    parser.add_argument("-n", dest="ranks", type=number_of_ranks)
     parser.add_argument("--mpi", choices=("mpich", "openmpi", "system"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--time-limit", type=float, default=600.0)
+    parser.add_argument("--time-limit", type=time_limit, default=600.0)
     options, rest = parser.parse_known_args(list(argv))
     if not rest or rest[0] in ("--help", "-h"):
         terminal.say(_help())
@@ -104,10 +105,9 @@ def show(result: "Result") -> None:
     for record in result.records:
         tables.setdefault(tuple(record), []).append(record)
     for columns, records in tables.items():
-        table = Table(*columns)
-        for record in records:
-            table.add_row(*(_cell(value) for value in record.values()))
-        console.print(table)
+        cells = [[_cell(value) for value in record.values()] for record in records]
+        numeric = [not isinstance(value, str) for value in records[0].values()]
+        print_table(console, columns, cells, numeric)
     for check in result.checks:
         terminal.say(str(check))
 

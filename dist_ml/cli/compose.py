@@ -8,6 +8,7 @@ doesn't exist is answered with those that do.
 
 import difflib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ from dist_ml.cli.arguments import Request
 from dist_ml.errors import ConfigError
 
 T = TypeVar("T")
+
+_MOST_POINTS = 10_000  # of a sweep
 
 
 def config_folder() -> Path:
@@ -89,11 +92,25 @@ def sweep_points(request: Request) -> list[tuple[str, ...]]:
         for override in _parsed(request.overrides):
             if override.is_sweep_override():
                 key = override.get_key_element()
-                values = _in_words(request, lambda o=override: list(o.sweep_string_iterator()))  # type: ignore[misc]
-                choices.append([f"{key}={value}" for value in values])
+                choices.append([f"{key}={value}" for value in _swept(override, request)])
             else:
                 choices.append([str(override.input_line)])
+    count = math.prod(map(len, choices))
+    if count > _MOST_POINTS:
+        raise ConfigError(f"a sweep has at most {_MOST_POINTS:,} points, not {count:,}; split it")
     return list(itertools.product(*choices))
+
+
+def _swept(override: Override, request: Request) -> list[str]:
+    """The values of one swept key; `ConfigError` for none, or for more than any sweep has."""
+    iterator = _in_words(request, override.sweep_string_iterator)
+    values = _in_words(request, lambda: list(itertools.islice(iterator, _MOST_POINTS + 1)))
+    line = override.input_line
+    if not values:
+        raise ConfigError(f"{line} holds no value; give it some, as in {override.key_or_group}=1,2")
+    if len(values) > _MOST_POINTS:
+        raise ConfigError(f"{line} holds more than {_MOST_POINTS:,} values; give fewer")
+    return values
 
 
 def _compose(request: Request) -> DictConfig:
@@ -145,6 +162,8 @@ def _parsed_one(text: str) -> Override:
             f"override {text!r} can't be read ({reason}); write key=value, in quotes if it has "
             "blanks or brackets"
         ) from error
+    except RecursionError as error:
+        raise ConfigError(f"override {text[:60]!r}… is nested too deeply; flatten it") from error
     if not override.key_or_group:
         raise ConfigError(f"override {text!r} names no key; write key=value")
     if (
@@ -197,6 +216,8 @@ def _in_words(request: Request, call: Callable[[], T]) -> T:
         return call()
     except MissingConfigException as error:
         raise ConfigError(_missing(error, request)) from error
+    except RecursionError as error:
+        raise ConfigError("the configuration is nested too deeply; flatten it") from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value; set {error.full_key}=<value>") from error
     except InterpolationKeyError as error:
@@ -210,6 +231,10 @@ def _in_words(request: Request, call: Callable[[], T]) -> T:
         raise ConfigError(
             f"the configuration can't be composed: {': '.join(dict.fromkeys(reasons))}"
         ) from error
+    except (ValueError, TypeError, AttributeError, AssertionError) as error:
+        # What OmegaConf lets through from below, as for a key of a list that is no number.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"the configuration can't be composed: {reason}") from error
 
 
 def _missing(error: MissingConfigException, request: Request) -> str:

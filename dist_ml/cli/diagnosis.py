@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dist_ml.cli.facts import RankFacts, WorldFacts
+from dist_ml.launch.extras import install_command
 
 State = Literal["ok", "warn", "fail"]
 _SMALL_SHARED_MEMORY = 1 << 28
@@ -204,7 +205,7 @@ def numba(_facts: WorldFacts) -> Finding:
             "warn",
             "numba",
             "not installed: fused reductions fall back to torch",
-            "pip install 'dist_ml[numba]'",
+            install_command("numba"),
         )
     return Finding("ok", "numba", "installed: reductions are compiled")
 

@@ -18,6 +18,7 @@ from dist_ml.cli import terminal
 from dist_ml.cli.terminal import Parser
 from dist_ml.errors import MachineError
 from dist_ml.launch import mpi_installation, mpiexec, stacks
+from dist_ml.launch.extras import install_command
 
 _TIME_LIMIT_SECONDS = 60.0
 _RANKS = 2
@@ -75,7 +76,7 @@ def _examine_machine(name: str | None, ranks: int) -> list[dict[str, Any]]:
         text = "none found: neither a wheel nor mpiexec on the path; one rank trains without"
         findings.append(
             _finding(
-                "warn", "MPI", text, "pip install 'dist_ml[mpich]', or load the site's MPI module"
+                "warn", "MPI", text, f"{install_command('mpich')}, or load the site's MPI module"
             )
         )
     for installation in found:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dist_ml.cli import ranks
+from dist_ml.cli import ranks, terminal
 from dist_ml.cli.terminal import Parser
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ def _evaluate(world: "Communicator", folder: Path, as_json: bool) -> int:
 
     result = evaluate_run(folder, world)
     if world.rank == 0 and as_json:
-        print(json.dumps(result))
+        terminal.say(json.dumps(result))
     elif world.rank == 0:
         for name, value in result.items():
-            print(f"{name.replace('_', ' '):15} {_spell(name, value)}")
+            terminal.say(f"{name.replace('_', ' '):15} {_spell(name, value)}")
     return 0
 
 

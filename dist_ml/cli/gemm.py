@@ -27,26 +27,27 @@ def main(argv: Sequence[str]) -> int:
             )
         return configured.show(request, GemmConfig, PROGRAM)
     if plan_only:
-        from dist_ml.gemm import from_config
+        from dist_ml.gemm import from_config, plan_text
 
         config = from_mapping(GemmConfig, compose.composed(request))
         plan = from_config.plan_of(config)
-        terminal.say(_table(from_config.in_words(plan, from_config.cost_model_of(config))))
+        terminal.say(_table(plan_text.lines(plan, from_config.cost_model_of(config))))
         return 0
     return ranks.run_on_ranks(lambda world: _run(request, world), request.debug)
 
 
 def _run(request: Request, world: "Communicator") -> int:
     from dist_ml.comm.agreement import from_root, raise_on_all_ranks
-    from dist_ml.gemm import experiment, from_config
+    from dist_ml.gemm import experiment, from_config, plan_text
 
     mapping = from_root(world, lambda: compose.composed(request))
     with raise_on_all_ranks(world):
         config = from_mapping(GemmConfig, mapping)
         from_config.plan_of(config, world.size)
+        experiment.check_kernel(config.kernel)
     outcome = experiment.run(config, world)
     if world.rank == 0:
-        lines = from_config.in_words(outcome.plan, from_config.cost_model_of(config))
+        lines = plan_text.lines(outcome.plan, from_config.cost_model_of(config))
         terminal.say(_table([*lines, *_measured(outcome)]))
     return 0
 
@@ -59,7 +60,12 @@ def _measured(outcome: "Outcome") -> list[tuple[str, str]]:
         (
             "measured",
             f"{fastest:.4g} s, {outcome.flops / fastest / 1e9 if fastest else 0:.1f} GFLOP/s; "
-            f"{most:,} words, {agree}",
+            f"the slowest rank's best of {len(outcome.seconds)}",
+        ),
+        (
+            "ledger",
+            f"{most:,} words received by a rank, {agree} (what the MPI library's own collectives "
+            "move is entered by formula)",
         ),
         (
             "checked",

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from dist_ml.cli import terminal
+from dist_ml.cli.quantities import number_of_ranks, time_limit
 from dist_ml.launch import mpi_installation, mpiexec
 
 # With one of these the command only shows something, or starts MPI jobs of its own.
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--time-limit",
-        type=float,
+        type=time_limit,
         metavar="SECONDS",
         help="end the job then, after printing every rank's stack",
     )
@@ -68,9 +69,3 @@ def _on_ranks(command: list[str], ranks: int) -> list[str]:
         if sweep and not any(word.startswith("ranks=") for word in command)
         else command
     )
-
-
-def number_of_ranks(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of ranks; give 1 or more")
-    return int(text)

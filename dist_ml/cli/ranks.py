@@ -15,7 +15,7 @@ Of several ranks that fail on their own the first one speaks; all of them write 
 
 import os
 import socket
-import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from dist_ml.cli import terminal
-from dist_ml.errors import DistMLError, MachineError
+from dist_ml.errors import CommunicationError, DistMLError, MachineError
 from dist_ml.launch.process import sigterm_raises
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # have one of them speak.
 _TURN_SECONDS = 0.02
 _LONGEST_WAIT_SECONDS = 1.0
+# What a rank has written reaches the terminal through its launcher, which forgets what it has not
+# read yet when the job is aborted.
+_DELIVERY_SECONDS = 0.2
 _FAILED = 1
 
 
@@ -42,6 +45,8 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
     """
     try:
         from dist_ml.comm import mpi
+        from dist_ml.comm.mpi_transport import MpiTransport
+        from dist_ml.comm.peer_monitor import death_among
 
         world = mpi.world()
     except MachineError as error:
@@ -50,6 +55,8 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
     except KeyboardInterrupt:
         terminal.complain("stopped by Ctrl-C")
         os._exit(terminal.INTERRUPTED)
+    if isinstance(world.transport, MpiTransport):
+        world.transport.end_when_stuck(lambda message: _end_stuck(world, message))
     try:
         with sigterm_raises() if world.size == 1 else nullcontext():
             return body(world)
@@ -70,37 +77,51 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
         if world.size == 1:
             _log_failure(error)
             raise
-        _end_alone(world, error, debug=True)
+        # What MPI raises when it finds a dead rank's memory gone tells less than who died.
+        death = death_among(world.transport.peers)
+        cause = error if death is None else CommunicationError(death)
+        _end_alone(world, cause, debug=death is None)
     raise AssertionError("an abort returned")
 
 
 def _end_together(error: DistMLError, rank: int, debug: bool) -> int:
     if rank == 0:
-        if debug:
-            traceback.print_exception(error)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        terminal.complain(f"{_traceback(error) if debug else ''}error: {error}")
     return error.exit_status
 
 
 def _end_alone(world: "Communicator", error: Exception, debug: bool) -> None:
     """Speak if no other rank has, then end the job."""
-    claimed = _log_failure(error)
-    if claimed is None:
-        time.sleep(min(world.rank * _TURN_SECONDS, _LONGEST_WAIT_SECONDS))
-    if claimed is not False:
-        where = f"rank {world.rank} of {world.size} on {socket.gethostname()}"
-        words = (
-            f"{''.join(traceback.format_exception(error))}error on {where}: "
-            if debug
-            else f"error on {where}: "
-        )
-        sys.stderr.write(f"{words}{_describe(error)}\n")
-        sys.stderr.flush()
-    else:
-        time.sleep(
-            _LONGEST_WAIT_SECONDS
-        )  # the speaker's abort ends this rank; its own is for a speaker that can't
-    world.abort(error.exit_status if isinstance(error, DistMLError) else _FAILED)
+    try:
+        first = _log_failure(error)
+        if first is None:
+            time.sleep(min(world.rank * _TURN_SECONDS, _LONGEST_WAIT_SECONDS))
+        if first is not False:
+            where = f"rank {world.rank} of {world.size} on {socket.gethostname()}"
+            words = f"error on {where}: {_describe(error)}"
+            _write_error(f"{_traceback(error)}{words}" if debug else words)
+        else:  # the speaker's abort ends this rank; its own is for a speaker that can't
+            time.sleep(_LONGEST_WAIT_SECONDS)
+    finally:  # whatever the report of the failure met
+        world.abort(error.exit_status if isinstance(error, DistMLError) else _FAILED)
+
+
+def _write_error(text: str) -> None:
+    """To stderr, from any rank; a stderr that is closed or full loses it and nothing more."""
+    terminal.write_error(text)
+    time.sleep(_DELIVERY_SECONDS)
+
+
+def _traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _end_stuck(world: "Communicator", message: str) -> None:
+    """On a thread, while the main one is in a call that can't end: an abort may be stuck, too."""
+    last_resort = threading.Timer(_LONGEST_WAIT_SECONDS + 2.0, os._exit, [_FAILED])
+    last_resort.daemon = True
+    last_resort.start()
+    _end_alone(world, CommunicationError(message), debug=False)
 
 
 def _describe(error: Exception) -> str:
@@ -109,15 +130,19 @@ def _describe(error: Exception) -> str:
 
 def _log_failure(error: BaseException) -> bool | None:
     """Write the traceback to this rank's log; was it the run's first? None when there is no run
-    folder yet.
+    folder yet, or it can't be written.
     """
     from dist_ml.train import logs
 
-    return logs.record_failure(error)
+    try:
+        return logs.record_failure(error)
+    except Exception:  # it must not hide the failure that it was to record, nor keep the rank alive
+        return None
 
 
 def _end_interrupted(world: "Communicator") -> None:
-    if world.rank == 0:
-        sys.stderr.write("\nstopped by Ctrl-C\n")
-        sys.stderr.flush()
-    world.abort(terminal.INTERRUPTED)
+    try:
+        if world.rank == 0:
+            _write_error("\nstopped by Ctrl-C")
+    finally:
+        world.abort(terminal.INTERRUPTED)

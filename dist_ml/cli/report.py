@@ -10,6 +10,7 @@ from dist_ml.cli import comparison, terminal
 from dist_ml.cli.comparison import Row
 from dist_ml.cli.terminal import Parser
 from dist_ml.errors import MachineError
+from dist_ml.launch.extras import install_command
 from dist_ml.train import stored_run
 
 _DEFAULT = Path("runs")
@@ -61,8 +62,8 @@ def table(rows: list[Row]) -> str:
     problem.
     """
     from rich.console import Console
-    from rich.table import Table
 
+    from dist_ml.cli.tables import print_table
     from dist_ml.train.display.terminal import on_terminal
 
     has_terminal = on_terminal(os.environ, sys.stdout)
@@ -72,29 +73,14 @@ def table(rows: list[Row]) -> str:
         highlight=False,
         markup=False,
     )
-    gap = 2 if console.width >= _ROOMY else 1
-    grid = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     columns = comparison.columns(rows)
-    headers = [name if console.width >= _ROOMY else name.rpartition(".")[2] for name, _ in columns]
+    roomy = console.width >= _ROOMY
+    headers = [name if roomy else name.rpartition(".")[2] for name, _ in columns]
     cells = [[row.cell(name) for name, _ in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
-    # Where room is short the run's name is cut: its number comes first, and the other columns tell
-    # runs apart too.
-    widths[0] = max(
-        _SHORTEST_NAME, min(widths[0], console.width - sum(widths[1:]) - gap * len(widths))
-    )
-    for header, width, (_, numeric) in zip(headers, widths, columns, strict=True):
-        grid.add_column(
-            header,
-            justify="right" if numeric else "left",
-            width=width,
-            overflow="ellipsis",
-            no_wrap=True,
-        )
-    for row in cells:
-        grid.add_row(*row)
+    numeric = [is_number for _, is_number in columns]
     with console.capture() as capture:
-        console.print(grid)
+        # A run's name is cut first: its number leads it, and the other columns tell runs apart too.
+        print_table(console, headers, cells, numeric, 2 if roomy else 1, _SHORTEST_NAME)
         for entry in rows:
             if entry.run.problem:
                 console.print(
@@ -108,7 +94,7 @@ def _plot(rows: list[Row], folder: Path, quiet: bool) -> None:
         from dist_ml.cli import plots
     except ImportError as error:
         raise MachineError(
-            f"--plot needs matplotlib ({error}); run: pip install 'dist_ml[plot]'"
+            f"--plot needs matplotlib ({error}); run: {install_command('plot')}"
         ) from error
     for file in plots.draw(rows, folder):
         if not quiet:

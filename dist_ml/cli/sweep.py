@@ -7,13 +7,17 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dist_ml.cli import compose, terminal
 from dist_ml.cli.arguments import Request
-from dist_ml.config.convert import from_mapping
+from dist_ml.config.convert import from_mapping, to_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError, DistMLError
 from dist_ml.launch import mpi_installation, mpiexec
+
+if TYPE_CHECKING:
+    from dist_ml.train.stored_run import StoredRun
 
 _LONGEST_NAME = 80
 
@@ -22,9 +26,14 @@ _LONGEST_NAME = 80
 class Point:
     """One run of the sweep."""
 
+    number: int  # from 1, in what is said and in the folder's name
     overrides: tuple[str, ...]
-    ranks: int
+    config: TrainConfig
     folder: Path
+
+    @property
+    def ranks(self) -> int:
+        return self.config.ranks or 1
 
 
 def run(request: Request) -> int:
@@ -37,12 +46,8 @@ def run(request: Request) -> int:
             "without mpiexec or srun"
         )
     points = plan(request)
-    failed = [
-        point
-        for index, point in enumerate(points)
-        if not _run_point(request, point, index, len(points))
-    ]
-    _report(points[0].folder.parent)
+    failed = [point for point in points if not _run_point(request, point, len(points))]
+    _report(points)
     if failed:
         terminal.complain(
             f"{len(failed)} of {len(points)} runs failed: "
@@ -67,7 +72,7 @@ def plan(request: Request) -> list[Point]:
     )
     points: list[Point] = []
     root: Path | None = None
-    for number, overrides in enumerate(swept):
+    for number, overrides in enumerate(swept, 1):
         try:
             config = from_mapping(
                 TrainConfig, compose.composed(replace(request, overrides=overrides, multirun=False))
@@ -79,8 +84,9 @@ def plan(request: Request) -> list[Point]:
         root = root or Path("multirun", config.name, time.strftime("%Y-%m-%d_%H-%M-%S"))
         points.append(
             Point(
+                number,
                 overrides,
-                config.ranks or 1,
+                config,
                 root / _folder_name(number, [overrides[index] for index in varied]),
             )
         )
@@ -93,9 +99,9 @@ def _folder_name(number: int, varied: list[str]) -> str:
     return f"{number}_{name}"[:_LONGEST_NAME] if name else str(number)
 
 
-def _run_point(request: Request, point: Point, number: int, count: int) -> bool:
+def _run_point(request: Request, point: Point, count: int) -> bool:
     terminal.say(
-        f"\nrun {number + 1} of {count} on {point.ranks} rank{'s' if point.ranks > 1 else ''}: "
+        f"\nrun {point.number} of {count} on {point.ranks} rank{'s' if point.ranks > 1 else ''}: "
         f"{' '.join(point.overrides)}"
     )
     program = [sys.executable, "-m", "dist_ml", "train", f"--config-name={request.config_name}"]
@@ -104,7 +110,7 @@ def _run_point(request: Request, point: Point, number: int, count: int) -> bool:
     program += [*point.overrides, f"folder='{point.folder}'"]
     status = _status(program, point.ranks)
     if status != 0:
-        terminal.complain(f"run {number + 1} failed with status {status}; going on")
+        terminal.complain(f"run {point.number} failed with status {status}; going on")
     return status == 0
 
 
@@ -118,9 +124,20 @@ def _status(program: list[str], ranks: int) -> int:
     return mpiexec.run(program, ranks).returncode
 
 
-def _report(folder: Path) -> None:
-    from dist_ml.cli import report
+def _report(points: list[Point]) -> None:
+    """A table of all points, also of those that failed before they had a folder."""
+    from dist_ml.cli import comparison, report
 
-    if folder.is_dir():
-        terminal.say("")
-        report.main([str(folder)])
+    terminal.say("")
+    terminal.say(report.table(comparison.compare([_stored(point) for point in points])))
+
+
+def _stored(point: Point) -> "StoredRun":
+    from dist_ml.train import run_folder, stored_run
+
+    if run_folder.RunFolder(point.folder).config.exists():
+        return stored_run.read(point.folder)
+    config = {**to_mapping(point.config), "folder": str(point.folder)}
+    return stored_run.StoredRun(
+        point.folder, "failed", "it failed before its folder was made; see above", config
+    )

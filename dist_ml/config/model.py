@@ -1,28 +1,23 @@
 """The network and its loss."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from dist_ml.errors import ConfigError
-
-Activation = Literal["relu", "gelu", "tanh", "sigmoid", "silu"]
-LossName = Literal["cross_entropy", "mse"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A multi-layer perceptron; its first width is the data's number of features, its last the
-    data's number of outputs.
+    """A model of `dist_ml.models.MODELS`; its first width is the data's number of features, its
+    last the data's number of outputs.
     """
 
-    name: Literal["mlp"] = "mlp"  # which kind of model
-    hidden: tuple[int, ...] = (
-        128,
-        64,
-    )  # widths of the hidden layers, in order; empty = a linear model
-    activation: Activation = "relu"  # between the layers
+    name: str = "mlp"  # which kind of model: one of MODELS
+    # widths of the hidden layers, in order; empty = a linear model
+    hidden: tuple[int, ...] = (128, 64)
+    activation: str = "relu"  # between the layers: one of models.mlp's ACTIVATIONS
     dropout: float = 0.0  # probability that a hidden activation is dropped, in steps of 2^-16
-    loss: LossName | None = None  # null = cross-entropy for classes, mean squared error for values
+    # one of LOSSES; null = cross-entropy for classes, mean squared error for values
+    loss: str | None = None
 
     def __post_init__(self) -> None:
         for index, width in enumerate(self.hidden):

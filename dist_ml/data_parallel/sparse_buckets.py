@@ -47,10 +47,12 @@ class SparseBuckets:
     ) -> None:
         self._gradients, self._small = gradients, small
         self._flat: Array = gradients.flat.numpy()
-        # of a rank's gradient, so that no sum over the ranks overflows in its norm
-        self._largest_square = (
-            float(np.finfo(self._flat.dtype).max) / comm.size**2 if check_first else None
-        )
+        # of a rank's gradient, so that no sum over the ranks overflows in its norm, not even when
+        # momentum has added all of it up
+        self._largest_square: float | None = None
+        if check_first:
+            gain = comm.size / (1 - config.momentum)
+            self._largest_square = float(np.finfo(self._flat.dtype).max) / gain**2
         words = -(-gradients.num_words // max(1, config.overlap))
         self.ranges = cut(gradients.ranges, gradients.num_words, words)
         over = comm.split(0) if config.overlap else comm

@@ -13,8 +13,11 @@ import torch
 from dist_ml.config.data import DataConfig
 from dist_ml.datasets.dataset import Dataset, Ids
 from dist_ml.datasets.npy import Pair, open_pair
-from dist_ml.datasets.stored import Locate, StoredSplit, in_order, limited
+from dist_ml.datasets.stored import Locate, StoredSplit, data_folder, in_order, limited
 from dist_ml.errors import ConfigError, DataError
+
+# Up to so many classes are taken from the highest label, however few samples there are.
+_CLASSES_WITHOUT_ASKING = 1 << 16
 
 
 def arrays(config: DataConfig, dtype: torch.dtype) -> Dataset:
@@ -24,12 +27,7 @@ def arrays(config: DataConfig, dtype: torch.dtype) -> Dataset:
     With `num_outputs` null the training labels are read once, for the highest.
     """
     assert config.path is not None
-    folder = Path(config.path)
-    if not folder.is_dir():
-        raise DataError(
-            f"data.path={config.path} is not a folder; give the folder that holds train_x.npy and "
-            "train_y.npy"
-        )
+    folder = data_folder(config.path, "train_x.npy and train_y.npy")
     train = open_pair(folder, "train")
     num_outputs = _num_outputs(train, config.num_outputs)
 
@@ -92,7 +90,7 @@ def _num_held_out(folder: Path, num_rows: int, every: int) -> int:
 
 def _num_outputs(train: Pair, wanted: int | None) -> int:
     if train.y.dtype.kind != "f":
-        return wanted if wanted is not None else max(2, int(train.y.max()) + 1)
+        return _num_classes(train) if wanted is None else _at_least_two(train, wanted)
     found = 1 if train.y.ndim == 1 else int(train.y.shape[1])
     if wanted not in (None, found):
         raise ConfigError(
@@ -100,6 +98,30 @@ def _num_outputs(train: Pair, wanted: int | None) -> int:
             "data.num_outputs out"
         )
     return found
+
+
+def _num_classes(train: Pair) -> int:
+    """The highest label + 1; `DataError` where that is no likely number of classes, since a mistake
+    in one label would make the model as large.
+    """
+    row = int(train.y.argmax())
+    highest = int(train.y[row])
+    if highest >= max(_CLASSES_WITHOUT_ASKING, len(train.y)):
+        raise DataError(
+            f"{train.y_file}: row {row} has label {highest}, which makes {highest + 1} classes of "
+            f"{len(train.y)} samples; mend the label, number the classes from 0, or set "
+            f"data.num_outputs={highest + 1} if they are so many"
+        )
+    return max(2, highest + 1)
+
+
+def _at_least_two(train: Pair, wanted: int) -> int:
+    if wanted < 2:
+        raise ConfigError(
+            f"data.num_outputs={wanted} is too few classes to tell apart, and {train.y_file} holds "
+            "whole numbers: set data.num_outputs=2 or more, or save values to regress on as floats"
+        )
+    return wanted
 
 
 def _check_alike(train: Pair, test: Pair) -> None:
@@ -113,5 +135,5 @@ def _check_alike(train: Pair, test: Pair) -> None:
         raise DataError(
             f"{test.y_file} is {test.y.dtype} {list(test.y.shape)} but {train.y_file} is "
             f"{train.y.dtype} {list(train.y.shape)}; "
-            f"both must be classes, or both values of one shape"
+            "both must be classes, or both values of one shape"
         )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dist_ml.config.data import DataConfig
 from dist_ml.datasets.dataset import Dataset
-from dist_ml.datasets.stored import StoredSplit, in_order, limited
+from dist_ml.datasets.stored import StoredSplit, data_folder, in_order, limited
 from dist_ml.errors import DataError
 
 _UNSIGNED_BYTE = 8
@@ -28,19 +28,14 @@ _LARGEST_PIXEL = 255
 def mnist(config: DataConfig, dtype: torch.dtype) -> Dataset:
     """The classes are 0 … the highest training label; pixels are scaled to 0 … 1."""
     assert config.path is not None
-    folder = Path(config.path)
-    if not folder.is_dir():
-        raise DataError(
-            f"data.path={config.path} is not a folder; give the one that holds "
-            "train-images-idx3-ubyte[.gz] and the rest"
-        )
+    folder = data_folder(config.path, "train-images-idx3-ubyte[.gz] and the rest")
     train, test = _pair(folder, "train"), _pair(folder, "t10k")
     if train[0].shape[1] != test[0].shape[1]:
         raise DataError(
             f"{folder}: images of {train[0].shape[1]} pixels to train on and {test[0].shape[1]} "
             "to test on; must be equal"
         )
-    num_classes = int(train[1].max()) + 1
+    num_classes = max(2, int(train[1].max()) + 1)
 
     def split(
         pair: tuple[NDArray[np.uint8], NDArray[np.uint8]], prefix: str, wanted: int | None, key: str
@@ -61,14 +56,10 @@ def read_idx(file: Path, num_dims: int) -> NDArray[np.uint8]:
     """The bytes of one IDX file, uint8 of `num_dims` dims; an uncompressed file is mapped, not
     read.
     """
-    compressed = file.suffix == ".gz"
-    content = (
-        _unzip(file)
-        if compressed
-        else np.memmap(file, np.uint8, "r")
-        if file.stat().st_size
-        else np.empty(0, np.uint8)
-    )
+    try:
+        content = _unzip(file) if file.suffix == ".gz" else _map(file)
+    except OSError as error:
+        raise DataError(f"{file} can't be read ({error}); make it readable") from None
     dims = _dims(file, content[: 4 + 4 * num_dims].tobytes(), num_dims)
     expected, found = 4 + 4 * num_dims + math.prod(dims), len(content)
     if found != expected:
@@ -96,7 +87,7 @@ def _dims(file: Path, header: bytes, num_dims: int) -> tuple[int, ...]:
         raise DataError(
             f"{file} holds {_DTYPES[code]} values in {found_dims} dims, but must hold uint8 in "
             f"{num_dims}; "
-            f"check that images and labels weren't swapped"
+            "check that images and labels weren't swapped"
         )
     return struct.unpack_from(f">{num_dims}I", header, 4)
 
@@ -112,7 +103,7 @@ def _pair(folder: Path, prefix: str) -> tuple[NDArray[np.uint8], NDArray[np.uint
         raise DataError(
             f"{image_file} holds {_spell(images.shape)} values and {label_file} {len(labels)} "
             "labels; "
-            f"there must be one label an image, and at least one image"
+            "there must be one label an image, and at least one image"
         )
     return images.reshape(len(images), -1), labels
 
@@ -126,6 +117,11 @@ def _find(folder: Path, stem: str, num_dims: int) -> Path:
         f"{folder} holds no {names[0]} and no {names[1]}; put it there, or set data.path to the "
         "folder that has it"
     )
+
+
+def _map(file: Path) -> NDArray[np.uint8]:
+    """Nothing can be mapped of an empty file."""
+    return np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
 
 
 def _unzip(file: Path) -> NDArray[np.uint8]:

@@ -1,5 +1,7 @@
 """Opens a pair of `.npy` files, mapped and checked, without reading their values."""
 
+import tokenize
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,6 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_ml.errors import DataError
+
+# What numpy raises for damaged files: headers that are no dict or of absurd sizes, broken archives.
+_UNREADABLE = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    RecursionError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+)
 
 
 class Pair(NamedTuple):
@@ -56,7 +73,7 @@ def _open(
         raise DataError(f"{file} with the {what} is missing; save it there with numpy.save{hint}")
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"{file} is no readable .npy file ({error}); save it again with numpy.save, as plain "
             "numbers"

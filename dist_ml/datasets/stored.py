@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,9 +57,21 @@ class StoredSplit:
                 y = y.astype(dtype, copy=False).reshape(len(ids), self.num_outputs)
             _check_finite(y, rows, self.y_file, self.dtype)
         else:
+            _check_labels(y, rows, self.y_file, self.num_outputs)  # as stored: uint64 may not fit
             y = y.astype(np.int64, copy=False)
-            _check_labels(y, rows, self.y_file, self.num_outputs)
         return Batch(torch.from_numpy(x), torch.from_numpy(y), ids, len(ids))
+
+
+def data_folder(path: str, holds: str) -> Path:
+    """`path` as the folder of a dataset's files; `DataError` where it is none."""
+    folder = Path(path)
+    try:
+        found = folder.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or can't be one
+        found = False
+    if not found:
+        raise DataError(f"data.path={path} is not a folder; give the one that holds {holds}")
+    return folder
 
 
 def in_order(ids: Ids) -> Ids:
@@ -67,7 +80,11 @@ def in_order(ids: Ids) -> Ids:
 
 
 def limited(available: int, wanted: int | None, key: str, where: str) -> int:
-    """How many of the `available` samples to use; `ConfigError` where `wanted` are more."""
+    """How many of the `available` samples to use; `ConfigError` where `wanted` are more, or there
+    are none.
+    """
+    if available == 0:
+        raise ConfigError(f"{where} leaves no sample for data.{key}; use a smaller data.test_every")
     if wanted is not None and wanted > available:
         raise ConfigError(
             f"data.{key}={wanted} but {where} holds {available} samples for it; set data.{key} to "
@@ -88,15 +105,15 @@ def _check_finite(values: Array, rows: Ids, file: str, dtype: torch.dtype) -> No
         raise DataError(
             f"{file}: row {rows[row]}, column {column} holds {values[row, column]} (as {name}), "
             "but every value must be finite; "
-            f"remove or mend the sample"
+            "remove or mend the sample"
         )
 
 
-def _check_labels(labels: NDArray[np.int64], rows: Ids, file: str, num_classes: int) -> None:
+def _check_labels(labels: Array, rows: Ids, file: str, num_classes: int) -> None:
     if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
         bad = int(np.flatnonzero((labels < 0) | (labels >= num_classes))[0])
         raise DataError(
             f"{file}: row {rows[bad]} has label {labels[bad]}, but labels must be 0 … "
             f"{num_classes - 1}; mend the label, "
-            f"or set data.num_outputs to the number of classes"
+            "or set data.num_outputs to the number of classes"
         )

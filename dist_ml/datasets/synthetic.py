@@ -21,7 +21,20 @@ from numpy.typing import NDArray
 from dist_ml.config.data import DataConfig, Task
 from dist_ml.counter_random import Words, bits, lanes, rows, stream, uniform
 from dist_ml.datasets.dataset import NUMPY_DTYPES, Batch, Dataset, Ids
+from dist_ml.errors import ConfigError
+from dist_ml.measure.memory import physical_bytes, spell_bytes
 from dist_ml.partition import pieces
+
+NEEDS = (
+    "num_train",
+    "num_test",
+    "num_features",
+    "num_outputs",
+    "task",
+    "teacher_width",
+    "noise",
+    "seed",
+)
 
 _FEATURE_LIMIT, _WEIGHT_LIMIT = 255, 15
 _EXACT_FEATURES = 2**24 // (
@@ -115,6 +128,7 @@ def synthetic(config: DataConfig, dtype: torch.dtype) -> Dataset:
     num_train, num_test, num_features, num_outputs, width, seed = (_set(size) for size in sizes)
     assert config.task is not None
     assert config.noise is not None
+    _require_fits(num_features, width, num_outputs)
     teacher = make_teacher(seed, num_features, width, num_outputs)
     common = (num_features, num_outputs, config.task, config.noise, dtype)
     return Dataset(
@@ -149,6 +163,19 @@ def make_teacher(seed: int, num_features: int, width: int, num_outputs: int) -> 
         np.array(means, np.float64),
         1 / math.sqrt(spread / num_outputs),
     )
+
+
+def _require_fits(num_features: int, width: int, num_outputs: int) -> None:
+    """The teacher's weights and what it takes to make them: 12 bytes each of the first layer's, 48
+    of the second's, of which Python makes numbers.
+    """
+    needed, memory = 12 * num_features * width + 48 * width * num_outputs, physical_bytes()
+    if needed > memory:
+        raise ConfigError(
+            f"data.num_features={num_features}, data.teacher_width={width} and "
+            f"data.num_outputs={num_outputs} make a teacher that takes {spell_bytes(needed)}, but "
+            f"this machine has {spell_bytes(memory)}; make one of them smaller"
+        )
 
 
 def _weights(keys: Words, width: int) -> NDArray[np.int8]:

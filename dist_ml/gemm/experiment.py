@@ -1,14 +1,17 @@
 """One product from a configuration: planned, run on random matrices, timed, and checked."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from dist_ml.comm.agreement import raise_on_all_ranks
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.traffic import Tally
 from dist_ml.config.gemm import GemmConfig
-from dist_ml.errors import NonFiniteError
+from dist_ml.errors import ConfigError, NonFiniteError
 from dist_ml.gemm import matrix
 from dist_ml.gemm.from_config import plan_of
 from dist_ml.gemm.layout import Layout
@@ -23,9 +26,10 @@ from dist_ml.measure.compare import seconds_per_call, slowest
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
-# Each rank checks a corner of what it owns, this many rows and columns, against float64: their
-# operands are made anew.
+# Each rank checks a corner of what it owns against float64, at most this many rows and columns,
+# whose operands are made anew: at most this many words of each.
 _CHECKED = 32
+_CHECKED_WORDS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ def run(config: GemmConfig, comm: Communicator) -> Outcome:
     allows. Collective.
     """
     plan = plan_of(config, comm.size)
+    _require_memory(plan, comm)
     dtype = DTYPES[config.dtype]
     a, b = (
         _operand(plan.layout_a, comm, config.seed, dtype),
@@ -67,15 +72,7 @@ def run(config: GemmConfig, comm: Communicator) -> Outcome:
         multiply = partial(gemm, a, b, c, config.alpha, config.beta)
         seconds.append(seconds_per_call(comm, multiply))
         if repeat == 0:
-            tallies = [
-                t for (_, name), t in comm.traffic.since(before).items() if name != "allreduce"
-            ]
-            moved = Moved(
-                *(
-                    sum(getattr(t, key) for t in tallies)
-                    for key in ("words_sent", "words_received", "messages")
-                )
-            )
+            moved = ledger_moved(comm.traffic.since(before))
     gemm.free()
     error = slowest(comm, _corner_error(config, plan, c))
     if not error <= 1:
@@ -84,6 +81,36 @@ def run(config: GemmConfig, comm: Communicator) -> Outcome:
             "is a bug"
         )
     return Outcome(plan, seconds, comm.allgather_objects(moved), error)
+
+
+def ledger_moved(since: Mapping[tuple[str, str], Tally]) -> Moved:
+    """What the ledger entered for products: all but the allreduces of whoever measures them."""
+    tallies = [tally for (_, name), tally in since.items() if name != "allreduce"]
+    return Moved(
+        sum(tally.words_sent for tally in tallies),
+        sum(tally.words_received for tally in tallies),
+        sum(tally.messages for tally in tallies),
+    )
+
+
+def check_kernel(kernel: str) -> None:
+    """`ConfigError` for a kernel that there is not, or that this processor can't run."""
+    if kernel != kernels.AUTO:
+        kernels.named(kernel)
+
+
+def _require_memory(plan: Plan, comm: Communicator) -> None:
+    """`ConfigError` on all ranks where a node has less memory than its ranks need. Collective."""
+    node = comm.split_by_node()
+    needed = min(node.size, plan.grid.size) * plan.peak_bytes
+    node.free()
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with raise_on_all_ranks(comm):
+        if needed > present:
+            raise ConfigError(
+                f"the ranks of a node need {needed:,} bytes for their shards and panels, but it "
+                f"has {present:,}; choose smaller sizes, or more nodes"
+            )
 
 
 def tuned_product(kernel: str, shapes: Iterable[Shape], comm: Communicator) -> Product:
@@ -126,9 +153,10 @@ def _refill(c: ShardedMatrix, seed: int) -> None:
 def _corner_error(config: GemmConfig, plan: Plan, c: ShardedMatrix) -> float:
     """The error of a corner of what this rank owns, over the bound."""
     worst = 0.0
+    corner = max(1, min(_CHECKED, _CHECKED_WORDS // max(1, plan.shape.k)))
     for piece, view in list(c.blocks())[:2]:
-        rows = torch.arange(piece.rows.start, min(piece.rows.stop, piece.rows.start + _CHECKED))
-        cols = torch.arange(piece.cols.start, min(piece.cols.stop, piece.cols.start + _CHECKED))
+        rows = torch.arange(piece.rows.start, min(piece.rows.stop, piece.rows.start + corner))
+        cols = torch.arange(piece.cols.start, min(piece.cols.stop, piece.cols.start + corner))
         found = view[: rows.numel(), : cols.numel()]
         depth = torch.arange(plan.shape.k)
         a = _elements(plan.layout_a, config.seed, rows, depth).to(c.dtype)

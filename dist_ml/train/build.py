@@ -14,6 +14,7 @@ from dist_ml.config.train import TrainConfig
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets import open_dataset
 from dist_ml.datasets.dataset import Dataset
+from dist_ml.datasets.size import require_share_fits
 from dist_ml.errors import ConfigError
 from dist_ml.measure.timer import Phases
 from dist_ml.models import BlockModel, Objective, build_model, choose_objective
@@ -107,6 +108,9 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
     data, phases = mesh.comm("data"), Phases()
     sampler = GlobalSampler(task.dataset.train.num_samples, config.batch_size, config.seed)
     num_steps = config.epochs * sampler.steps_per_epoch
+    share = -(-sampler.batch_size // (data.size * config.accumulation))
+    with raise_on_all_ranks(mesh.world):
+        require_share_fits(share, task.dataset.train, DTYPES[config.precision])
     slots = task.objective.num_slots
     exchange = build_exchange(Setting(config, task.model, slots, data, num_steps))
     tune(task.model, {-(-config.batch_size // (data.size * config.accumulation))}, data)

@@ -13,7 +13,8 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.thread_level import require_thread_level
 from dist_ml.config.names import require_one_of
 from dist_ml.config.train import TrainConfig
-from dist_ml.data_parallel.averagers import DasoAverager, ParameterAverager, PeriodicAverager
+from dist_ml.data_parallel.averagers import ParameterAverager, PeriodicAverager
+from dist_ml.data_parallel.daso import DasoAverager
 from dist_ml.data_parallel.dense_reducer import DenseReducer, Overlap
 from dist_ml.data_parallel.flat_parameters import FlatParameters
 from dist_ml.data_parallel.gradients import FlatGradients

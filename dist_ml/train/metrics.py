@@ -54,7 +54,7 @@ def _parse(file: Path, lines: list[str]) -> Iterator[dict[str, Any]]:
             entry = json.loads(line)
             if not isinstance(entry, dict):
                 raise ValueError("not an object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):  # no newline after it
                 return
             raise DataError(

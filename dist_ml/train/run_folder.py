@@ -102,7 +102,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
         raise DataError(
             f"{path} {what}; give the folder of a run, such as runs/digits/<time>"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{file} can't be read: {' '.join(str(error).split())}") from error
     if not isinstance(mapping, dict):
         raise DataError(

@@ -68,7 +68,7 @@ def _read_summary(file: Path) -> dict[str, Any]:
         summary = json.loads(file.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{file} can't be read ({error}); remove it, and the run counts as broken off"
         ) from error

@@ -12,6 +12,7 @@ from dist_ml.comm.agreement import from_root
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.train import TrackerConfig
 from dist_ml.errors import ConfigError, MachineError
+from dist_ml.launch.extras import install_command
 from dist_ml.train.metrics import JsonLines, flatten
 from dist_ml.train.run_folder import RunFolder
 
@@ -159,5 +160,5 @@ def _check_installed(
         if importlib.util.find_spec(module) is None:
             raise MachineError(
                 f"tracker.{extra}=true needs the package {module}, which is not installed; "
-                f"run: pip install 'dist_ml[{extra}]', or set tracker.{extra}=false"
+                f"run: {install_command(extra)}, or set tracker.{extra}=false"
             )

@@ -13,6 +13,7 @@ import pytest
 
 from dist_ml.launch import mpi_installation, mpiexec
 from dist_ml.launch.emulated_network import EmulatedNetwork, missing
+from dist_ml.launch.extras import install_command
 
 pytestmark = [
     pytest.mark.cluster,
@@ -59,7 +60,7 @@ def python(program: str) -> list[str]:
 def flavour(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(f"the {name} wheel is not installed: pip install 'dist_ml[{name}]'")
+        pytest.skip(f"the {name} wheel is not installed: {install_command(name)}")
     return name
 
 

@@ -8,6 +8,7 @@ import pytest
 from virtual_slurm import VirtualSlurm
 
 from dist_ml.launch import mpi_installation
+from dist_ml.launch.extras import install_command
 
 pytestmark = pytest.mark.cluster
 
@@ -19,7 +20,7 @@ SCRIPT = str(REPOSITORY / "slurm" / "train.sbatch")
 def flavour(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(f"the {name} wheel is not installed: pip install 'dist_ml[{name}]'")
+        pytest.skip(f"the {name} wheel is not installed: {install_command(name)}")
     return name
 
 

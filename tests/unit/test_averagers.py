@@ -10,7 +10,8 @@ from thread_world import run_ranks
 from dist_ml.comm.allreduce import family
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.allreduce import DataParallelConfig
-from dist_ml.data_parallel.averagers import DasoAverager, PeriodicAverager
+from dist_ml.data_parallel.averagers import PeriodicAverager
+from dist_ml.data_parallel.daso import DasoAverager
 from dist_ml.data_parallel.flat_parameters import FlatParameters
 from dist_ml.data_parallel.plateau import Plateau
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from dist_ml import bench
 from dist_ml.bench.benches import BENCHES, PARTS
-from dist_ml.bench.form import Check, Result, alternate, median_ratio
+from dist_ml.bench.form import Check, Result, least, most
 from dist_ml.bench.plots import loss_against_seconds
 from dist_ml.bench.worlds import ThisWorld
 from dist_ml.cli import arguments, compose
@@ -19,33 +21,38 @@ from dist_ml.errors import ConfigError
 
 
 def test_a_check_says_its_name_value_limit_and_outcome() -> None:
-    assert str(Check("A2 step overhead", 1.03, 1.05, "lower")) == "A2 step overhead 1.03 ≤ 1.05 ok"
-    assert str(Check("B1 speed-up", 4.0, 4.5, "higher")) == "B1 speed-up 4 ≥ 4.5 FAILED"
+    assert str(Check("step over bare", 1.03, 1.05, "lower")) == "step over bare 1.03 ≤ 1.05 ok"
+    assert str(Check("speed-up", 4.0, 4.5, "higher")) == "speed-up 4 ≥ 4.5 FAILED"
     assert not Check("not a number", float("nan"), 1.0, "lower").passed
 
 
 def test_json_holds_environment_records_and_checks() -> None:
-    result = Result("x", [{"bytes": 8}], [Check("A", 1.0, 2.0, "higher")])
+    result = Result("x", [{"bytes": 8}], [Check("a", 1.0, 2.0, "higher")])
     assert json.loads(json.dumps(result.to_json({"cores": 2}))) == {
         "bench": "x",
         "environment": {"cores": 2},
         "records": [{"bytes": 8}],
-        "checks": [{"name": "A", "value": 1.0, "limit": 2.0, "better": "higher", "passed": False}],
+        "checks": [{"name": "a", "value": 1.0, "limit": 2.0, "better": "higher", "passed": False}],
     }
 
 
-def test_candidates_take_turns_and_ratios_are_of_pairs() -> None:
-    order: list[str] = []
-    seconds = alternate({name: lambda name=name: order.append(name) or 1.0 for name in "ab"}, 3)  # type: ignore[misc]
-    assert "".join(order) == "abbaab"
-    assert seconds == {"a": [1.0] * 3, "b": [1.0] * 3}
-    assert median_ratio([2.0, 20.0, 9.0], [1.0, 10.0, 3.0]) == 2.0
+def test_the_worst_of_values_sees_nan() -> None:
+    assert (most([1.0, 3.0]), least([1.0, 3.0])) == (3.0, 1.0)
+    for order in ([1.0, float("nan")], [float("nan"), 1.0]):
+        assert not Check("most", most(order), 9.0, "lower").passed
+        assert not Check("least", least(order), 0.0, "higher").passed
+
+
+def test_check_names_say_what_they_check_and_not_which_issue() -> None:
+    """No letters and numbers of work items, in any string of a benchmark."""
+    for file in sorted(Path(bench.__file__).parent.glob("*.py")):
+        assert not re.findall(r"\"[A-D]\d ", file.read_text()), file.name
 
 
 def test_every_benchmark_has_a_configuration_that_fits() -> None:
-    for name, bench in BENCHES.items():
-        from_mapping(bench.config, compose.composed(arguments.parse([], name, f"bench/{name}")))
-    parts = [part for bench in BENCHES.values() for part in bench.parts]
+    for name, each in BENCHES.items():
+        from_mapping(each.config, compose.composed(arguments.parse([], name, f"bench/{name}")))
+    parts = [part for each in BENCHES.values() for part in each.parts]
     assert sorted(parts) == sorted(PARTS)  # no two benchmarks name a part alike
 
 
@@ -55,7 +62,7 @@ def test_the_command_shows_writes_and_checks(
     result = Result(
         "step",
         [{"step": "dist_ml", "milliseconds": 1.5}],
-        [Check("A2 step overhead", 1.2, 1.05, "lower")],
+        [Check("step over bare", 1.2, 1.05, "lower")],
     )
     monkeypatch.setitem(
         BENCHES, "step", dataclasses.replace(BENCHES["step"], run=lambda *_: result)
@@ -63,7 +70,7 @@ def test_the_command_shows_writes_and_checks(
     file = tmp_path / "result.json"
     assert command.main(["step", "--json", str(file)]) == 0
     assert command.main(["step", "--check"]) == 1
-    assert "A2 step overhead 1.2 ≤ 1.05 FAILED" in capsys.readouterr().out
+    assert "step over bare 1.2 ≤ 1.05 FAILED" in capsys.readouterr().out
     assert json.loads(file.read_text())["checks"][0]["passed"] is False
     with pytest.raises(ConfigError, match="unknown benchmark 'stepp'"):
         command.main(["stepp"])
@@ -71,11 +78,25 @@ def test_the_command_shows_writes_and_checks(
         command.main(["step", "roundss=3"])
 
 
+@pytest.mark.parametrize("ranks", ["0", "-3"])
+def test_no_ranks_at_all_are_refused(ranks: str) -> None:
+    with pytest.raises(ConfigError, match=f"-n: {ranks} "):
+        command.main(["step", "-n", ranks])
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_a_time_limit_that_is_none_is_refused(seconds: str) -> None:
+    with pytest.raises(ConfigError, match=f"--time-limit: {seconds} is not a time limit"):
+        command.main(["step", "--time-limit", seconds])
+
+
 def test_on_ranks_that_exist_other_ranks_are_refused() -> None:
     world = ThisWorld(Communicator(Loopback()), {"double": lambda _, arguments: 2 * arguments["x"]})
     assert world.measure("double", {"x": 4}) == 8
     with pytest.raises(ConfigError, match="wants 3 ranks of mpich"):
         world.measure("double", {"x": 4}, ranks=3, mpi="mpich")
+    with pytest.raises(ConfigError, match="needs 4 hosts with links of 1gbit, but its ranks were"):
+        world.network(4, "1gbit")
 
 
 def test_loss_curves_are_drawn(tmp_path: Path) -> None:

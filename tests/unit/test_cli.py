@@ -162,26 +162,26 @@ def test_a_sweep_is_the_product_of_its_values() -> None:
     assert len(points) == 8
     assert points[3].overrides == ("ranks=1", "optimizer.lr=0.2", "seed=1", "epochs=3")
     assert [point.ranks for point in points] == [1, 1, 1, 1, 2, 2, 2, 2]
-    assert points[3].folder.name == "3_ranks=1,optimizer.lr=0.2,seed=1"
+    assert points[3].folder.name == "4_ranks=1,optimizer.lr=0.2,seed=1"
     assert len({point.folder.parent for point in points}) == 1
 
 
 def test_a_sweep_over_groups_and_none() -> None:
     assert [point.folder.name for point in points_of("optimizer=sgd,adamw")] == [
-        "0_optimizer=sgd",
-        "1_optimizer=adamw",
+        "1_optimizer=sgd",
+        "2_optimizer=adamw",
     ]
-    assert [point.folder.name for point in points_of("seed=1")] == ["0"]
+    assert [point.folder.name for point in points_of("seed=1")] == ["1"]
 
 
 def test_folder_names_are_harmless() -> None:
     (point, _) = points_of("data=arrays", "data.path='/a/b c','/d'")
-    assert point.folder.name == "0_data.path=-a-b-c"
+    assert point.folder.name == "1_data.path=-a-b-c"
 
 
 def test_a_sweep_with_a_mistake_does_not_start() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"point 1 of the sweep \(optimizer.lr=-1\): optimizer.lr=-1.* must be above 0",
+        match=r"point 2 of the sweep \(optimizer.lr=-1\): optimizer.lr=-1.* must be above 0",
     ):
         points_of("optimizer.lr=1,-1")

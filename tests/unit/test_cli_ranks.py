@@ -2,6 +2,8 @@
 tests/test_failing_worlds.py.
 """
 
+import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from dist_ml.cli import main, ranks, terminal
 from dist_ml.comm import mpi
+from dist_ml.comm.peer_monitor import Peer, this_process
 from dist_ml.errors import DataError, MachineError, NonFiniteError
 from dist_ml.train import logs
 
@@ -18,11 +21,19 @@ class Aborted(BaseException):
     """Instead of the end of all processes."""
 
 
+class FakeTransport:
+    """Of a rank that sees `peers` on its node."""
+
+    def __init__(self, peers: tuple[Peer, ...]) -> None:
+        self.peers = peers
+
+
 class FakeWorld:
     """One rank's view of several."""
 
-    def __init__(self, rank: int, size: int) -> None:
+    def __init__(self, rank: int, size: int, peers: tuple[Peer, ...] = ()) -> None:
         self.rank, self.size = rank, size
+        self.transport = FakeTransport(peers)
 
     def abort(self, status: int) -> None:
         raise Aborted(status)
@@ -147,3 +158,20 @@ def test_an_impossible_number_of_ranks(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.startswith(
         "error: ranks=3, but 1 rank was started; start 3 (dist-ml launch -n 3 train"
     )
+
+
+def test_an_error_of_mpi_about_a_dead_rank_names_the_rank(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ranks, "_LONGEST_WAIT_SECONDS", 0.0)
+    process = multiprocessing.get_context("spawn").Process(target=os.getpid)
+    process.start()
+    process.join()
+    assert process.pid is not None
+    dead = this_process(1)._replace(pid=process.pid)
+    monkeypatch.setattr(mpi, "world", lambda: FakeWorld(0, 2, (this_process(0), dead)))
+    with pytest.raises(Aborted):
+        ranks.run_on_ranks(raising(RuntimeError("process_vm_readv failed (errno 3)")))
+    told = capsys.readouterr().err
+    assert f"rank 1 (process {process.pid} on this node) died" in told
+    assert "Traceback" not in told

@@ -166,7 +166,7 @@ def test_a_missing_tracker_names_its_extra(
 ) -> None:
     monkeypatch.setitem(trackers.TRACKERS, "mlflow", ("no_such_package", "mlflow", trackers.MLflow))
     wanted = TrackerConfig(tensorboard=False, mlflow=True, mlflow_uri=None, mlflow_experiment="x")
-    with pytest.raises(MachineError, match=r"pip install 'dist_ml\[mlflow\]'"):
+    with pytest.raises(MachineError, match="pip install 'mlflow-skinny>="):
         trackers.open_trackers(wanted, folder, ALONE)
 
 

@@ -3,6 +3,7 @@ named.
 """
 
 import gzip
+import re
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.data import DataConfig
 from dist_ml.counter_random import bits, lanes, stream
-from dist_ml.datasets import DATASETS, Dataset, Split, open_dataset
+from dist_ml.datasets import DATASETS, Dataset, Entry, Split, open_dataset, synthetic
 from dist_ml.datasets.synthetic import Teacher, make_teacher
 from dist_ml.errors import ConfigError, DataError
 
@@ -135,6 +136,10 @@ class TestDigits:
         with pytest.raises(ConfigError, match=r"data.num_test=356 but .* holds 355"):
             open_dataset(DataConfig(test_every=5, num_test=356))
 
+    def test_a_share_that_holds_nothing_out_is_told(self) -> None:
+        with pytest.raises(ConfigError, match=r"test_every=200 leaves no sample for data.num_test"):
+            open_dataset(DataConfig(test_every=200))
+
 
 class TestMnist:
     def test_pixels_and_labels(self, mnist_folder: Path) -> None:
@@ -206,6 +211,34 @@ class TestMnist:
         write_idx(tmp_path / name, values, code)
         with pytest.raises(DataError, match=message):
             open_mnist(tmp_path)
+
+    def test_sizes_beyond_the_file_are_told_without_making_room_for_them(
+        self, mnist_folder: Path
+    ) -> None:
+        file = next(mnist_folder.glob("train-images*"))
+        content = struct.pack(">HBB3I", 0, 8, 3, *[2**32 - 1] * 3) + bytes(144)
+        file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+        with pytest.raises(DataError, match=r"is cut short: 4294967295 x .* but it has 160"):
+            open_mnist(mnist_folder)
+
+    def test_a_file_that_cannot_be_read_is_told(
+        self, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(np, "memmap", refuse)
+        monkeypatch.setattr(gzip, "decompress", refuse)
+        with pytest.raises(DataError, match=r"can't be read \(.*Permission denied\)"):
+            open_mnist(mnist_folder)
+
+    def test_labels_of_one_class_still_make_two_outputs(self, mnist_folder: Path) -> None:
+        write_idx(next(mnist_folder.glob("train-labels*")), np.zeros(12, np.uint8))
+        assert open_mnist(mnist_folder).train.num_outputs == 2
+
+    def test_an_uncompressed_file_is_mapped(self, mnist_folder: Path) -> None:
+        pixels = open_mnist(mnist_folder).train.x  # type: ignore[attr-defined]
+        assert not pixels.flags.writeable
 
     def test_trailing_bytes_and_unknown_labels_are_told(self, mnist_folder: Path) -> None:
         labels = next(mnist_folder.glob("t10k-labels*"))
@@ -330,6 +363,114 @@ class TestArrays:
         np.save(folder / f"{name}.npy", values, allow_pickle=True)
         with pytest.raises(DataError, match=message):
             open_arrays(folder)
+
+    @pytest.mark.parametrize(
+        ("label", "dtype"), [(10**15, np.int64), (2**63 + 5, np.uint64), (2**63 - 1, np.int64)]
+    )
+    def test_a_label_that_makes_absurdly_many_classes_is_named(
+        self, folder: Path, label: int, dtype: type
+    ) -> None:
+        labels = np.load(folder / "train_y.npy").astype(dtype)
+        labels[7] = label
+        np.save(folder / "train_y.npy", labels)
+        with pytest.raises(
+            DataError,
+            match=rf"row 7 has label {label}, which makes {label + 1} classes of 20 .*mend the",
+        ):
+            open_arrays(folder)
+        with pytest.raises(DataError, match=rf"row 7 has label {label}, but labels must be 0 … 2"):
+            everything(open_arrays(folder, num_outputs=3).train)
+
+    def test_as_many_classes_as_were_asked_for(self, folder: Path) -> None:
+        np.save(folder / "train_y.npy", np.full(20, 70_000))
+        with pytest.raises(DataError, match=r"set data.num_outputs=70001 if they are so many"):
+            open_arrays(folder)
+        assert open_arrays(folder, num_outputs=70_001).train.num_outputs == 70_001
+        with pytest.raises(ConfigError, match=r"num_outputs=1 is too few classes.*whole numbers"):
+            open_arrays(folder, num_outputs=1)
+        np.save(folder / "train_y.npy", np.ones((20, 4)))
+        np.save(folder / "test_y.npy", np.ones((6, 4)))
+        with pytest.raises(ConfigError, match=r"num_outputs=3 but .* holds 4 values a sample"):
+            open_arrays(folder, num_outputs=3)
+
+    @pytest.mark.parametrize("dtype", [">f4", "<f2", ">i2", "u1", "u8", "longdouble"])
+    @pytest.mark.parametrize("label_dtype", [">i8", "u1", "i1", "u8"])
+    def test_any_real_dtype_and_byte_order_comes_as_its_values(
+        self, folder: Path, dtype: str, label_dtype: str
+    ) -> None:
+        x = np.arange(120).reshape(20, 6)
+        np.save(folder / "train_x.npy", x.astype(dtype))
+        np.save(folder / "train_y.npy", (np.arange(20) % 3).astype(label_dtype).reshape(20, 1))
+        for num_outputs in (None, 300):
+            split = open_arrays(folder, num_outputs=num_outputs).train
+            batch = split.batch(np.array([19, 0, 7]))
+            assert batch.inputs.dtype == torch.float32
+            assert batch.inputs.tolist() == x[[19, 0, 7]].tolist()
+            assert (batch.targets.dtype, batch.targets.tolist()) == (torch.int64, [1, 0, 1])
+            assert (batch.sample_ids.tolist(), batch.num_items) == ([19, 0, 7], 3)
+
+    def test_the_files_are_mapped_and_stay_as_they_are(self, folder: Path) -> None:
+        split = open_arrays(folder).train
+        base = split.x  # type: ignore[attr-defined]
+        while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+            base = base.base
+        assert isinstance(base, np.memmap)
+        before = (folder / "train_x.npy").read_bytes()
+        split.batch(np.arange(20)).inputs.zero_()
+        assert (folder / "train_x.npy").read_bytes() == before
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"PK\x03\x04 a broken archive",
+            b"\x80\x04]\x94.",
+            b"\x93NUMPY\x01\x00",
+            b"\x93NUMPY\x09\x00v\x00",
+            b"\x93NUMPY\x01\x00\x04\x00((((",
+            b"\x93NUMPY\x01\x00\x02\x00[]",
+            *(
+                b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+                for header in (
+                    b"{'descr': '<f8', 'fortran_order': False, 'shape': (-3, 6)}",
+                    b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999, 6)}",
+                    b"{'descr': '<f8', 'fortran_order': False, 'shape': (2**70, 6)}",
+                    b"{'descr': '<f8', 'fortran_order': False, 'shape': (1" + b"0" * 30 + b",)}",
+                    b"{'descr': 'nonsense', 'fortran_order': False, 'shape': (3, 6)}",
+                    b"{'descr': '|O', 'fortran_order': False, 'shape': (3, 6)}",
+                    b"{'descr': '<f8', 'shape': (3, 6)}",
+                )
+            ),
+        ],
+        ids=lambda content: f"{len(content)} bytes",
+    )
+    def test_a_damaged_file_is_told_and_no_pickle_is_read(
+        self, folder: Path, content: bytes
+    ) -> None:
+        (folder / "train_x.npy").write_bytes(content)
+        with pytest.raises(DataError, match=r"train_x.npy is no readable .npy file .*save it aga"):
+            open_arrays(folder)
+
+    def test_an_archive_and_structured_values_are_told(self, folder: Path) -> None:
+        with (folder / "train_x.npy").open("wb") as file:
+            np.savez(file, a=np.zeros((20, 6)))
+        with pytest.raises(DataError, match=r"is an archive of several arrays"):
+            open_arrays(folder)
+        for values in (
+            np.zeros((20, 6), bool),
+            np.zeros((20, 6), "M8[s]"),
+            np.zeros((20, 6), [("a", "f4")]),
+            np.full((20, 6), "text"),
+        ):
+            np.save(folder / "train_x.npy", values)
+            with pytest.raises(DataError, match=r"samples must be whole or floating numbers"):
+                open_arrays(folder)
+
+    @pytest.mark.parametrize("path", ["nowhere", "x" * 5000, "a\0b"], ids=["none", "long", "nul"])
+    @pytest.mark.parametrize("name", ["arrays", "mnist"])
+    def test_a_path_that_is_no_folder(self, name: str, path: str) -> None:
+        with pytest.raises(DataError, match=r"is not a folder; give the one that holds train"):
+            open_dataset(DataConfig(name, path=path))
 
     def test_missing_and_cut_files_are_named(self, folder: Path) -> None:
         file = folder / "train_x.npy"
@@ -457,7 +598,7 @@ class TestConfig:
     )
     def test_what_cannot_be_is_told(self, fields: dict[str, object], message: str) -> None:
         with pytest.raises(ConfigError) as caught:
-            from_mapping(DataConfig, fields, "data")
+            open_dataset(from_mapping(DataConfig, fields, "data"))
         assert str(caught.value).startswith(message)
 
     @pytest.mark.parametrize(
@@ -466,13 +607,53 @@ class TestConfig:
             {"num_outputs": 1},
             {"noise": 1.5},
             {"noise": -0.1},
+            {"noise": float("inf"), "task": "regression"},
             {"num_features": 2**21},
             {"teacher_width": 2**17},
+            {"num_train": 2**41},
+            {"num_test": 10**30},
         ],
+        ids=str,
     )
     def test_synthetic_limits(self, change: dict[str, object]) -> None:
-        with pytest.raises(ConfigError):
+        (field, value), *_ = change.items()
+        with pytest.raises(ConfigError, match=f"{field}={re.escape(str(value))} is "):
             replace(SYNTHETIC, **change)  # type: ignore[arg-type]
+
+    def test_more_samples_than_can_be_passed_over_are_told_with_the_time_they_take(self) -> None:
+        with pytest.raises(ConfigError, match=r"num_train=10{18} is too large.* 11574074 days at"):
+            replace(SYNTHETIC, num_train=10**18)
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"num_outputs": 10**12}, {"num_features": 2**20, "teacher_width": 2**16}],
+        ids=str,
+    )
+    def test_a_teacher_that_cannot_be_held_is_told(
+        self, change: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(synthetic, "physical_bytes", lambda: 8 * 10**9)
+        with pytest.raises(
+            ConfigError, match=r"make a teacher that takes \d+ [GT]B, but this machine has 8 GB"
+        ):
+            open_dataset(replace(SYNTHETIC, **change))  # type: ignore[arg-type]
+
+    def test_a_new_dataset_is_its_module_and_one_entry(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def ones(config: DataConfig, dtype: torch.dtype) -> Dataset:
+            digits = open_dataset(DataConfig(test_every=5), dtype)
+            return Dataset(f"ones {config.path}", digits.train, digits.test)
+
+        monkeypatch.setitem(DATASETS, "ones", Entry(ones, needs=("path",), takes=("noise",)))
+        config = from_mapping(DataConfig, {"name": "ones", "path": "here"}, "data")
+        assert open_dataset(config).name == "ones here"
+        with pytest.raises(ConfigError, match=r"^data.path=null is not enough for data=ones"):
+            open_dataset(DataConfig("ones"))
+        with pytest.raises(ConfigError, match=r"^data.seed=3 .*or use data=synthetic$"):
+            open_dataset(DataConfig("ones", path="here", seed=3))
+        with pytest.raises(ConfigError, match=r"one of digits, mnist, arrays, synthetic, ones"):
+            open_dataset(DataConfig("one of mine"))
 
     def test_the_packaged_value_files_fill_the_configuration(self) -> None:
         yaml = pytest.importorskip("yaml")
@@ -482,4 +663,7 @@ class TestConfig:
             values = yaml.safe_load(file.read_text())
             if "path" in values:
                 values["path"] = "here"
-            assert isinstance(from_mapping(DataConfig, values, "data"), DataConfig)
+            config = from_mapping(DataConfig, values, "data")
+            entry = DATASETS[config.name]
+            assert (entry.unused(config), entry.missing(config)) == ([], [])
+            assert all(entry.uses(key) for key in values)

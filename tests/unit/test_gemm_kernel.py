@@ -1,26 +1,18 @@
-"""Local kernels, the tuner, and the Linear layer on them."""
+"""Local kernels against float64, whatever the storage; OpenBLAS's copies; the peak."""
 
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from dist_ml import compiled
 from dist_ml.bench.kernel import roofline
 from dist_ml.bench.plots import draw_roofline
-from dist_ml.comm.communicator import Communicator
-from dist_ml.comm.loopback import Loopback
 from dist_ml.errors import ConfigError
 from dist_ml.kernels import kernels, loops, openblas, peak
 from dist_ml.kernels.product import local_product, sum_dtype
-from dist_ml.kernels.tuner import Shape, Tuner, best
-from dist_ml.measure import cache
-from dist_ml.nn.linear import Products, TunedLinear
-from dist_ml.nn.tuning import linear_factory, tune
 
 LOOPS = ["naive", "reordered", "blocked"]
 SIZES = [(1, 1, 1), (3, 5, 7), (1, 9, 4), (9, 1, 4), (33, 17, 65)]
@@ -123,99 +115,6 @@ def test_unknown_and_unusable_kernels_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(openblas, "available", lambda: ())
     with pytest.raises(ConfigError, match="can't run on this processor"):
         kernels.named("openblas-cooperlake")
-
-
-def test_only_clear_winners_are_chosen() -> None:
-    assert best({"torch": 100.0, "numpy": 102.0}) == "torch"
-    assert best({"torch": 100.0, "numpy": 110.0}) == "numpy"
-    assert best({"numpy": 110.0}) == "torch"
-    assert best({}) == "torch"
-
-
-def test_the_tuner_measures_once_and_remembers() -> None:
-    tuner, shape = Tuner(1), Shape(40, 50, 60)
-    assert tuner.choose(shape) == "torch"
-    tuner.tune([shape])
-    rates = tuner.rates(shape)
-    assert set(rates) == set(kernels.usable())
-    assert min(rates.values()) > 0
-    assert Tuner(1).rates(Shape(40, 49, 61)) == rates  # the same class
-    assert Tuner(1).choose(shape) == best(rates)
-    assert Tuner(2).rates(shape) == {}
-    assert json.dumps(cache.load("gemm-kernels"))
-
-
-def alone() -> Communicator:
-    return Communicator(Loopback())
-
-
-@pytest.mark.parametrize("name", ["numpy", "openblas-haswell", "torch"])
-@pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5), (5,)])
-def test_linear_is_torchs(name: str, shape: tuple[int, ...]) -> None:
-    if name not in kernels.usable():
-        pytest.skip(f"{name} can't run on this processor")
-    plain = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4, bias=False)).double()
-    without_bias = TunedLinear(nn.Linear(6, 4, bias=False), name, Tuner())
-    first = linear_factory(name)("0", 5, 6)
-    assert type(first) is (nn.Linear if name == "torch" else TunedLinear)
-    tuned = nn.Sequential(first, nn.ReLU(), without_bias).double()
-    tuned.load_state_dict(plain.state_dict())
-    assert list(tuned.state_dict()) == list(plain.state_dict())
-    x, y = torch.randn(shape, dtype=torch.float64, requires_grad=True), None
-    gradients = []
-    for model in (plain, tuned):
-        y = model(x)
-        gradients.append(torch.autograd.grad((y**2).sum(), [x, *model.parameters()]))
-    for expected, found in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, expected)
-
-
-def test_linear_gradients_by_finite_differences() -> None:
-    layer = linear_factory("numpy")("layer", 4, 3).double()
-    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(layer, (x,))
-
-
-def test_auto_tunes_what_it_uses_and_stays_torch_where_little_is_saved() -> None:
-    layer = linear_factory("auto")("layer", 8, 8)
-    tune(nn.Sequential(layer), [4], alone())
-    assert isinstance(layer, TunedLinear)
-    assert all(Tuner().rates(shape) for shape in layer.shapes(4))
-    assert layer._choose(4) == Products("torch", "torch", "torch")
-
-
-def test_auto_uses_what_was_measured_faster() -> None:
-    layer = linear_factory("auto")("layer", 1024, 1024)
-    assert isinstance(layer, TunedLinear)
-    measured = {shape.key: {"torch": 50.0, "numpy": 100.0} for shape in layer.shapes(256)}
-    cache.store("gemm-kernels", {tuner_key(): measured})
-    layer.choose_again()
-    assert layer._choose(256) == Products("numpy", "numpy", "numpy")
-    assert layer._choose(3000) == Products("torch", "torch", "torch")
-
-
-def tuner_key() -> str:
-    from dist_ml.kernels import tuner
-
-    return tuner.machine(torch.get_num_threads())
-
-
-def test_torchs_small_layers_are_torchs_own_and_large_ones_write_their_gradients() -> None:
-    make = linear_factory("torch")
-    assert type(make("small", 2, 2)) is nn.Linear
-    assert hasattr(make("large", 400, 400).weight, "gradient_sink")
-
-
-def test_a_kernel_that_is_none_is_told() -> None:
-    with pytest.raises(ConfigError, match="nonsense"):
-        linear_factory("nonsense")
-
-
-def test_autocast_and_half_precision_stay_torchs() -> None:
-    model = linear_factory("numpy")("layer", 4, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert model(torch.randn(2, 4)).dtype == torch.bfloat16
-    assert model.bfloat16()(torch.randn(2, 4).bfloat16()).dtype == torch.bfloat16
 
 
 def test_the_peak_is_measured_by_multiply_adds() -> None:

@@ -1,8 +1,6 @@
 """The layers of docs/architecture.md, read from the imports."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,18 +135,3 @@ def test_a_wrong_import_is_found(layer: str, line: str, words: str, tmp_path: Pa
     file = tmp_path / "module.py"
     file.write_text(line)
     assert any(words in violation for violation in violations(file, layer))
-
-
-@pytest.mark.parametrize(
-    "program", ["import dist_ml", "from dist_ml.cli.main import main; assert main(['--help']) == 0"]
-)
-def test_light_start(program: str) -> None:
-    """No torch, numpy or MPI before they are needed; what makes `dist-ml --help` quick."""
-    names = ("torch", "numpy", "mpi4py", "hydra", "rich", "matplotlib")
-    heavy = f"{{name for name in {names} if name in sys.modules}}"
-    command = [
-        sys.executable,
-        "-c",
-        f"import sys; {program}; found = {heavy}; assert not found, found",
-    ]
-    subprocess.run(command, check=True, timeout=20, capture_output=True)

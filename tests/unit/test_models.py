@@ -14,7 +14,7 @@ from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets import open_dataset
 from dist_ml.errors import ConfigError
-from dist_ml.models import LOSSES, MLP, build_model, choose_objective
+from dist_ml.models import LOSSES, MLP, MODELS, build_model, choose_objective
 from dist_ml.models.blocks import BlockModel, forward
 from dist_ml.models.dropout import Dropout
 from dist_ml.models.mlp import ACTIVATIONS
@@ -268,8 +268,38 @@ class TestLosses:
 )
 def test_a_model_that_cannot_be_is_told(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        from_mapping(ModelConfig, fields, "model")
+        build_model(from_mapping(ModelConfig, fields, "model"), 5, 3, seed=0)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "num_outputs", "layer"),
+    [
+        ((10**12,), 3, "5 inputs and 1000000000000 outputs"),
+        ((), 10**12, "5 inputs and 1000000000000 outputs"),
+        ((8, 10**300, 2), 3, f"8 inputs and 1{'0' * 300} outputs"),
+        ((10**6, 10**6), 3, "1000000 inputs and 1000000 outputs"),
+    ],
+    ids=["hidden", "outputs", "beyond floats", "product"],
+)
+def test_a_model_that_cannot_be_held_is_told_with_its_size(
+    hidden: tuple[int, ...], num_outputs: int, layer: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"take \d+ [TE]B, .*layer of {layer}, but this machine"):
+        build_model(ModelConfig(hidden=hidden), 5, num_outputs, seed=0)
+
+
+def test_a_new_model_or_loss_is_its_module_and_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "mine", MODELS["mlp"])
+    assert build_model(from_mapping(ModelConfig, {"name": "mine"}), 5, 3, seed=0).named_blocks()
+    monkeypatch.setitem(LOSSES, "absolute", lambda outputs, y: (outputs - y).abs().sum())
+    objective = choose_objective(from_mapping(ModelConfig, {"loss": "absolute"}), "regression")
+    assert objective.loss_sum is LOSSES["absolute"]
+    assert (objective.num_slots, objective.metric_sums(x := torch.ones(2), x)) == (1, ())
+    with pytest.raises(ConfigError, match=r"model.name=mlq is not one of mlp, mine .*mean mlp"):
+        build_model(ModelConfig(name="mlq"), 5, 3, seed=0)
+    with pytest.raises(ConfigError, match=r"model.loss=mae is not one of cross_entropy, mse, abs"):
+        choose_objective(ModelConfig(loss="mae"), "regression")
 
 
 @pytest.mark.parametrize("kernel", ["torch", "numpy", "auto"])

@@ -3,7 +3,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ml.partition import Range, block, blocks, counts, growing_pieces, owner_of, pieces
+from dist_ml.partition import (
+    Range,
+    block,
+    blocks,
+    counts,
+    growing_pieces,
+    nested_blocks,
+    owner_of,
+    pieces,
+)
 
 SIZES = st.integers(0, 10_000)
 OWNERS = st.integers(1, 70)
@@ -59,3 +68,16 @@ def test_growing_pieces_cover_all_and_double(n: int, first: int, more: int) -> N
     full = [min(first + more, first * 2**turn) for turn in range(len(found))]
     assert [part.size for part in found][:-1] == full[:-1]
     assert not found or found[-1].size <= full[-1]
+
+
+@given(st.integers(0, 200), st.lists(st.integers(1, 5), max_size=3))
+def test_nested_blocks_are_blocks_of_blocks_in_order(n: int, cuts: list[int]) -> None:
+    found = nested_blocks(n, cuts)
+    assert [i for part in found for i in range(part.start, part.stop)] == list(range(n))
+    if not cuts:
+        assert found == [Range(0, n)]
+        return
+    for number, outer in enumerate(blocks(n, cuts[0])):
+        inner = nested_blocks(outer.size, cuts[1:])
+        own = found[number * len(inner) : (number + 1) * len(inner)]
+        assert [(part.start - outer.start, part.stop - outer.start) for part in own] == inner

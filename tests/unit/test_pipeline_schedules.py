@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from dist_ml.errors import ConfigError, ScheduleError
 from dist_ml.partition import Range
-from dist_ml.pipeline_parallel.dry_run import Costs, dry_run, memory
+from dist_ml.pipeline_parallel.dry_run import Costs, dry_run
+from dist_ml.pipeline_parallel.peaks import memory
 from dist_ml.pipeline_parallel.proof import prove
 from dist_ml.pipeline_parallel.schedule import Action, Schedule, one_pipe, one_stage
 from dist_ml.pipeline_parallel.schedules.csv_file import parse_csv, write_csv

@@ -203,3 +203,63 @@ def test_counts_of_densities() -> None:
         1000,
         0,
     ]
+
+
+@pytest.mark.parametrize("kernel", ["compiled", "plain"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_what_is_not_finite_never_enters_a_residual(kernel: str, bad: float) -> None:
+    if kernel == "compiled" and not compiled.available():
+        pytest.skip("numba is not installed")
+    if kernel == "compiled":
+        from dist_ml.data_parallel.selection_kernels import compiled_kernels as module
+    else:
+        module = plain_kernels
+    residual = np.array([1, 3e38, 5], np.float32)
+    module.add_at(
+        residual, np.array([0, 1, 1, 2, 0], np.int32), np.array([1, bad, -1e38, 2, 4], np.float32)
+    )
+    expected = np.float32(3e38) + np.float32(-1e38)
+    np.testing.assert_array_equal(residual, np.array([6, expected, 7], np.float32))
+
+
+def test_momentum_that_was_masked_comes_back() -> None:
+    velocity = np.arange(6, dtype=np.float32)
+    residual = MomentumResidual(np.zeros(6, "float32"), 0.9, velocity)
+    residual.unmask_momentum()  # nothing was masked
+    residual.mask_momentum(np.array([1, 4], np.int32))
+    assert velocity.tolist() == [0, 0, 2, 3, 0, 5]
+    residual.unmask_momentum()
+    residual.unmask_momentum()
+    assert velocity.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_a_selection_goes_on_from_its_state(name: str) -> None:
+    first, residual = new(name), Residual(np.zeros(N, "float32"))
+    steps = gradients(8)
+    for gradient in steps[:5]:
+        first.select(residual, gradient, 60)
+    second, copy = new(name), Residual(residual.values.copy())
+    second.load_state_dict(first.state_dict())
+    for gradient in steps[5:]:
+        one, other = (
+            first.select(residual, gradient, 60),
+            second.select(copy, gradient, 60),
+        )
+        np.testing.assert_array_equal(one.indices, other.indices)
+        np.testing.assert_array_equal(one.values, other.values)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_undo_is_as_before_up_to_rounding(momentum: float | None, scale: float) -> None:
+    before, speed, gradient = gradients(3, seed=5)
+    values, velocity = before.copy(), speed.copy()
+    residual = (
+        Residual(values) if momentum is None else MomentumResidual(values, momentum, velocity)
+    )
+    taken = residual.accumulate(gradient, 2.0, N, scale)
+    assert taken.entries.size
+    residual.undo(gradient, [taken.entries], scale)
+    np.testing.assert_allclose(values, before, atol=1e-5)
+    np.testing.assert_allclose(velocity, speed, atol=1e-5)

@@ -42,7 +42,7 @@ class OkTopk(Stateless):
         2s                   step 2, if it selects nothing of its own region; 2s(P-1)/P if its
                              entries are dealt like the ranks' average, as the paper assumes
         4T(P-1)/P + 2(P-1)   steps 4 and 5: what it holds beyond its share, and its share to all
-        k(P-1)               exact steps only, one in threshold_steps: its k largest magnitudes at
+        (k+1)(P-1)           exact steps only, one in threshold_steps: its largest magnitudes, at
                              most (as often again when a reused threshold lets 4k/3 through)
         2(P-1)               the other steps: sizes
         2P                   about, one in repartition_steps: boundaries

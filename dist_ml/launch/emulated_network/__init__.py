@@ -6,8 +6,9 @@
         crossed = [after - first for after, first in zip(network.traffic(), before)]
         # crossed: bytes on each host's link
 
-        done = network.run_each(program, ranks=4, time_limit_seconds=60)  # without MPI: gloo, by
-        torch.distributed's variables network.set_rate("100mbit")
+        # without MPI: gloo, by torch.distributed's variables
+        done = network.run_each(program, ranks=4, time_limit_seconds=60)
+        network.set_rate("100mbit")
 
 Each host is a set of namespaces (network, hostname, IPC, processes, mounts) with a /dev/shm, a
 TMPDIR and an address of its own; MPI sees different nodes. The data network (eth0) is shaped in
@@ -22,7 +23,7 @@ It needs root, Linux, `ip` and `tc` (iproute2), `unshare` and `nsenter` (util-li
 tells in words what is not there.
 """
 
-from dist_ml.launch.emulated_network.hosts import Traffic
+from dist_ml.launch.emulated_network.hosts import LinkCounters
 from dist_ml.launch.emulated_network.network import EmulatedNetwork, missing
 
-__all__ = ["EmulatedNetwork", "Traffic", "missing"]
+__all__ = ["EmulatedNetwork", "LinkCounters", "missing"]

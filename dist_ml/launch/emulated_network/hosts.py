@@ -23,14 +23,14 @@ _HOLD = "trap '' CHLD; exec sleep infinity"
 
 
 @dataclass(frozen=True)
-class Traffic:
+class LinkCounters:
     """Bytes that one host's shaped interface has sent and received, headers included."""
 
     sent_bytes: int
     received_bytes: int
 
-    def __sub__(self, before: "Traffic") -> "Traffic":
-        return Traffic(
+    def __sub__(self, before: "LinkCounters") -> "LinkCounters":
+        return LinkCounters(
             self.sent_bytes - before.sent_bytes, self.received_bytes - before.received_bytes
         )
 
@@ -131,13 +131,13 @@ class Host:
         """
         return run_tool(["nsenter", "--target", str(self.pid), "--net", *tool], "\n".join(lines))
 
-    def traffic(self, interface: str = "eth0") -> Traffic:
+    def traffic(self, interface: str = "eth0") -> LinkCounters:
         """The interface's counters now."""
         for line in Path(f"/proc/{self.pid}/net/dev").read_text().splitlines():
             name, _, numbers = line.partition(":")
             if name.strip() == interface:
                 fields = numbers.split()
-                return Traffic(sent_bytes=int(fields[8]), received_bytes=int(fields[0]))
+                return LinkCounters(sent_bytes=int(fields[8]), received_bytes=int(fields[0]))
         raise MachineError(
             f"the emulated network's host {self.name} has no interface {interface} any more; "
             "close it and make another one"

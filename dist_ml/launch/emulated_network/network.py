@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from dist_ml.errors import MachineError
-from dist_ml.launch.emulated_network.hosts import Host, Traffic, run_tool
+from dist_ml.launch.emulated_network.hosts import Host, LinkCounters, run_tool
 from dist_ml.launch.job import Command, Completed, run_all
 from dist_ml.partition import counts
 
@@ -20,19 +20,19 @@ _UNITS = {"gbit": 1e9, "mbit": 1e6, "kbit": 1e3}
 _FORWARDING_SECONDS = 10.0
 _MOST_HOSTS = 200
 
-# What the launchers call instead of ssh: `agent [options] HOST COMMAND…`. It stands in the switch's
-# own /dev/shm.
-_AGENT = """#!/bin/sh
+# What the launchers call instead of ssh: `remote-shell [options] HOST COMMAND…`. It stands in the
+# switch's own /dev/shm.
+_SHELL = """#!/bin/sh
 while :; do case $1 in -l|-o|-p) shift 2;; -*) shift;; *) break;; esac; done
 host=$1; shift
 case $host in
 {cases}
 *) echo "no host $host in this network" >&2; exit 1;;
 esac
-exec nsenter --target "$pid" --net --uts --ipc --pid --mount --wd="$PWD" -- env TMPDIR=/dev/shm sh
--c "$*"
+exec nsenter --target "$pid" --net --uts --ipc --pid --mount --wd="$PWD" -- \\
+    env TMPDIR=/dev/shm sh -c "$*"
 """
-_AGENT_PATH = "/dev/shm/agent"
+_SHELL_PATH = "/dev/shm/remote-shell"
 
 
 def missing() -> str | None:
@@ -94,7 +94,7 @@ class EmulatedNetwork:
     # Measuring
     # ---------------------------------------------------------------------------------------------
 
-    def traffic(self) -> list[Traffic]:
+    def traffic(self) -> list[LinkCounters]:
         """Each host's counters of its shaped link."""
         return [host.traffic() for host in self.hosts]
 
@@ -137,7 +137,7 @@ class EmulatedNetwork:
                 "-launcher",
                 "rsh",
                 "-launcher-exec",
-                _AGENT_PATH,
+                _SHELL_PATH,
                 "-localhost",
                 "10.78.0.1",
                 "-hosts",
@@ -150,7 +150,7 @@ class EmulatedNetwork:
                 "ssh",
                 "--prtemca",
                 "plm_ssh_agent",
-                _AGENT_PATH,
+                _SHELL_PATH,
                 "--prtemca",
                 "plm_ssh_no_tree_spawn",
                 "1",
@@ -243,7 +243,7 @@ class EmulatedNetwork:
         self._switch.network(["ip", "-batch", "-"], self._switch_lines())
         for index, host in enumerate(self.hosts):
             host.network(["ip", "-batch", "-"], _host_lines(index))
-        self._install_agent()
+        self._install_remote_shell()
         self.set_rate(self.rate)
         self._wait_until_forwarding()
 
@@ -266,14 +266,14 @@ class EmulatedNetwork:
                 lines.append(f"link set {port} master {bridge} up")
         return lines
 
-    def _install_agent(self) -> None:
+    def _install_remote_shell(self) -> None:
         cases = "\n".join(f"{host.name}) pid={host.pid};;" for host in self.hosts)
-        script = _AGENT.format(cases=cases)
+        script = _SHELL.format(cases=cases)
         run_in = [
             *self.switch.inside("/"),
             "sh",
             "-c",
-            f"cat >{_AGENT_PATH} && chmod +x {_AGENT_PATH}",
+            f"cat >{_SHELL_PATH} && chmod +x {_SHELL_PATH}",
         ]
         run_tool(run_in, script)
 

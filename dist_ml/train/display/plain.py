@@ -1,13 +1,12 @@
 """Whole lines, where no cursor can be moved."""
 
-import contextlib
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from dist_ml.launch.streams import discard
 from dist_ml.train.display.words import clock, describe, result_lines
 
 log = logging.getLogger(__name__)
@@ -60,11 +59,3 @@ class PlainReporter:
             self._is_open = False
             log.warning("standard output can't be written (%s): the run goes on without", error)
             discard(self._stream)
-
-
-def discard(stream: TextIO) -> None:
-    """Let what is left in the stream's buffer, and all that follows, go nowhere: else the
-    interpreter would try again when it ends, and fail.
-    """
-    with contextlib.suppress(OSError, ValueError):  # a stream without a file underneath
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

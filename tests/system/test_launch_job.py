@@ -4,6 +4,7 @@ needed.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dist_ml.launch import process, shared_memory, stacks
+from dist_ml.launch.first_death import FirstDeath
 from dist_ml.launch.job import Command, Completed, run_all
 
 ENVIRONMENT = {
@@ -64,6 +66,50 @@ def test_one_failure_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
         128 + signal.SIGTERM,
     )
     assert time.monotonic() - start < 5.0
+
+
+def test_the_first_rank_that_was_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dist_ml.launch.job._FAILURE_SECONDS", 0.2)
+    dies = "import os, time; print(os.getpid(), flush=True); time.sleep(1.5); "
+    dies += "os.kill(os.getpid(), 9)"
+    first, killed = run("import time; time.sleep(100)", dies)
+    assert killed.returncode == 128 + signal.SIGKILL
+    where = f"rank 1 on {socket.gethostname()} (process {int(killed.stdout)}) ended first"
+    assert first.stderr == f"{where}: Killed (signal 9)\n"
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 124, 130, 143])
+def test_a_status_without_a_signal_names_nobody(status: int) -> None:
+    watch = FirstDeath("DIST_ML_JOB=none")
+    watch.close()
+    assert watch.in_words(status) == ""
+
+
+def test_the_time_limit_is_exact() -> None:
+    """Ranks that start slowly write their stacks at the same moment as all others."""
+    slow = "import time; time.sleep(1.0)\nfrom dist_ml.launch import stacks; stacks.arm()\n"
+    slow += "time.sleep(100)"
+    start = time.monotonic()
+    (done,) = run(slow, time_limit_seconds=2.0)
+    assert time.monotonic() - start < 4.0
+    assert done.timed_out
+    assert "rank 0 stood here" in done.stacks
+
+
+def test_a_job_that_ended_in_time_is_not_told_as_ended() -> None:
+    done, late = run("print('done')", "import time; time.sleep(100)", time_limit_seconds=1.0)
+    assert (done.returncode, late.returncode) == (0, 124)
+    (alone,) = run("import time; time.sleep(0.5)", time_limit_seconds=3.0)
+    assert (alone.returncode, alone.timed_out, alone.stacks) == (0, False, "")
+
+
+def test_segments_of_a_killed_launcher_are_removed_at_the_next_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    removed: list[str] = []
+    monkeypatch.setattr("dist_ml.launch.job.remove_orphans", lambda **_: removed.append("looked"))
+    run("pass")
+    assert removed == ["looked"]
 
 
 def test_orphan_in_a_session_of_its_own_does_not_survive() -> None:

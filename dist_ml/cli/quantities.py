@@ -1,0 +1,33 @@
+"""Numbers on a command line, checked where they are read."""
+
+import argparse
+import math
+
+from dist_ml.launch.mpiexec import cores
+
+_RANKS_PER_CORE = 256  # more than any test of scaling wants, and less than fills the process table
+
+
+def number_of_ranks(text: str) -> int:
+    """1 or more, and not more than this machine can start."""
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of ranks; give 1 or more")
+    most = _RANKS_PER_CORE * cores()
+    if int(text) > most:
+        raise argparse.ArgumentTypeError(
+            f"{text} ranks are more than the {cores()} cores here can run; give at most {most}"
+        )
+    return int(text)
+
+
+def time_limit(text: str) -> float:
+    """Seconds: finite and above 0."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a time limit; give seconds above 0 and below 1e9"
+        )
+    return seconds
