@@ -37,7 +37,7 @@ def resolve(
 
 
 def exchange_settings(config: SparseConfig, dtype: str, seed: int = 0) -> Settings:
-    """What the sparse allreduce is told of it."""
+    """The settings of the sparse allreduce that it holds."""
     return Settings(
         dtype,
         config.values,

@@ -123,10 +123,11 @@ def test_sparse_is_compared_with_baselines_of_as_many_bits() -> None:
 )
 def test_bytes_on_the_links_are_those_stated(seen: float, names: list[str]) -> None:
     figures = {
-        "dense": {"bytes_sent": 100.0, "bytes_seen": 500.0},  # MPI's own collective
-        "ddp gloo": {"bytes_sent": 0.0, "bytes_seen": 100.0},
-        "dense ring": {"bytes_sent": 100.0, "bytes_seen": 104.0},
-        "oktopk": {"bytes_sent": 100.0, "bytes_seen": seen},
+        "dense": {"bytes_sent": 1e8, "bytes_seen": 5e8},  # MPI's own collective
+        "ddp gloo": {"bytes_sent": 0.0, "bytes_seen": 1e8},
+        "dense ring": {"bytes_sent": 1e8, "bytes_seen": 1.04e8},
+        "gtopk": {"bytes_sent": 2e3, "bytes_seen": 4e3},  # mostly headers
+        "oktopk": {"bytes_sent": 1e8, "bytes_seen": 1e6 * seen},
     }
     assert failed(sparse.link_checks("1gbit", figures)) == names
 
@@ -354,3 +355,24 @@ def reduced(algorithm: str, ms: float, setting: str = "tuned") -> Figures:
 def test_shared_memory_allreduce(ours: float, count: int) -> None:
     records = [reduced("shared_memory", ours), reduced("mpi", 60.0), reduced("limit", 9.0)]
     assert len(failed(allreduce_checks.node_checks(records, 2))) == count
+
+
+@pytest.mark.parametrize(
+    ("ours", "tuned", "names"),
+    [
+        pytest.param(11000.0, 20000.0, [], id="good"),
+        pytest.param(11000.0, 11100.0, ["tuned"], id="our settings alone do it"),
+        pytest.param(19000.0, 40000.0, ["bound", "as it comes"], id="slow"),
+    ],
+)
+def test_allreduce_on_links(ours: float, tuned: float, names: list[str]) -> None:
+    """Against the faster of both MPIs, as it comes and with our settings."""
+    records = [reduced("ring", ours), reduced("mpi", tuned), reduced("mpi", 99999.0, "as it comes")]
+    records += [changed(reduced("mpi", 21000.0, "as it comes"), mpi="openmpi", algorithm="mpi")]
+    records += [changed(reduced("ring", ours), mpi="openmpi")]
+    checks = allreduce_checks.emulated_network_checks(records, 3, 3, "100mbit")
+    bound = 2 * 2 / 3 * 100_000_000 * 8 / 1e8 * 1e3
+    assert checks[0].value == pytest.approx(ours / bound)
+    found = {name for name in ("tuned", "as it comes", "bound") for check in checks
+             if not check.passed and name in check.name}  # fmt: skip
+    assert found == set(names)

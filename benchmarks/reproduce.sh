@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Makes every table of benchmarks/ again, on this machine, into a dated folder.
+#
+#   bash benchmarks/reproduce.sh                   all of them: hours; leave the machine alone
+#   bash benchmarks/reproduce.sh step selection    those whose label begins with one of these words
+#   OUT=folder bash benchmarks/reproduce.sh        into this folder; PYTHON=… another interpreter
+#
+# A benchmark leaves LABEL.json (every column, the machine, the checks) and LABEL.txt (as printed, 80
+# columns wide). At the end claims.py lists which claims hold here. The status is 1 where one doesn't,
+# or where a benchmark could not run.
+set -u
+cd "$(dirname "$0")/.." || exit 2
+
+python=${PYTHON:-python}
+out=${OUT:-runs/benchmarks/$(date +%Y-%m-%d_%H-%M-%S)}
+mkdir -p "$out" || exit 2
+
+# label | arguments of dist-ml bench
+benchmarks='
+reproduce-mpich     | reproduce --mpi mpich
+reproduce-openmpi   | reproduce --mpi openmpi
+step                | step
+step-kernel         | step kernel=auto
+kernel              | kernel
+memory              | memory
+collectives-mpich   | collectives --mpi mpich
+collectives-openmpi | collectives --mpi openmpi
+allreduce-node      | allreduce
+allreduce-1gbit     | allreduce network=emulated_1gbit
+allreduce-100mbit   | allreduce network=emulated_100mbit
+allreduce_words     | allreduce_words
+overlap-node        | overlap
+overlap-1gbit       | overlap network=1gbit ranks=4
+sharded             | sharded
+daso                | daso
+selection           | selection
+sparse              | sparse
+sparse_scaling      | sparse_scaling
+sparse_accuracy     | sparse_accuracy
+sparse_curve        | sparse_curve
+gemm                | gemm
+gemm_words          | gemm_words
+'
+
+wanted() { # is this label asked for?
+    [ "$#" -eq 1 ] && return 0
+    local label=$1 word
+    shift
+    for word in "$@"; do
+        case $label in "$word"*) return 0 ;; esac
+    done
+    return 1
+}
+
+echo "into $out"
+while IFS='|' read -r label arguments; do
+    label=${label// /}
+    if [ -z "$label" ] || ! wanted "$label" "$@"; then continue; fi
+    echo "== dist-ml bench$arguments"
+    # shellcheck disable=SC2086 # several words are meant
+    COLUMNS=80 "$python" -m dist_ml bench $arguments --time-limit 7200 --json "$out/$label.json" \
+        </dev/null >"$out/$label.txt" 2>&1 || echo "   failed: see $out/$label.txt"
+    tail -n 30 "$out/$label.txt" | grep -E ' (ok|FAILED)$' | sed 's/^/   /'
+done <<<"$benchmarks"
+
+"$python" benchmarks/claims.py "$out"

@@ -1,0 +1,89 @@
+"""benchmarks/reproduce.sh and claims.py: every benchmark is made again, and missed claims show."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import claims
+from dist_ml.bench.benches import BENCHES
+from dist_ml.bench.form import Check, Result
+from dist_ml.cli import arguments, compose
+from dist_ml.config.convert import from_mapping
+
+SCRIPT = Path(claims.__file__).with_name("reproduce.sh")
+
+
+def write(folder: Path, label: str, value: float) -> None:
+    check = Check("step over bare", value, 1.05, "lower")
+    result: dict[str, Any] = Result("step", [], [check]).to_json({"cores": 2, "commit": None})
+    (folder / f"{label}.json").write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "line"),
+    [
+        pytest.param(1.01, 0, "- step: step over bare: 1.01 ≤ 1.05, held", id="held"),
+        pytest.param(1.2, 1, "- step: step over bare: 1.2 ≤ 1.05, MISSED", id="missed"),
+    ],
+)
+def test_claims(value: float, status: int, line: str, tmp_path: Path) -> None:
+    write(tmp_path, "step", value)
+    assert claims.main([str(tmp_path)]) == status
+    assert (tmp_path / "claims.md").read_text().splitlines() == ["cores: 2", "", line]
+
+
+def test_a_benchmark_that_left_no_result_is_no_success(tmp_path: Path) -> None:
+    assert claims.main([str(tmp_path)]) == 1
+    write(tmp_path, "step", 1.0)
+    (tmp_path / "gemm.txt").write_text("it failed")
+    assert claims.main([str(tmp_path)]) == 1
+    assert "- gemm: left no result" in (tmp_path / "claims.md").read_text()
+    with pytest.raises(SystemExit, match="usage"):
+        claims.main([str(tmp_path / "nowhere")])
+
+
+def test_the_script_runs_every_benchmark_with_keys_that_exist() -> None:
+    lines = re.findall(r"^(\S+) +\| (\S+) ?(.*)$", SCRIPT.read_text(), re.MULTILINE)
+    assert {name for _, name, _ in lines} == set(BENCHES)
+    assert len({label for label, _, _ in lines}) == len(lines)
+    for _, name, rest in lines:
+        overrides = [word for word in rest.split() if "=" in word]
+        request = arguments.parse(overrides, name, f"bench/{name}")
+        from_mapping(BENCHES[name].config, compose.composed(request))
+
+
+def test_the_script_leaves_results_and_claims(tmp_path: Path) -> None:
+    """With a stand-in for the interpreter, which writes what a benchmark would."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        f"""#!/bin/sh
+case "$*" in
+*claims.py*) exec {sys.executable} "$@" ;;
+esac
+for word; do file=$word; done
+echo '{{"bench": "x", "environment": {{}}, "records": [], "checks": []}}' >"$file"
+echo "columns $COLUMNS: x 1 ≤ 2 ok"
+"""
+    )
+    stand_in.chmod(0o755)
+    out = tmp_path / "out"
+    environment = {**os.environ, "PYTHON": str(stand_in), "OUT": str(out)}
+    done = subprocess.run(
+        ["bash", str(SCRIPT), "allreduce", "step-"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "columns 80: x 1 ≤ 2 ok" in done.stdout
+    labels = ["allreduce-100mbit", "allreduce-1gbit", "allreduce-node", "allreduce_words"]
+    assert sorted(file.stem for file in out.glob("*.json")) == [*labels, "step-kernel"]
+    assert (out / "claims.md").exists()
