@@ -5,6 +5,7 @@ subtest.
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,15 @@ def test_world(flavour: str, ranks: int, tmp_path: Path, subtests: pytest.Subtes
         )
 
 
+def test_world_without_numba(flavour: str, tmp_path: Path) -> None:
+    """Reductions in shared memory, sparse sums and training on the plain references."""
+    files = [str(TESTS / "mpi" / name) for name in ("test_allreduce.py", "test_sparse.py")]
+    outcomes = tmp_path / "outcomes.jsonl"
+    completed, told = run_pytest(files[0], 2, flavour, outcomes, {"DIST_ML_NUMBA": "0"}, files[1:])
+    assert completed.returncode == 0, completed.stdout[-5000:]
+    assert sum(outcome.outcome == "passed" for outcome in told) > 40
+
+
 FAILING = """
 import pytest
 pytestmark = pytest.mark.mpi
@@ -95,7 +105,12 @@ def test_a_failure_on_one_rank_fails_all_names_it_and_hangs_nobody(
 
 
 def run_pytest(
-    folder: Path, ranks: int, flavour: str, record: Path, extra: dict[str, str] | None = None
+    folder: Path | str,
+    ranks: int,
+    flavour: str,
+    record: Path,
+    extra: dict[str, str] | None = None,
+    more: Sequence[str] = (),
 ) -> tuple[Completed, list[Outcome]]:
     """Run the tests of `folder` on `ranks` ranks; gives how the job ended and what rank 0 wrote to
     `record`.
@@ -111,7 +126,7 @@ def run_pytest(
         str(TESTS.parent / "pyproject.toml"),
     ]
     completed = mpiexec.run(
-        [sys.executable, "-m", "pytest", *options, str(folder)],
+        [sys.executable, "-m", "pytest", *options, str(folder), *more],
         ranks,
         flavour,
         time_limit_seconds=TIME_LIMIT_SECONDS,

@@ -136,6 +136,7 @@ def test_where_nothing_can_be_measured_torch_is_used_and_that_is_said(
         "null",
         '{"MACHINE": 3}',
         '{"MACHINE": {"KEY": [1]}}',
+        '{"MACHINE": {"KEY": ["torch"]}}',
         '{"MACHINE": {"KEY": {"torch": "fast"}}}',
         '{"MACHINE": {"KEY": {"torch": -1.0}}}',
         '{"MACHINE": {"KEY": {"torch": NaN}}}',

@@ -9,7 +9,7 @@ from torch import nn
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.errors import ConfigError
-from dist_ml.kernels import kernels
+from dist_ml.kernels import kernels, tuner
 from dist_ml.kernels.tuner import Tuner, machine
 from dist_ml.measure import cache
 from dist_ml.nn import linear, tuning
@@ -55,7 +55,13 @@ def test_linear_gradients_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(layer, (x,))
 
 
-def test_auto_tunes_what_it_uses_and_stays_torch_where_little_is_saved() -> None:
+def test_auto_tunes_what_it_uses_and_stays_torch_where_little_is_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def measure(shapes: list[tuner.Shape], _: int) -> dict[str, dict[str, float]]:
+        return {shape.key: {"torch": 1.0, "numpy": 2.0} for shape in shapes}
+
+    monkeypatch.setattr(tuner, "_measure", measure)
     layer = linear_factory("auto")("layer", 8, 8)
     tune(nn.Sequential(layer), [4], alone())
     assert isinstance(layer, TunedLinear)
