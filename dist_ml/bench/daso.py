@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -41,7 +41,8 @@ def run(config: DasoBench, worlds: Worlds) -> Result:
     records: list[Record] = []
     with worlds.network(config.hosts, config.rate) as network:
         for kind in (dense, daso, periodic):
-            allreduce = AllreduceConfig("hierarchical", overlap="none")
+            overlap: Literal["auto", "none"] = "none" if kind is dense else "auto"
+            allreduce = AllreduceConfig("hierarchical", overlap=overlap)
             train = dataclasses.replace(config.train, data_parallel=kind, allreduce=allreduce)
             arguments = {
                 "train": to_arguments(train),

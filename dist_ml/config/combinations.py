@@ -96,7 +96,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         ("sparse.values", "sparse.qsgd_bits", "sparse.repartition_steps", "sparse.threshold_steps"),
-        "with sparse.allreduce={config.sparse.allreduce} sparse.selection={config.sparse.selection}",
+        "with sparse={config.sparse.allreduce} sparse.selection={config.sparse.selection}",
         "choose a sparse.allreduce that reads it (docs/sparse.md)",
         by_member=True,
     ),
