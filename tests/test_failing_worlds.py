@@ -1,6 +1,9 @@
 """Jobs that fail on real ranks end within seconds, say why once, and leave it in the run folder."""
 
+import json
 import os
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +36,23 @@ def body(world):
     if world.rank == world.size - 1:
         STATEMENT
     AFTER
+    return 0
+
+sys.exit(ranks.run_on_ranks(body))
+"""
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from dist_ml.cli import ranks
+
+def body(world):
+    world.barrier()
+    time.sleep(3)
+    if world.rank == 1:
+        Path("pid").write_text(str(os.getpid()))
+        os.kill(os.getpid(), 9)
+    world.barrier()
     return 0
 
 sys.exit(ranks.run_on_ranks(body))
@@ -137,3 +157,55 @@ def test_a_bad_configuration_is_told_once(
     assert completed.stderr.count("error: unknown key optimizer.lrr=3 (did you mean lr?)") == 1
     assert "Traceback" not in completed.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flavour", ["mpich", "openmpi"])
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-", "| head -n 1"])
+def test_a_run_outlives_its_standard_output(
+    redirection: str, flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words that nobody can read are lost; the run is not, or its status says so: MPICH's launcher
+    ends its ranks when it can't write.
+    """
+    if flavour not in [installation.name for installation in mpi_installation.available()]:
+        pytest.skip(f"the {flavour} wheel is not installed: {install_command(flavour)}")
+    monkeypatch.chdir(tmp_path)
+    launch = f"{sys.executable} -m dist_ml launch -n 2 --mpi {flavour} --time-limit 60"
+    train = "train epochs=2 folder=run"
+    shell = f"set -o pipefail; {launch} {train} {redirection}"
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        ["bash", "-c", shell],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert "Traceback" not in done.stderr
+    if flavour == "mpich" and redirection != ">&-":
+        assert done.returncode != 0 or (tmp_path / "run" / "summary.json").exists(), done
+        return
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished", done
+    assert done.returncode == 0, done
+
+
+@pytest.mark.parametrize("flavour", ["mpich", "openmpi"])
+def test_a_rank_that_is_killed_is_named(
+    flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if flavour not in [installation.name for installation in mpi_installation.available()]:
+        pytest.skip(f"the {flavour} wheel is not installed: {install_command(flavour)}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "program.py").write_text(KILLED)
+    completed = mpiexec.run(
+        [sys.executable, "program.py"],
+        RANKS,
+        flavour,
+        time_limit_seconds=TIME_LIMIT_SECONDS,
+        capture=True,
+        environment={"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert completed.returncode != 0
+    named = f"rank 1 on {socket.gethostname()} (process {(tmp_path / 'pid').read_text()})"
+    assert f"{named} ended first: Killed (signal 9)" in completed.stderr

@@ -139,15 +139,9 @@ def _measured(
                 "rounds": config.rounds,
                 "round_seconds": config.round_seconds,
             }
+            place = {"ranks": ranks, "mpi": kind.mpi, "network": network}
             environment = kind.environment or None
-            found = worlds.measure(
-                "allreduce",
-                arguments,
-                ranks=ranks,
-                mpi=kind.mpi,
-                network=network,
-                environment=environment,
-            )
+            found = worlds.measure("allreduce", arguments, environment=environment, **place)  # type: ignore[arg-type]
             for size in sizes:
                 for name in kind.candidates:
                     seconds.setdefault((size, index, name), []).extend(found[str(size)][name])

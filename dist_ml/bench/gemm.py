@@ -3,6 +3,7 @@ Heat, and how much overlap hides.
 """
 
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dist_ml.bench import gemm_part
@@ -51,21 +52,8 @@ def run(config: GemmBench, worlds: Worlds) -> Result:
     ]
     heat = [name for name in seconds if name.startswith("heat")]
     if roof is not None:
-        records.append(
-            {
-                "measured": "peak GFLOP/s of all cores (multiply-adds on registers)",
-                "value": roof / 1e9,
-            }
-        )
         rates = {"the local kernel": kernel, **({"Heat": seconds[heat[0]]} if heat else {})}
-        for name, times in rates.items():
-            most = roof * statistics.median(times) / flops
-            records.append(
-                {
-                    "measured": f"times faster than {name} that nothing can exceed here",
-                    "value": most,
-                }
-            )
+        records += _roof_records(roof, flops, rates)
     if heat:
         checks.append(
             Check("auto over Heat", ratio(seconds[heat[0]], seconds["auto"]).median, 2.2, "higher")
@@ -75,6 +63,19 @@ def run(config: GemmBench, worlds: Worlds) -> Result:
     if config.emulated_network:
         _overlap(config, worlds, records, checks)
     return Result("gemm", records, checks)
+
+
+def _roof_records(
+    roof: float, flops: float, seconds: Mapping[str, Sequence[float]]
+) -> list[Record]:
+    """The peak of all cores, and how many times faster than each candidate it is."""
+    records: list[Record] = [
+        {"measured": "peak GFLOP/s of all cores (multiply-adds on registers)", "value": roof / 1e9}
+    ]
+    for name, times in seconds.items():
+        what = f"times faster than {name} that nothing can exceed here"
+        records.append({"measured": what, "value": roof * statistics.median(times) / flops})
+    return records
 
 
 def _overlap(config: GemmBench, worlds: Worlds, records: list[Record], checks: list[Check]) -> None:

@@ -86,7 +86,7 @@ def _terminal(capture: bool) -> dict[str, str]:
     """Whether the output ends in a terminal, and how wide that is: MPICH's ranks always see a pipe,
     Open MPI's a pty.
     """
-    if capture or not sys.stdout.isatty():
+    if capture or sys.stdout is None or not sys.stdout.isatty():  # None: `>&-`
         return {"TTY_COMPATIBLE": "0"}
     size = shutil.get_terminal_size()
     return {"TTY_COMPATIBLE": "1", "COLUMNS": str(size.columns), "LINES": str(size.lines)}

@@ -17,6 +17,7 @@ from dist_ml.bench import (
     allreduce_words,
     bare_step,
     collectives,
+    gemm,
     kernel,
     kernel_part,
     memory,
@@ -300,3 +301,26 @@ def test_sparse_curve_says_when_a_variant_is_there() -> None:
     assert rows["late"]["seconds_to_dense_final_loss"] == 3.0
     assert rows["never"]["seconds_to_dense_final_loss"] is None
     assert sparse_curve.reached(curves["never"], 0.5) == math.inf
+
+
+def test_gemm_says_what_nothing_can_exceed() -> None:
+    seconds = {"local kernel": [1.0, 1.0], "auto": [1.25, 1.25], "heat, splits 0 and 1": [2.0, 2.0]}
+    found = {"seconds": seconds, "peak": 1e12}
+    result = gemm.run(config("gemm", "emulated_network=false"), GivenWorlds({"gemm": found}))
+    only_finite(result)
+    assert [check.value for check in result.checks] == [pytest.approx(0.8), pytest.approx(1.6)]
+    assert not any(check.passed for check in result.checks)
+    assert sum("nothing can exceed" in record.get("measured", "") for record in result.records) == 2
+
+
+@pytest.mark.parametrize(("network", "checks"), [("node", 5), ("emulated_1gbit", 18)])
+def test_allreduce_has_a_record_a_candidate_and_size(network: str, checks: int) -> None:
+    def found(_: int | None, part: Mapping[str, Any]) -> Any:
+        return {str(size): {name: [1e-3] for name in part["candidates"]}
+                for size in part["sizes_bytes"]}  # fmt: skip
+
+    worlds = GivenWorlds({"allreduce": found})
+    result = allreduce.run(config("allreduce", f"network={network}"), worlds)
+    only_finite(result)
+    assert len(result.checks) == checks
+    assert {record["ms"] for record in result.records} == {1.0}

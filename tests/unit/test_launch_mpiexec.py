@@ -125,3 +125,8 @@ def test_launch_starts_no_ranks_for_what_needs_none(
     assert launch.main(["-n", "3", "--mpi", "openmpi", "train", *flags]) == 0
     assert seen == [["train", *passed_on]]
     assert os.environ["DIST_ML_MPI"] == "openmpi"
+
+
+def test_a_closed_standard_output_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)  # what Python makes of `>&-`
+    assert mpiexec._terminal(capture=False) == {"TTY_COMPATIBLE": "0"}
