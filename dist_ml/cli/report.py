@@ -1,5 +1,6 @@
 """`dist-ml report`: runs in a table, as JSON, and as plots."""
 
+import io
 import json
 import os
 import sys
@@ -68,6 +69,7 @@ def table(rows: list[Row]) -> str:
 
     has_terminal = on_terminal(os.environ, sys.stdout)
     console = Console(
+        file=io.StringIO(),  # capturing writes to the file too
         force_terminal=has_terminal,
         width=None if has_terminal else _PLAIN_WIDTH,
         highlight=False,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dist_ml import partition
-from dist_ml.comm import mpi
+from dist_ml.comm import mpi, mpi_transport
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import CommunicationError
 
@@ -197,8 +197,8 @@ def test_wrong_sizes_and_ranks_are_refused_before_anything_moves(world: Communic
 
 def test_large_buffers_go_in_pieces(world: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same paths as above 2^31 elements, with a limit of 10."""
-    monkeypatch.setattr(mpi, "MAX_COUNT", 10)
-    monkeypatch.setattr(mpi, "PIECE", 4)
+    monkeypatch.setattr(mpi_transport, "MAX_COUNT", 10)
+    monkeypatch.setattr(mpi_transport, "PIECE", 4)
     n = 23
     x = torch.arange(n) + world.rank
     expected = sum(torch.arange(n) + rank for rank in range(world.size))
@@ -222,6 +222,11 @@ def test_large_buffers_go_in_pieces(world: Communicator, monkeypatch: pytest.Mon
     world.isend(y, right).wait()
     request.wait()
     assert torch.equal(z, expected)
+    for size in (0, 3, 4, 5, 8, 23):  # the receiver doesn't know which
+        sending = world.isend(torch.arange(size) + world.rank, right)
+        message = world.receive_message("int64", left)
+        sending.wait()
+        assert message.tolist() == (torch.arange(size) + left).tolist()
 
 
 @pytest.mark.skipif(mpi.launched_size() != 2, reason="2 GiB a rank: once is enough, on 2 ranks")

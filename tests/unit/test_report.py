@@ -185,3 +185,13 @@ def test_nothing_to_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (make_run(tmp_path / "a", 1, 0.1) / "metrics.jsonl").write_text("")
     assert main.main(["report", str(tmp_path), "--plot", str(tmp_path / "plots")]) == 2
     assert "nothing to plot" in capsys.readouterr().err
+
+
+def test_a_full_disk_under_standard_output_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", 1, 0.1, 100.0)
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert main.main(["report", str(tmp_path)]) == 2
+    assert "standard output can't be written: No space left" in capsys.readouterr().err
