@@ -1,4 +1,4 @@
-"""A real Slurm on the hosts of a emulated network: munge, slurmctld beside the switch, one slurmd a
+"""A real Slurm on the hosts of an emulated network: munge, slurmctld beside the switch, one slurmd a
 host.
 
 Without systemd, cgroups and a database; everything dies with the process that started it, and
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from dist_ml.launch import network
 from dist_ml.launch.emulated_network import EmulatedNetwork
+from dist_ml.launch.emulated_network import missing as missing_network
 from dist_ml.launch.process import end_with_parent, wait_for
 
 PROGRAMS = {
@@ -72,7 +72,7 @@ def missing() -> str | None:
     return (
         f"Slurm is not installed: apt-get install {' '.join(packages)}"
         if packages
-        else network.missing()
+        else missing_network()
     )
 
 
