@@ -1,5 +1,5 @@
-"""A real Slurm on the hosts of an emulated network: munge, slurmctld beside the switch, one slurmd a
-host.
+"""A real Slurm on the hosts of an emulated network: munge, slurmctld beside the switch, one slurmd
+a host.
 
 Without systemd, cgroups and a database; everything dies with the process that started it, and
 nothing of the system is changed.
