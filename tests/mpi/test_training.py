@@ -203,5 +203,5 @@ def test_timing_enters_the_seconds_of_collectives(world: Communicator) -> None:
         before = trainer.mesh.world.traffic.total().seconds
         losses(trainer, 1)
         seconds.append(trainer.mesh.world.traffic.total().seconds - before)
-    assert seconds[0] > 0
+    assert (seconds[0] > 0) == (world.size > 1)  # alone, nothing moves
     assert seconds[1] == 0
