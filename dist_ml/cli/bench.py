@@ -118,6 +118,8 @@ def _cell(value: Any) -> str:
         if isinstance(value, float)
         else f"{value:,}"
         if isinstance(value, int)
+        else "-"
+        if value is None
         else str(value)
     )
 

@@ -222,14 +222,16 @@ def test_selection() -> None:
 
 
 def test_overlap() -> None:
-    candidates = [overlap_part.NOTHING, overlap_part.AFTER, overlap_part.POLL, overlap_part.BF16]
+    candidates = [overlap_part.NOTHING, overlap_part.AFTER, overlap_part.NATIVE, overlap_part.POLL,
+                  overlap_part.BF16]  # fmt: skip
     part = {"widths": [4, 8, 2], "batch": 2, "algorithm": "ring", "candidates": candidates,
             "rounds": 2, "steps": 1}  # fmt: skip
     found = on_threads(2, overlap_part.measure, part)
     assert list(found["seconds"]) == candidates
     assert all(len(used) == 2 for used in found["processor"].values())
     assert found["backward"] > 0
-    every = {name: [1.0, 1.0] for name in (*candidates, overlap_part.DDP, overlap_part.THREAD)}
+    others = (overlap_part.THREAD, overlap_part.NATIVE, overlap_part.DDP, overlap_part.DDP_ALONE)
+    every = {name: [1.0, 1.0] for name in (*candidates, *others)}
     given = {"seconds": every, "processor": every, "backward": 1.0}
     for network in ("node", "1gbit"):
         worlds = GivenWorlds({"overlap": lambda *_: dict(given)})
