@@ -315,7 +315,7 @@ def test_gemm_says_what_nothing_can_exceed() -> None:
     assert sum("nothing can exceed" in record.get("measured", "") for record in result.records) == 2
 
 
-@pytest.mark.parametrize(("network", "checks"), [("node", 5), ("emulated_1gbit", 18)])
+@pytest.mark.parametrize(("network", "checks"), [("node", 7), ("emulated_1gbit", 18)])
 def test_allreduce_has_a_record_a_candidate_and_size(network: str, checks: int) -> None:
     def found(_: int | None, part: Mapping[str, Any]) -> Any:
         return {str(size): {name: [1e-3] for name in part["candidates"]}
