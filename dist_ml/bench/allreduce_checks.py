@@ -71,7 +71,7 @@ def emulated_network_checks(
             )
             speedup = 1.5 if ranks == hosts else 2.0
             for setting, best in _raw(at).items():
-                what = f"speedup over the best MPI {setting}, {where}, {mpi}"
+                what = f"MPI {setting} over ours, {where}, {mpi}"
                 checks.append(Check(what, best / ours, speedup, "higher"))
     return checks
 

@@ -52,23 +52,33 @@ class DasoBench:
 
 
 def run(config: DasoBench, worlds: Worlds) -> Result:
-    runs: dict[str, list[Run]] = {name: [] for name in config.candidates}
+    order = [
+        (name, seed)
+        for number, seed in enumerate(config.seeds)
+        for name in list(config.candidates)[:: 1 if number % 2 == 0 else -1]
+    ]
+    trains = [
+        dataclasses.replace(config.train, data_parallel=config.candidates[name], seed=seed)
+        for name, seed in order
+    ]
+    arguments = {
+        "trains": [to_arguments(train) for train in trains],
+        "targets": config.targets,
+        "seconds": config.seconds,
+        "every_seconds": config.every_seconds,
+    }
     with worlds.network(config.hosts, config.rate) as network:
-        for number, seed in enumerate(config.seeds):
-            for name in list(config.candidates)[:: 1 if number % 2 == 0 else -1]:
-                train = dataclasses.replace(
-                    config.train, data_parallel=config.candidates[name], seed=seed
-                )
-                arguments = {
-                    "train": to_arguments(train),
-                    "targets": config.targets,
-                    "seconds": config.seconds,
-                    "every_seconds": config.every_seconds,
-                }
-                place = {"ranks": 2 * config.hosts, "mpi": "mpich", "network": network}
-                environment = {"OMP_NUM_THREADS": "1"}
-                found = worlds.measure("daso", arguments, environment=environment, **place)  # type: ignore[arg-type]
-                runs[name].append(found)
+        found = worlds.measure(
+            "daso",
+            arguments,
+            ranks=2 * config.hosts,
+            mpi="mpich",
+            network=network,
+            environment={"OMP_NUM_THREADS": "1"},
+        )
+    runs: dict[str, list[Run]] = {name: [] for name in config.candidates}
+    for (name, _), each in zip(order, found, strict=True):
+        runs[name].append(each)
     return Result("daso", records_of(config, runs), [target_check(config, runs)])
 
 

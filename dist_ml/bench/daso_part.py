@@ -1,4 +1,4 @@
-"""The ranks' part of `dist-ml bench daso`: one training run, then its evaluation."""
+"""The ranks' part of `dist-ml bench daso`: training runs, and their evaluation after each."""
 
 import statistics
 import time
@@ -21,12 +21,19 @@ Kept: TypeAlias = list[tuple[float, int, torch.Tensor]]  # seconds, steps, param
 DENSE = "dense"
 
 
-def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds to each target, merging included; None where it was not reached."""
-    config = from_arguments(arguments["train"])
-    first = build_trainer(config, build_mesh(config, comm))
-    first.step(0, 0)  # connects and compiles
-    first.close()
+def measure(comm: Communicator, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One run after the other: the seconds to each target, merging included; None where it was not
+    reached.
+    """
+    configs = [from_arguments(train) for train in arguments["trains"]]
+    for config in {each.data_parallel.name: each for each in configs}.values():
+        first = build_trainer(config, build_mesh(config, comm))
+        first.step(0, 0)  # connects and compiles
+        first.close()
+    return [_run(comm, config, arguments) for config in configs]
+
+
+def _run(comm: Communicator, config: TrainConfig, arguments: Mapping[str, Any]) -> dict[str, Any]:
     trainer = build_trainer(config, build_mesh(config, comm))
     kept, seconds = _train(comm, trainer, config.epochs, arguments)
     trainer.close()

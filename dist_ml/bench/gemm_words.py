@@ -106,7 +106,7 @@ def bound_checks(
         Check("words over the tight bound, most", most(unlimited), 1.29, "lower"),
         Check("words over the tight bound, least", least(unlimited), 1 - 1e-9, "higher"),
     ]
-    what = "words over COSMA's bound with limited memory"
+    what = "words over COSMA's limited-memory bound"
     if limited:
         checks.append(Check(f"{what}, up to 4096 ranks", most(limited), 1.15, "lower"))
     if beyond:

@@ -117,13 +117,14 @@ def _by_candidate(
     dense = build_trainer(train, build_mesh(train, comm))
     steps = train.epochs * dense.sampler.steps_per_epoch
     dense.close()
-    warmup_steps = max(1, round(arguments["warmup_share"] * steps))
-    return {
-        label: [
-            _trained(comm, train, dataclasses.replace(sparse, warmup_steps=warmup_steps), seed)
-            for seed in arguments["seeds"]
-        ]
+    each = max(1, round(arguments["warmup_share"] * steps))
+    timed = {
+        label: dataclasses.replace(sparse, warmup_steps=each) if sparse.warmup_densities else sparse
         for label, sparse in candidates.items()
+    }
+    return {
+        label: [_trained(comm, train, sparse, seed) for seed in arguments["seeds"]]
+        for label, sparse in timed.items()
     }
 
 

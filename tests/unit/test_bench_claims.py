@@ -48,6 +48,15 @@ def test_a_benchmark_that_left_no_result_is_no_success(tmp_path: Path) -> None:
         claims.main([str(tmp_path / "nowhere")])
 
 
+def test_results_of_several_commits_say_so() -> None:
+    dates = [f"2026-11-{day}" for day in (29, 27, 28)]
+    results = {date: {"environment": {"date": date, "commit": f"c{date[-1] > '8'}", "cores": 2}}
+               for date in dates}  # fmt: skip
+    assert claims.machine(results) == [
+        "date: 2026-11-27 to 2026-11-29", "commit: cFalse, cTrue", "cores: 2", ""
+    ]  # fmt: skip
+
+
 def test_the_script_runs_every_benchmark_with_keys_that_exist() -> None:
     lines = re.findall(r"^(\S+) +\| (\S+) ?(.*)$", SCRIPT.read_text(), re.MULTILINE)
     assert {name for _, name, _ in lines} == set(BENCHES)

@@ -61,8 +61,9 @@ def tiny(*overrides: str) -> TrainConfig:
 
 
 def only_finite(result: Result) -> None:
-    """JSON that a strict reader takes."""
+    """JSON that a strict reader takes, and checks that a terminal of 80 columns shows whole."""
     json.loads(json.dumps(result.to_json({})), parse_constant=pytest.fail)
+    assert [str(check) for check in result.checks if len(str(check)) > 80] == []
 
 
 def test_step(monkeypatch: pytest.MonkeyPatch) -> None:
