@@ -12,6 +12,7 @@ import numpy as np
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.loopback import PrivateMemory
 from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Traffic
 
@@ -56,6 +57,10 @@ class ThreadTransport:
     def allreduce(self, array: Array, op: str) -> None:
         parts = self.allgather_objects(array.copy())
         array[...] = REDUCTIONS[op].reduce(parts)
+
+    def iallreduce(self, array: Array, op: str) -> Request:
+        """Moves when it is looked at; ranks look in the same order."""
+        return Request(finish=lambda: self.allreduce(array, op))
 
     def reduce_scatter(self, send: Array, receive: Array, counts: Sequence[int], op: str) -> None:
         total = REDUCTIONS[op].reduce(self.allgather_objects(send.copy()))
@@ -111,6 +116,11 @@ class ThreadTransport:
 
     def broadcast_object(self, value: Any, root: int) -> Any:
         return self.allgather_objects(value)[root]
+
+    def allocate_shared(self, num_bytes: int) -> PrivateMemory:
+        """The first rank's memory, which the threads of all ranks see."""
+        memory: PrivateMemory = self.broadcast_object(PrivateMemory(num_bytes), 0)
+        return memory
 
     def duplicate(self) -> "ThreadTransport":
         return self
