@@ -72,6 +72,9 @@ class ThreadTransport:
         mine = receive[start : start + counts[self.rank]] if send is None else send
         receive[...] = np.concatenate(self.allgather_objects(mine.copy()))
 
+    def iallgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> Request:
+        return Request(finish=lambda: self.allgather(send, receive, counts))
+
     def isend(self, array: Array, destination: int, tag: int) -> Request:
         self.shared.box(self.rank, destination, tag).put(array.copy())
         return Request()
