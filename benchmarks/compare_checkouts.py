@@ -1,11 +1,13 @@
 """Is this checkout slower than another one, and are its losses the same to the bit?
 
-    python benchmarks/compare_checkouts.py OTHER [--rounds N] [--cases step1,step2] [--json FILE]
+    python benchmarks/compare_checkouts.py OTHER [--rounds N] [--starts N] [--cases step1,step2]
     python benchmarks/compare_checkouts.py OTHER --bits
 
 For each case both checkouts run at once, each in a world of its own, and take turns, in an order
-that is reversed every second round, so that both see the same machine. Ratios are this checkout
-over the other one, of the rounds' own pairs: the median, and the quartiles behind it.
+that is reversed every second round, so that both see the same machine. They are started anew
+several times: where a process's memory happens to lie changes its step by 5 %, as much as all
+rounds of one start have in common. Ratios are this checkout over the other one, of the rounds' own
+pairs: the median, and the quartiles behind it.
 """
 
 import argparse
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.bits
         else list(
             itertools.chain.from_iterable(
-                compare_case(case, checkouts, options.rounds, mpi)
+                compare_case(case, checkouts, options.rounds, options.starts, mpi)
                 for case in options.cases
                 for mpi in options.mpi
             )
@@ -80,7 +82,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("other", type=Path, help="the checkout to compare with")
-    parser.add_argument("--rounds", type=rounds, default=21)
+    parser.add_argument("--rounds", type=rounds, default=5, help="of each start; default 5")
+    parser.add_argument("--starts", type=rounds, default=7, help="of both checkouts; default 7")
     parser.add_argument("--cases", type=cases, default=list(CASES), help=", ".join(CASES))
     parser.add_argument("--mpi", choices=WHEELS, action="append", help="default: mpich; bits: both")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -91,30 +94,40 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare_case(
-    case: str, checkouts: Mapping[str, Path], rounds: int, mpi: str
+    case: str, checkouts: Mapping[str, Path], rounds: int, starts: int, mpi: str
 ) -> list[dict[str, Any]]:
     """A record for each thing that the case times; printed as soon as it is known."""
     seconds: dict[str, dict[str, list[float]]] = {label: {} for label in checkouts}
-    turns = dict.fromkeys(checkouts, 0)
-    with (
-        tempfile.TemporaryDirectory(prefix="compare-") as name,
-        _worlds(case, CASES[case].ranks, checkouts, mpi, Path(name)) as worlds,
-    ):
-        folder = Path(name)
-        for number in range(rounds + 1):
-            for label in list(checkouts)[:: 1 if number % 2 == 0 else -1]:
-                found = _take_turn(worlds, folder, label, turns[label])
-                turns[label] += 1
-                if number > 0:  # the first round only warms up
-                    for what, value in found.items():
-                        seconds[label].setdefault(what, []).append(value)
-        for label in checkouts:
-            _give_turn(folder, label, turns[label], "stop")
+    for start in range(starts):
+        order = list(checkouts)[:: 1 if start % 2 == 0 else -1]
+        for label, found in _one_start(case, checkouts, order, rounds, mpi):
+            for what, value in found.items():
+                seconds[label].setdefault(what, []).append(value)
     limit = LIMITS.get(case, LIMIT)
     return [
         _record(case, mpi, what, seconds[OURS][what], seconds[THEIRS][what], limit)
         for what in seconds[OURS]
     ]
+
+
+def _one_start(
+    case: str, checkouts: Mapping[str, Path], order: Sequence[str], rounds: int, mpi: str
+) -> list[tuple[str, dict[str, float]]]:
+    """What each turn found, of worlds that are started for it."""
+    found: list[tuple[str, dict[str, float]]] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="compare-") as name,
+        _worlds(case, CASES[case].ranks, checkouts, mpi, Path(name)) as worlds,
+    ):
+        folder = Path(name)
+        for number in range(rounds + 1):  # the first one only warms up
+            for label in order[:: 1 if number % 2 == 0 else -1]:
+                seconds = _take_turn(worlds, folder, label, number)
+                if number > 0:
+                    found.append((label, seconds))
+        for label in checkouts:
+            _give_turn(folder, label, rounds + 1, "stop")
+    return found
 
 
 def _record(

@@ -93,7 +93,7 @@ def test_a_failure_on_one_rank_fails_all_names_it_and_hangs_nobody(
     shutil.copy(TESTS / "mpi" / "conftest.py", folder)
     (folder / "test_failing.py").write_text(FAILING)
     completed, outcomes = run_pytest(
-        folder, 2, flavour, tmp_path / "outcomes.jsonl", {"DIST_ML_TEST_PATIENCE_SECONDS": "1"}
+        folder, 2, flavour, tmp_path / "outcomes.jsonl", {"DIST_ML_TEST_WAIT_SECONDS": "1"}
     )
     assert not completed.timed_out, completed
     assert completed.returncode != 0

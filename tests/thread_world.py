@@ -12,6 +12,7 @@ import numpy as np
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.loopback import PrivateMemory
 from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Traffic
 
@@ -57,6 +58,10 @@ class ThreadTransport:
         parts = self.allgather_objects(array.copy())
         array[...] = REDUCTIONS[op].reduce(parts)
 
+    def iallreduce(self, array: Array, op: str) -> Request:
+        """Moves when it is looked at; ranks look in the same order."""
+        return Request(finish=lambda: self.allreduce(array, op))
+
     def reduce_scatter(self, send: Array, receive: Array, counts: Sequence[int], op: str) -> None:
         total = REDUCTIONS[op].reduce(self.allgather_objects(send.copy()))
         start = sum(counts[: self.rank])
@@ -66,6 +71,9 @@ class ThreadTransport:
         start = sum(counts[: self.rank])
         mine = receive[start : start + counts[self.rank]] if send is None else send
         receive[...] = np.concatenate(self.allgather_objects(mine.copy()))
+
+    def iallgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> Request:
+        return Request(finish=lambda: self.allgather(send, receive, counts))
 
     def isend(self, array: Array, destination: int, tag: int) -> Request:
         self.shared.box(self.rank, destination, tag).put(array.copy())
@@ -111,6 +119,11 @@ class ThreadTransport:
 
     def broadcast_object(self, value: Any, root: int) -> Any:
         return self.allgather_objects(value)[root]
+
+    def allocate_shared(self, num_bytes: int) -> PrivateMemory:
+        """The first rank's memory, which the threads of all ranks see."""
+        memory: PrivateMemory = self.broadcast_object(PrivateMemory(num_bytes), 0)
+        return memory
 
     def duplicate(self) -> "ThreadTransport":
         return self

@@ -19,9 +19,6 @@ from dist_ml.measure.compare import alternate, own_seconds
 _COPY_WORDS, _COPIES = 1 << 25, 6
 TUNED, BF16 = "tuned", "torch bf16"
 
-_COPY_WORDS, _COPIES = 1 << 25, 6
-TUNED, BF16 = "tuned", "torch bf16"
-
 
 def parse(text: str) -> Shape:
     """`128x3072x3072:NT` as a shape; without the letters both operands are row-major."""

@@ -5,10 +5,10 @@ is called.
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dist_ml.cli import terminal
-from dist_ml.errors import ConfigError
+from dist_ml.errors import ConfigError, DistMLError
 from dist_ml.launch import stacks
 
 # What `dist-ml NAME` runs: `main(argv) -> exit status` of a module that imports torch and MPI only
@@ -50,27 +50,40 @@ def main(argv: Sequence[str]) -> int:
     stacks.arm()
     for name, value in _SPINNING.items():
         os.environ.setdefault(name, value)
-    debug = "--debug" in argv
-    return terminal.ending_in_words(lambda: _run(list(argv)), debug=debug)
+    try:
+        return _command(argv)(argv[1:])
+    except (DistMLError, KeyboardInterrupt) as error:
+        return terminal.in_words(error, debug="--debug" in argv)
+    finally:
+        terminal.show_cursor()
 
 
-def _run(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        terminal.say(_help())
-        return 0
-    if argv[0] == "--version":
-        from dist_ml import __version__
-
-        terminal.say(f"dist-ml {__version__}")
-        return 0
-    if argv[0] not in COMMANDS:
+def _command(argv: Sequence[str]) -> Callable[[Sequence[str]], int]:
+    """What the first word names: called with the others, it gives the exit status."""
+    name = argv[0] if argv else "help"
+    if name in ("-h", "--help", "help"):
+        return _say_help
+    if name == "--version":
+        return _say_version
+    if name not in COMMANDS:
         raise ConfigError(
-            f"unknown command {argv[0]!r}; there are {', '.join(COMMANDS)} (dist-ml --help tells "
+            f"unknown command {name!r}; there are {', '.join(COMMANDS)} (dist-ml --help tells "
             "what they do)"
         )
-    module = importlib.import_module(COMMANDS[argv[0]][0])
-    status: int = module.main(argv[1:])
-    return status
+    command: Callable[[Sequence[str]], int] = importlib.import_module(COMMANDS[name][0]).main
+    return command
+
+
+def _say_version(_: Sequence[str]) -> int:
+    from dist_ml import __version__
+
+    terminal.say(f"dist-ml {__version__}")
+    return 0
+
+
+def _say_help(_: Sequence[str]) -> int:
+    terminal.say(_help())
+    return 0
 
 
 def _help() -> str:

@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from typing import NoReturn
 
 from dist_ml.errors import ConfigError, DistMLError, MachineError
@@ -52,27 +51,22 @@ def write_error(text: str) -> None:
         discard(sys.stderr)
 
 
-def ending_in_words(command: Callable[[], int], debug: bool) -> int:
-    """The command's exit status; errors that are the user's, and interrupts, become a short message
-    and a status.
+def in_words(error: DistMLError | KeyboardInterrupt, debug: bool) -> int:
+    """Say what ended the command, an error that is the user's or an interrupt, in a short message;
+    its exit status.
 
     For what runs outside the ranks' world; inside it, `ranks.run_on_ranks` ends failures first.
     """
-    try:
-        return command()
-    except DistMLError as error:
-        if debug:
-            complain(traceback.format_exc())
-        complain(f"error: {error}")
-        return error.exit_status
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         complain("stopped by Ctrl-C")
         return INTERRUPTED
-    finally:
-        _show_cursor()
+    if debug:
+        complain("".join(traceback.format_exception(error)))
+    complain(f"error: {error}")
+    return error.exit_status
 
 
-def _show_cursor() -> None:
+def show_cursor() -> None:
     """A rank that was killed while it drew its progress bar has left the terminal's cursor
     hidden.
     """

@@ -47,10 +47,13 @@ class Communicator(Group):
         self._enter_allreduce(buffer, op)
         if self.size == 1:
             return
-        if self.traffic.timing:
-            self._timed("allreduce", lambda: self._allreduce(buffer, op))
-        else:
-            self._allreduce(buffer, op)
+        with self.traffic.timed(self.axis, "allreduce"):
+            if is_half(buffer):
+                self._allreduce_half(buffer, op)
+            else:
+                self.transport.allreduce(buffer.array, _mpi_op(op))
+                if op == "mean":
+                    self._divide(buffer.array, op)
 
     def iallreduce(self, x: Tensor, op: Op = "sum") -> Request:
         """`allreduce`, completed by the returned request; `x` belongs to it until then."""
@@ -77,19 +80,13 @@ class Communicator(Group):
         """
         source, target, counts = self._enter_reduce_scatter(send, receive, op, counts)
         if not is_half(source):
-            self._timed(
-                "reduce_scatter",
-                lambda: self.transport.reduce_scatter(
-                    source.array, target.array, counts, _mpi_op(op)
-                ),
-            )
+            with self.traffic.timed(self.axis, "reduce_scatter"):
+                self.transport.reduce_scatter(source.array, target.array, counts, _mpi_op(op))
             self._divide(target.array, op)
             return
         wide = np.empty(target.array.size, dtype=np.float32)
-        self._timed(
-            "reduce_scatter",
-            lambda: self.transport.reduce_scatter(widen(source), wide, counts, _mpi_op(op)),
-        )
+        with self.traffic.timed(self.axis, "reduce_scatter"):
+            self.transport.reduce_scatter(widen(source), wide, counts, _mpi_op(op))
         narrow(self._divide(wide, op), target)
 
     def ireduce_scatter(
@@ -116,7 +113,8 @@ class Communicator(Group):
         share is in its place in `receive` already. Words sent: counts[rank] (P-1).
         """
         source, target, counts = self._enter_allgather(send, receive, counts)
-        self._timed("allgather", lambda: self.transport.allgather(source, target, counts))
+        with self.traffic.timed(self.axis, "allgather"):
+            self.transport.allgather(source, target, counts)
 
     def iallgather(
         self, send: Tensor | None, receive: Tensor, counts: Sequence[int] | None = None
@@ -154,12 +152,8 @@ class Communicator(Group):
         self._check("alltoall", source.dtype)
         moved = words.alltoall_words(send_counts, receive_counts, self.rank)
         self._count("alltoall", moved, source.array.itemsize)
-        self._timed(
-            "alltoall",
-            lambda: self.transport.alltoall(
-                source.array, target.array, send_counts, receive_counts
-            ),
-        )
+        with self.traffic.timed(self.axis, "alltoall"):
+            self.transport.alltoall(source.array, target.array, send_counts, receive_counts)
 
     def exchange_counts(self, send_counts: Sequence[int]) -> list[int]:
         """How many elements each rank will send here, given how many go to each."""
@@ -175,7 +169,8 @@ class Communicator(Group):
             _in_contiguous(x, lambda dense: self.broadcast(dense, root))
             return
         array = self._enter_broadcast(x, root)
-        self._timed("broadcast", lambda: self.transport.broadcast(array, root))
+        with self.traffic.timed(self.axis, "broadcast"):
+            self.transport.broadcast(array, root)
 
     def ibroadcast(self, x: Tensor, root: int = 0) -> Request:
         """`broadcast`, completed by the returned request."""
@@ -184,23 +179,22 @@ class Communicator(Group):
     def send(self, x: Tensor, destination: int, tag: int = 0) -> None:
         """Send all of `x`; the receiver's tensor must have as many elements of the same dtype."""
         array = self._enter_send(x, destination)
-        self._timed("send", lambda: self.transport.send(array, destination, tag))
+        with self.traffic.timed(self.axis, "send"):
+            self.transport.send(array, destination, tag)
 
     def receive(self, x: Tensor, source: int, tag: int = 0) -> None:
         """Receive into all of `x`."""
         array = self._enter_receive(x, source)
-        self._timed("send", lambda: self.transport.receive(array, source, tag))
+        with self.traffic.timed(self.axis, "send"):
+            self.transport.receive(array, source, tag)
 
     def receive_message(self, dtype: str, source: int, tag: int = 0) -> Array:
         """All of the next message from `source`, whatever its size: a new flat array of `dtype`,
         which must be the sender's.
         """
         self._check_rank("source", source)
-        if not self.traffic.timing:
+        with self.traffic.timed(self.axis, "send"):
             array = self.transport.receive_message(dtype, source, tag)
-        else:
-            with self.traffic.timed(self.axis, "send"):
-                array = self.transport.receive_message(dtype, source, tag)
         if source != self.rank:
             self.traffic.count(self.axis, "send", Words(0, array.size, 0), array.itemsize)
         return array
@@ -274,18 +268,7 @@ class Communicator(Group):
             self.traffic.count(self.axis, "send", Words(0, array.size, 0), array.itemsize)
         return array
 
-    def _timed(self, collective: str, call: Callable[[], None]) -> None:
-        if not self.traffic.timing:
-            call()
-            return
-        with self.traffic.timed(self.axis, collective):
-            call()
-
-    def _allreduce(self, buffer: Buffer, op: Op) -> None:
-        if not is_half(buffer):
-            self.transport.allreduce(buffer.array, _mpi_op(op))
-            self._divide(buffer.array, op)
-            return
+    def _allreduce_half(self, buffer: Buffer, op: Op) -> None:
         for piece in partition.pieces(buffer.array.size, HALF_PIECE):
             part = Buffer(buffer.array[piece.slice], buffer.dtype)
             wide = widen(part)

@@ -11,6 +11,6 @@ def require_one_of(key: str, value: str, names: Iterable[str]) -> None:
     known = list(names)
     if value in known:
         return
-    near = get_close_matches(value, known, 1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    nearest = get_close_matches(value, known, 1)
+    hint = f" (did you mean {nearest[0]}?)" if nearest else ""
     raise ConfigError(f"{key}={value} is not one of {', '.join(known)}{hint}")

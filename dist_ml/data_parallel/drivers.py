@@ -96,9 +96,9 @@ def drain(
     in_flight: deque[Request],
     soon: threading.Event,
     peers: Sequence[Peer] = (),
-    enough: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """On a thread, bring requests to their end, or until it is `enough`.
+    """On a thread, bring requests to their end, or until `stop` says so.
 
     While the rank computes they are looked at rarely; once `soon` is set, often. All of them move;
     what has ended leaves from the left. `CommunicationError` when one of `peers` has died.
@@ -108,7 +108,7 @@ def drain(
         ended = [request.test() for request in in_flight]
         while ended and ended.pop(0):
             in_flight.popleft()
-        if not in_flight or enough():
+        if not in_flight or stop():
             return
         if soon.is_set():
             monitor = monitor or PeerMonitor(peers)

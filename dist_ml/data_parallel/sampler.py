@@ -64,20 +64,20 @@ class GlobalSampler:
     ) -> Ids:
         """The ids of one microbatch of `rank`: a block of the rank's block of the global batch;
         empty where there are too few.
-
-        Shares of some steps are computed together and kept, because a small permutation costs as
-        much as a larger one.
         """
-        per_share = -(-self.batch_size // (size * num_microbatches))
-        steps_ahead = max(1, _IDS_AHEAD // per_share)
+        mine = self._shares_ahead(epoch, step, rank, size)
+        return mine[block(len(mine), num_microbatches, microbatch).slice]
+
+    def _shares_ahead(self, epoch: int, step: int, rank: int, size: int) -> Ids:
+        """The rank's block of a global batch. Those of some steps are computed together and kept,
+        because a small permutation costs as much as a larger one.
+        """
+        steps_ahead = max(1, _IDS_AHEAD // -(-self.batch_size // size))
         first = step - step % steps_ahead
-        key = (epoch, first, rank, size, microbatch, num_microbatches)
+        key = (epoch, first, rank, size)
         if self._ahead[0] != key:
             steps = range(first, min(first + steps_ahead, self.steps_per_epoch))
-            parts = [
-                self._share_positions(step, rank, size, microbatch, num_microbatches)
-                for step in steps
-            ]
+            parts = [self._share_positions(step, rank, size) for step in steps]
             places = np.concatenate(
                 [np.arange(part.start, part.stop, dtype=np.int64) for part in parts]
             )
@@ -85,14 +85,10 @@ class GlobalSampler:
             self._ahead = key, np.split(self._permuted(epoch, places), bounds)
         return self._ahead[1][step - first]
 
-    def _share_positions(
-        self, step: int, rank: int, size: int, microbatch: int, num_microbatches: int
-    ) -> Range:
+    def _share_positions(self, step: int, rank: int, size: int) -> Range:
         batch = self._positions(step)
         mine = block(batch.size, size, rank)
-        part = block(mine.size, num_microbatches, microbatch)
-        start = batch.start + mine.start + part.start
-        return Range(start, start + part.size)
+        return Range(batch.start + mine.start, batch.start + mine.stop)
 
     def _positions(self, step: int) -> Range:
         assert 0 <= step < self.steps_per_epoch, (step, self.steps_per_epoch)

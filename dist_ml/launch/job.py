@@ -63,10 +63,7 @@ def run_all(
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="dist_ml-") as path, sigterm_raises():
         folder = Path(path)
-        extra = {JOB_MARK: mark}
-        if time_limit_seconds is not None:
-            extra |= {stacks.TIME_LIMIT: str(time_limit_seconds), stacks.FOLDER: path}
-            extra |= {stacks.DEADLINE: str(time.monotonic() + time_limit_seconds)}
+        extra = {JOB_MARK: mark, **_limit_variables(time_limit_seconds, path)}
         processes: list[subprocess.Popen[bytes]] = []
         remove_orphans()  # of a launcher that was killed before it could
         timed_out = False
@@ -81,17 +78,11 @@ def run_all(
         finally:
             with signals_wait():
                 first_death.close()
-                polite = _POLITE_SECONDS_AT_LIMIT if timed_out else _POLITE_SECONDS
-                end_job(processes, f"{JOB_MARK}={mark}", polite)
-                if any(process.returncode != 0 for process in processes):
-                    remove_orphans(wait=True)
+                _end(processes, mark, timed_out)
         dead = "" if timed_out else _first_death(first_death, processes)
-        if dead and not capture:
-            sys.stderr.write(dead)
-        if timed_out and not capture:
-            sys.stderr.write(
-                f"The time limit of {time_limit_seconds:g} s is up; the job was ended.\n{standing}"
-            )
+        told = _limit_in_words(time_limit_seconds, standing) if timed_out else dead
+        if told and not capture:
+            sys.stderr.write(told)
         return [
             Completed(
                 TIMED_OUT if late[index] else _exit_status(process.returncode),
@@ -102,6 +93,14 @@ def run_all(
             )
             for index, process in enumerate(processes)
         ]
+
+
+def _limit_variables(seconds: float | None, folder: str) -> dict[str, str]:
+    """What tells ranks by when, and to where, they write their stacks."""
+    if seconds is None:
+        return {}
+    deadline = str(time.monotonic() + seconds)
+    return {stacks.TIME_LIMIT: str(seconds), stacks.FOLDER: folder, stacks.DEADLINE: deadline}
 
 
 def _start(
@@ -148,6 +147,18 @@ def _collect_stacks(folder: Path) -> str:
     while stacks.pending(folder) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
     return stacks.collect(folder)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]], mark: str, timed_out: bool) -> None:
+    """Leave nothing of the job, nor any memory that failing ranks shared."""
+    polite = _POLITE_SECONDS_AT_LIMIT if timed_out else _POLITE_SECONDS
+    end_job(processes, f"{JOB_MARK}={mark}", polite)
+    if any(process.returncode != 0 for process in processes):
+        remove_orphans(wait=True)
+
+
+def _limit_in_words(seconds: float | None, standing: str) -> str:
+    return f"The time limit of {seconds:g} s is up; the job was ended.\n{standing}"
 
 
 def _first_death(watch: FirstDeath, processes: Sequence[subprocess.Popen[bytes]]) -> str:

@@ -20,7 +20,7 @@ from _pytest.config import create_terminal_writer
 from dist_ml.comm import mpi
 from dist_ml.comm.communicator import Communicator
 
-PATIENCE_SECONDS = float(os.environ.get("DIST_ML_TEST_PATIENCE_SECONDS", "30"))
+WAIT_SECONDS = float(os.environ.get("DIST_ML_TEST_WAIT_SECONDS", "30"))
 OUTCOMES_FILE = "DIST_ML_TEST_OUTCOMES"
 ABORTED = 70
 
@@ -39,7 +39,7 @@ class Agreement:
         """
         flags = np.zeros(self.comm.size, dtype=np.int32)
         request = self.comm.Iallgather(np.array([failed], dtype=np.int32), flags)
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + WAIT_SECONDS
         while not request.Test():
             if failed and time.monotonic() > deadline:
                 self._give_up(text)

@@ -28,7 +28,7 @@ def moved(tally: Tally) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sums_equal_the_naive_twin_and_words_equal_the_formula(
+def test_sums_equal_the_naive_reference_and_words_equal_the_formula(
     world: Communicator, name: str
 ) -> None:
     reduce = family.make(name, world)

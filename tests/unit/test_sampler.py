@@ -44,20 +44,43 @@ def test_shares_of_all_ranks_and_microbatches_are_the_batch(
     n: int, batch: int, size: int, micro: int, shuffle: bool
 ) -> None:
     sampler = GlobalSampler(n, batch, seed=3, shuffle=shuffle)
-    seen = []
-    for step in range(sampler.steps_per_epoch):
-        whole = sampler.batch(1, step)
-        shares = [
+    steps = range(sampler.steps_per_epoch)
+    shares = [  # rank by rank, as ranks ask
+        [
             [sampler.share(1, step, rank, size, part, micro) for part in range(micro)]
-            for rank in range(size)
+            for step in steps
         ]
-        lengths = [sum(map(len, parts)) for parts in shares]
-        assert np.array_equal(np.concatenate(list(itertools.chain(*shares))), whole)
+        for rank in range(size)
+    ]
+    batches = [sampler.batch(1, step) for step in steps]
+    for step, whole in enumerate(batches):
+        dealt = [of_rank[step] for of_rank in shares]
+        lengths = [sum(map(len, parts)) for parts in dealt]
+        assert np.array_equal(np.concatenate(list(itertools.chain(*dealt))), whole)
         assert max(lengths) - min(lengths) <= 1
         assert sampler.batch_size_at(step) == len(whole)
-        seen.append(whole)
-    assert np.array_equal(np.sort(np.concatenate(seen)), np.arange(n))
-    assert all(len(ids) == sampler.batch_size for ids in seen[:-1])
+    assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(n))
+    assert all(len(ids) == sampler.batch_size for ids in batches[:-1])
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_a_rank_computes_each_of_its_ids_once_an_epoch(
+    micro: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many micro-batches a step has: computed one by one, they would cost more than a step
+    of a small model.
+    """
+    computed: list[int] = []
+    monkeypatch.setattr(
+        "dist_ml.data_parallel.sampler.permute",
+        lambda places, *of: (computed.append(len(places)), permute(places, *of))[1],
+    )
+    sampler = GlobalSampler(10_000, 64, seed=0)
+    for step in range(sampler.steps_per_epoch):
+        for part in range(micro):
+            sampler.share(0, step, 1, 2, part, micro)
+    assert sum(computed) == 32 * 156 + 8
+    assert len(computed) <= 3
 
 
 def test_without_shuffling_the_order_is_that_of_the_ids() -> None:

@@ -152,18 +152,16 @@ def _seconds(comm: Communicator, member: Allreduce, num_bytes: int) -> float:
 def _loaded(name: str, members: Sequence[str]) -> Table | None:
     """What is kept under `name`; None unless it has a positive time for every size and member."""
     kept = (cache.load(name) or {}).get("seconds")
-    if not isinstance(kept, dict):
+    try:
+        table = {
+            str(size): {member: kept[str(size)][member] for member in members}  # type: ignore[index]
+            for size in SIZES_BYTES
+        }
+    except (TypeError, KeyError):  # of another form
         return None
-    complete = all(
-        isinstance(kept.get(str(size), {}).get(member), float)
-        for size in SIZES_BYTES
-        for member in members
-    )
-    return (
-        kept
-        if complete and all(seconds > 0 for times in kept.values() for seconds in times.values())
-        else None
-    )
+    times = [seconds for by_member in table.values() for seconds in by_member.values()]
+    whole = all(isinstance(seconds, float) and seconds > 0 for seconds in times)
+    return table if whole else None
 
 
 def _node_of(comm: Communicator) -> str:

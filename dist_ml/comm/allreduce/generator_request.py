@@ -26,16 +26,10 @@ class GeneratorRequest:
 
     def Wait(self) -> None:  # noqa: N802
         """Go on to the end."""
-        if self._comm.traffic.timing:
-            with self._comm.traffic.timed(self._comm.axis, self._label):
-                self._finish()
-        else:
-            self._finish()
-
-    def _finish(self) -> None:
-        while self._current is not None:
-            self._current.wait()
-            self._advance()
+        with self._comm.traffic.timed(self._comm.axis, self._label):
+            while self._current is not None:
+                self._current.wait()
+                self._advance()
 
     def _advance(self) -> None:
         with self._comm.traffic.labelled(self._label):

@@ -133,38 +133,17 @@ class EmulatedNetwork:
             if count
         )
         if flavour == "mpich":
-            return [
-                "-launcher",
-                "rsh",
-                "-launcher-exec",
-                _SHELL_PATH,
-                "-localhost",
-                "10.78.0.1",
-                "-hosts",
-                placed,
-            ]
+            launcher = ["-launcher", "rsh", "-launcher-exec", _SHELL_PATH]
+            return [*launcher, "-localhost", "10.78.0.1", "-hosts", placed]
         if flavour == "openmpi":
-            agent = [
-                "--prtemca",
-                "plm",
-                "ssh",
-                "--prtemca",
-                "plm_ssh_agent",
-                _SHELL_PATH,
-                "--prtemca",
-                "plm_ssh_no_tree_spawn",
-                "1",
-            ]
-            return [
-                *agent,
-                "--prtemca",
-                "prte_if_include",
-                "10.78.0.0/24",
-                "--host",
-                placed,
-                "--map-by",
-                "slot",
-            ]
+            settings = {
+                "plm": "ssh",
+                "plm_ssh_agent": _SHELL_PATH,
+                "plm_ssh_no_tree_spawn": "1",
+                "prte_if_include": "10.78.0.0/24",
+            }
+            options = [word for pair in settings.items() for word in ("--prtemca", *pair)]
+            return [*options, "--host", placed, "--map-by", "slot"]
         raise MachineError(
             f"an emulated network starts MPICH and Open MPI, not {flavour}; choose --mpi mpich or "
             "--mpi openmpi"
