@@ -43,6 +43,7 @@ class ThreadTransport:
     flavour = "threads"
     peers = ()
     thread_level = "MULTIPLE"
+    largest_tag = 2**15 - 1  # what MPI grants at least
 
     def __init__(self, rank: int, shared: Mailboxes) -> None:
         self.rank, self.size, self.shared = rank, shared.size, shared

@@ -32,6 +32,7 @@ class Loopback:
     flavour = "loopback"
     peers: Sequence[Peer] = ()
     thread_level = "MULTIPLE"
+    largest_tag = 2**31 - 1
 
     def __init__(self) -> None:
         self._messages: dict[int, deque[Array]] = {}

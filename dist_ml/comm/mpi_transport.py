@@ -55,6 +55,11 @@ class MpiTransport:
         """What MPI grants: one of `thread_level.LEVELS`."""
         return granted(self._mpi)
 
+    @property
+    def largest_tag(self) -> int:
+        """Of a message; MPI grants at least 32,767."""
+        return int(self.comm.Get_attr(self._mpi.TAG_UB))
+
     def allreduce(self, array: Array, op: str) -> None:
         if array.size <= MAX_COUNT:
             self.blocked_since = monotonic()

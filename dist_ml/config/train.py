@@ -7,6 +7,7 @@ from dist_ml.config.allreduce import AllreduceConfig, DataParallelConfig
 from dist_ml.config.convert import show
 from dist_ml.config.data import DataConfig
 from dist_ml.config.model import ModelConfig
+from dist_ml.config.pipeline import PipelineConfig
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.errors import ConfigError
 
@@ -22,12 +23,11 @@ class MeshConfig:
     operator: int | None  # shards of each layer
 
     def __post_init__(self) -> None:
-        for name in ("pipeline", "operator"):
-            size = getattr(self, name)
-            if size not in (1, None):
-                raise ConfigError(
-                    f"{name}={size} is not built yet: only the data axis trains; set {name}=1"
-                )
+        if self.operator not in (1, None):
+            raise ConfigError(
+                f"operator={self.operator} is not built yet: the data and pipeline axes train; set "
+                "operator=1"
+            )
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class TrainConfig:
     sparse: SparseConfig = field(default_factory=SparseConfig)
     allreduce: AllreduceConfig = field(default_factory=AllreduceConfig)
     data_parallel: DataParallelConfig = field(default_factory=DataParallelConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     # of the linear layers' fp32 and fp64 products: torch, auto (the fastest here), or one of gemm's
     # KERNELS
     kernel: str = "torch"

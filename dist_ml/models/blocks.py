@@ -1,8 +1,11 @@
-"""What every model is: a list of named blocks, each the next one's input."""
+"""What every model is: a list of named blocks, each a function of the model's inputs or of what
+blocks before it made.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TypeAlias
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -13,34 +16,101 @@ from dist_ml.models.step_context import StepContext
 # for a layer whose weights are spread over ranks.
 LinearFactory: TypeAlias = Callable[[str, int, int], nn.Linear]
 
+INPUTS = "inputs"  # the name of what the model is given
+
 
 def plain_linear(name: str, inputs: int, outputs: int) -> nn.Linear:  # noqa: ARG001
     """Torch's own layer."""
     return nn.Linear(inputs, outputs)
 
 
+class Block(NamedTuple):
+    """A part of a model that is not cut further.
+
+    `sources` name the blocks whose outputs the module takes, in the order of its arguments;
+    `INPUTS` is the model's own input. What several blocks take none of them may overwrite.
+    """
+
+    name: str
+    module: nn.Module
+    sources: tuple[str, ...]
+
+
+def chain(named: Sequence[tuple[str, nn.Module]]) -> tuple[Block, ...]:
+    """Blocks that each take the output of the one before, the first one the model's inputs."""
+    names = [INPUTS, *(name for name, _ in named)]
+    return tuple(
+        Block(name, module, (before,)) for before, (name, module) in zip(names, named, strict=False)
+    )
+
+
 class BlockModel(nn.Module, ABC):
     """A model that runs block after block, so that a range of blocks is a pipeline stage.
 
     State-dict names are plain: they name layers, not blocks or kernels. `context` tells the layers
-    which samples pass through them.
+    which samples pass through them. Made under `torch.device("meta")` a model has no weights;
+    `materialize` makes those of some blocks.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.context = StepContext()
+        self._made: dict[nn.Parameter, nn.Parameter] = {}  # of parameters on the meta device
 
     @abstractmethod
-    def named_blocks(self) -> list[tuple[str, nn.Module]]:
-        """The blocks in order; each takes the activations of the one before, and holds the layers
-        whose parameters it uses: what replaces a layer in the model alone changes nothing.
+    def blocks(self) -> Sequence[Block]:
+        """The blocks in order, the last one's output being the model's; each holds the layers whose
+        parameters it uses: what replaces a layer in the model alone changes nothing.
         """
+
+    @abstractmethod
+    def initialize(self, block: Block) -> None:
+        """Fill the block's parameters with their first values, whatever they hold; the same on any
+        rank and in any order of blocks.
+        """
+
+    def materialize(self, blocks: Collection[Block] | None = None) -> None:
+        """Memory and first values for the parameters of `blocks` (default: all) that have none. A
+        parameter that several blocks use stays one.
+        """
+        for block in self.blocks() if blocks is None else blocks:
+            for module in block.module.modules():
+                self._allocate(module)
+            self.initialize(block)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Outputs of the last block for the inputs of the first."""
-        for _, block in self.named_blocks():
-            inputs = block(inputs)
-        return inputs
+        values = {INPUTS: inputs}
+        blocks = self.blocks()
+        run_blocks(blocks, values)
+        return values[blocks[-1].name]
+
+    def _allocate(self, module: nn.Module) -> None:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.is_meta:
+                continue
+            made = self._made.get(parameter)
+            if made is None:
+                made = nn.Parameter(torch.empty_like(parameter, device="cpu"))
+                made.__dict__.update(parameter.__dict__)  # a gradient sink, for example
+                self._made[parameter] = made
+            setattr(module, name, made)
+
+
+def run_blocks(
+    blocks: Sequence[Block], values: dict[str, torch.Tensor], keep: Collection[str] = ()
+) -> None:
+    """Run `blocks` in order, each on what `values` hold for its sources; its output joins them.
+    What no later one takes, and `keep` doesn't name, leaves them.
+    """
+    uses = Counter(source for block in blocks for source in block.sources)
+    for name, module, sources in blocks:
+        arguments = [values[source] for source in sources]
+        for source in sources:
+            uses[source] -= 1
+            if not uses[source] and source not in keep:
+                del values[source]
+        values[name] = module(*arguments)
 
 
 def forward(model: nn.Module, inputs: torch.Tensor, autocast: bool = False) -> torch.Tensor:

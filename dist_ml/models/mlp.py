@@ -10,7 +10,7 @@ from torch import nn
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.names import require_one_of
 from dist_ml.counter_random import stream
-from dist_ml.models.blocks import BlockModel, LinearFactory, plain_linear
+from dist_ml.models.blocks import Block, BlockModel, LinearFactory, chain, plain_linear
 from dist_ml.models.dropout import Dropout
 from dist_ml.models.initialise import initialise_linear
 from dist_ml.models.size import require_mlp_fits
@@ -60,17 +60,25 @@ class MLP(BlockModel):
         blocks: list[tuple[str, nn.Module]] = []
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, nn.Linear)
-            gain = 1.0 if index == num_layers - 1 else _GAINS[activation]
-            initialise_linear(layer, gain, stream("initial weights", seed, index))
             block: nn.Module = layer
             if index > 0:
                 drop = Dropout(dropout, seed, index - 1, self.context) if dropout > 0 else None
                 block = HiddenBlock(ACTIVATIONS[activation], drop, layer)
             blocks.append((f"layers.{index}", block))
-        self._blocks = tuple(blocks)  # not registered: the layers' names are the state dict's
+        self._blocks = chain(blocks)  # not registered: the layers' names are the state dict's
+        self._seed, self._gain = seed, _GAINS[activation]
+        if not self.layers[0].weight.is_meta:
+            self.materialize()
 
-    def named_blocks(self) -> list[tuple[str, nn.Module]]:
-        return list(self._blocks)
+    def blocks(self) -> tuple[Block, ...]:
+        return self._blocks
+
+    def initialize(self, block: Block) -> None:
+        index = int(block.name.rpartition(".")[2])
+        layer = self.layers[index]
+        assert isinstance(layer, nn.Linear)
+        gain = 1.0 if index == len(self.layers) - 1 else self._gain
+        initialise_linear(layer, gain, stream("initial weights", self._seed, index))
 
 
 class HiddenBlock(nn.Module):
@@ -109,5 +117,6 @@ def mlp(
     """
     require_one_of("model.activation", config.activation, ACTIVATIONS)
     widths = (num_features, *config.hidden, num_outputs)
-    require_mlp_fits(widths, dtype)
+    if torch.get_default_device().type != "meta":
+        require_mlp_fits(widths, dtype)
     return MLP(widths, config.activation, config.dropout, seed, dtype, linear)

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from dist_ml.kernels import kernels
 from dist_ml.kernels.tuner import FALLBACK, Shape, Tuner
+from dist_ml.nn import backward_part
 from dist_ml.nn.gradient_sink import GradientSink
 
 # What a layer of our own costs over torch's in Python, forward and backward: where the kernels save
@@ -151,9 +152,12 @@ class _Affine(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dx = dw = db = None
-        if ctx.needs_input_grad[0]:
+        part = backward_part.current()
+        if ctx.needs_input_grad[0] and part != "weight":
             dx = torch.empty_like(x)
             kernels.KERNELS[ctx.products.backward_input](dx, dy, weight.detach(), 1.0, 0.0)
+        if part == "input":
+            return dx, None, None, None, None
         if ctx.needs_input_grad[1]:
             kernel = kernels.KERNELS[ctx.products.backward_weight]
             if ctx.sink is not None:

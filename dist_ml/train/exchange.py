@@ -31,10 +31,15 @@ class Setting(NamedTuple):
     """What an exchange is built from."""
 
     config: TrainConfig
-    model: torch.nn.Module
+    named: dict[str, torch.nn.Parameter]  # this rank's parameters, in order
     num_slots: int
-    data: Communicator
+    data: Communicator  # the ranks that hold copies of them
     num_steps: int
+    thread_level: str = "SERIALIZED"  # that exchanging on a thread needs, beside the main one
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.named.values())
 
 
 class Exchange(NamedTuple):
@@ -68,41 +73,38 @@ def choose_overlap(config: TrainConfig, comm: Communicator) -> Overlap:
 
 
 def _every_step(setting: Setting) -> Exchange:
-    config, model, comm = setting.config, setting.model, setting.data
-    num_words = sum(parameter.numel() for parameter in model.parameters())
+    config, parameters, comm = setting.config, setting.parameters, setting.data
+    num_words = sum(parameter.numel() for parameter in parameters)
     dtype = "float64" if config.precision == "fp64" else "float32"
     sparse = resolve(config.sparse, num_words, comm, dtype)
     if sparse.allreduce != "none":
-        gradients = FlatGradients(model.parameters(), setting.num_slots)
-        names = [name for name, _ in model.named_parameters()]
+        gradients = FlatGradients(parameters, setting.num_slots)
         check_first = config.nonfinite == "skip"
         if sparse.overlap:
-            require_thread_level(comm, "SERIALIZED", f"sparse.overlap={sparse.overlap}")
+            require_thread_level(comm, setting.thread_level, f"sparse.overlap={sparse.overlap}")
         reducer: GradientReducer = SparseReducer(
-            gradients, names, comm, sparse, config.seed, check_first
+            gradients, list(setting.named), comm, sparse, config.seed, check_first
         )
     else:
         allreduce = family.make(config.allreduce.name, comm, config.allreduce.wire)
-        gradients = FlatGradients(model.parameters(), setting.num_slots, allreduce.allocate)
+        gradients = FlatGradients(parameters, setting.num_slots, allreduce.allocate)
         overlap = choose_overlap(config, comm)
         if overlap == "thread":
-            require_thread_level(comm, "SERIALIZED", "allreduce.overlap=thread")
+            require_thread_level(comm, setting.thread_level, "allreduce.overlap=thread")
         reducer = DenseReducer(gradients, allreduce, overlap, config.allreduce.bucket_bytes)
-    return Exchange(reducer, build_optimizer(config.optimizer, model.parameters()))
+    return Exchange(reducer, build_optimizer(config.optimizer, parameters))
 
 
 def _zero1(setting: Setting) -> Exchange:
-    parameters = FlatParameters(setting.model.parameters(), setting.data)
-    gradients = FlatGradients(setting.model.parameters(), setting.num_slots)
+    parameters = FlatParameters(setting.parameters, setting.data)
+    gradients = FlatGradients(setting.parameters, setting.num_slots)
     return _sharded(setting, parameters, Zero1Reducer(gradients, setting.data))
 
 
 def _zero2(setting: Setting) -> Exchange:
-    parameters = FlatParameters(setting.model.parameters(), setting.data)
+    parameters = FlatParameters(setting.parameters, setting.data)
     bucket_bytes = setting.config.allreduce.bucket_bytes
-    reducer = Zero2Reducer(
-        setting.model.parameters(), setting.num_slots, setting.data, bucket_bytes
-    )
+    reducer = Zero2Reducer(setting.parameters, setting.num_slots, setting.data, bucket_bytes)
     return _sharded(setting, parameters, reducer)
 
 
@@ -115,21 +117,21 @@ def _sharded(
 
 
 def _periodic(setting: Setting) -> Exchange:
-    config, model = setting.config, setting.model
-    parameters = FlatParameters(model.parameters(), setting.data)
-    gradients = FlatGradients(model.parameters(), setting.num_slots)
-    optimizer = build_optimizer(config.optimizer, model.parameters())
+    config = setting.config
+    parameters = FlatParameters(setting.parameters, setting.data)
+    gradients = FlatGradients(setting.parameters, setting.num_slots)
+    optimizer = build_optimizer(config.optimizer, setting.parameters)
     averager = PeriodicAverager(parameters, optimizer, _of_its_own(setting), config.data_parallel)
     return Exchange(LocalReducer(gradients, setting.data, None), optimizer, averager=averager)
 
 
 def _daso(setting: Setting) -> Exchange:
-    config, model = setting.config, setting.model
-    parameters = FlatParameters(model.parameters(), setting.data)
+    config = setting.config
+    parameters = FlatParameters(setting.parameters, setting.data)
     require_thread_level(setting.data, "MULTIPLE", "data_parallel=daso")
     intra_node = _inside_the_node(setting.data)
-    gradients = FlatGradients(model.parameters(), setting.num_slots, intra_node.allocate)
-    optimizer = build_optimizer(config.optimizer, model.parameters())
+    gradients = FlatGradients(setting.parameters, setting.num_slots, intra_node.allocate)
+    optimizer = build_optimizer(config.optimizer, setting.parameters)
     averager = DasoAverager(
         parameters,
         optimizer,

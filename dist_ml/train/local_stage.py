@@ -54,6 +54,9 @@ class LocalStage:
         self._num_items = batch_size * self._objective.items_per_sample
         return batch_size
 
+    def end(self) -> None:
+        """All actions have run."""
+
     def forward(self, action: Action) -> None:
         """Loss and metrics into the slots; a rank without samples adds nothing."""
         number, epoch, index = self._place

@@ -169,8 +169,9 @@ class Run:
                 self._folder.write_summary(summary)
 
     def _save(self) -> None:
-        """The trained weights; the same on all ranks, so rank 0 writes them."""
-        from_root(self._world, lambda: save_weights(self._trainer.model, self._folder.model))
+        """The trained weights, which rank 0 writes."""
+        state = self._trainer.weights() or {}
+        from_root(self._world, lambda: save_weights(state, self._folder.model))
 
 
 def evaluation_values(evaluation: Evaluation) -> dict[str, Any]:

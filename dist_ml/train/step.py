@@ -8,12 +8,12 @@ update     the optimizer's step, and what follows it
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.measure.timer import Phases
 from dist_ml.pipeline_parallel.executor import Executor
 from dist_ml.train.guard import Guard
-from dist_ml.train.local_stage import LocalStage
 from dist_ml.train.updater import Updater
 
 
@@ -29,6 +29,18 @@ class Step:
     skipped: bool  # not finite, and left out
 
 
+class StepStages(Protocol):
+    """What this rank holds of the model, for as long as the actions of a step run."""
+
+    def begin(self, number: int, epoch: int, index: int) -> int:
+        """The next actions are of optimizer step `number`, batch `index` of `epoch`; the number of
+        samples in it, over all ranks.
+        """
+
+    def end(self) -> None:
+        """All actions have run."""
+
+
 class TrainStep:
     """All that follows the reduction is computed from reduced values, hence the same on all
     ranks.
@@ -37,14 +49,14 @@ class TrainStep:
     def __init__(
         self,
         executor: Executor,
-        stage: LocalStage,
+        stages: StepStages,
         reducer: GradientReducer,
         guard: Guard,
         updater: Updater,
         phases: Phases,
     ) -> None:
         self._executor = executor
-        self._stage = stage
+        self._stages = stages
         self._reducer = reducer
         self._guard = guard
         self._updater = updater
@@ -57,8 +69,9 @@ class TrainStep:
         """
         number = self.num_steps
         self._reducer.begin()
-        num_samples = self._stage.begin(number, epoch, index)
+        num_samples = self._stages.begin(number, epoch, index)
         self._executor.run()
+        self._stages.end()
         with self._phases("exchange"):
             reduced = self._reducer.finish()
         with self._phases("update"):

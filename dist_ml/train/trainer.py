@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from dist_ml.comm.mesh import Mesh
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.sampler import GlobalSampler
@@ -10,6 +12,9 @@ from dist_ml.datasets.dataset import Dataset, Split
 from dist_ml.measure.timer import Phases
 from dist_ml.models import BlockModel, Objective
 from dist_ml.train.evaluator import Evaluation, Evaluator
+from dist_ml.train.pipeline import Pipeline
+from dist_ml.train.pipeline_evaluator import PipelineEvaluator
+from dist_ml.train.pipeline_weights import gather_state
 from dist_ml.train.step import Step, TrainStep
 from dist_ml.train.updater import Updater
 
@@ -28,8 +33,9 @@ class Trainer:
         train_step: TrainStep,
         reducer: GradientReducer,
         updater: Updater,
-        evaluator: Evaluator,
+        evaluator: Evaluator | PipelineEvaluator,
         phases: Phases,
+        pipeline: Pipeline | None = None,
     ) -> None:
         self.mesh = mesh
         self.model = model
@@ -39,6 +45,7 @@ class Trainer:
         self.reducer = reducer
         self.updater = updater
         self.phases = phases
+        self.pipeline = pipeline
         self._train_step = train_step
         self._evaluator = evaluator
 
@@ -56,6 +63,12 @@ class Trainer:
     def evaluate(self, split: Split, batch_size: int = 1024) -> Evaluation:
         """Mean loss and accuracy over a split. Collective."""
         return self._evaluator.evaluate(split, batch_size)
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The whole model's state dict, on rank 0 at least. Collective."""
+        if self.pipeline is not None:
+            return gather_state(self.model, self.mesh, self.pipeline)
+        return self.model.state_dict()
 
     def close(self) -> None:
         """Let no exchange be under way any more, and end threads: for a run that is over, or ends

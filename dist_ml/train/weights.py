@@ -1,5 +1,6 @@
 """Trained weights as one file: a plain state dict in safetensors form."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -8,13 +9,13 @@ import torch
 from dist_ml.errors import DataError
 
 
-def save_weights(model: torch.nn.Module, file: Path) -> None:
-    """Write the model's state dict to `file`, whole or not at all; `DataError` where it can't
+def save_weights(state: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Write a state dict to `file`, whole or not at all; `DataError` where it can't
     be.
     """
     unfinished = file.with_suffix(".part")
     try:
-        safetensors.torch.save_file(model.state_dict(), unfinished)
+        safetensors.torch.save_file(dict(state), unfinished)
         unfinished.replace(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(

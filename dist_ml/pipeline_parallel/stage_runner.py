@@ -1,0 +1,222 @@
+"""What the actions of a schedule do on one rank: forward and backward passes of its stages, one
+micro-batch at a time.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from dist_ml.datasets.dataset import Batch
+from dist_ml.measure.timer import Phases
+from dist_ml.models.blocks import INPUTS, run_blocks
+from dist_ml.pipeline_parallel.backward import Enter, SplitBackward
+from dist_ml.pipeline_parallel.dry_run import Interval
+from dist_ml.pipeline_parallel.messages import StageMessages
+from dist_ml.pipeline_parallel.schedule import Action, Kind
+from dist_ml.pipeline_parallel.stage_graph import Edge, Stage
+
+
+class MicroBatches(Protocol):
+    """What a step is computed on."""
+
+    def load(self, m: int) -> Batch:
+        """The samples of micro-batch m."""
+
+    def enter(self, m: int) -> None:
+        """The next passes are of micro-batch m: layers that draw random numbers are told."""
+
+    def loss(self, outputs: torch.Tensor, batch: Batch, count: bool) -> torch.Tensor:
+        """The micro-batch's part of the loss; `count` enters it, and metrics, in the step's
+        sums.
+        """
+
+
+@dataclass
+class _Kept:
+    """What a forward pass leaves for the backward pass of the same micro-batch and stage."""
+
+    received: list[tuple[Edge, torch.Tensor]]
+    outputs: list[tuple[Edge, torch.Tensor]] = field(default_factory=list)
+    loss: torch.Tensor | None = None
+    split: SplitBackward | None = None
+
+
+class StageRunner:
+    """Runs the actions of this rank's `stages`.
+
+    With `recompute`, a stage keeps what it received and nothing else, and runs forward once more
+    before its backward pass. `final()` is called before the action that completes the gradients of
+    all stages of this rank. `intervals`, where a list is given, gets when each action computed,
+    waiting left out, in seconds of `time.perf_counter`.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        actions: Sequence[Action],
+        messages: StageMessages,
+        batches: MicroBatches,
+        phases: Phases,
+        *,
+        autocast: bool = False,
+        recompute: bool = False,
+        final: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._stages = stages
+        self._messages = messages
+        self._batches = batches
+        self._phases = phases
+        self._autocast = autocast
+        self._recompute = recompute
+        self._final = final
+        self._last = next((a for a in reversed(actions) if a.kind in ("B", "W")), None)
+        self._kept: dict[tuple[int, int], _Kept] = {}
+        self._sizes: Sequence[int] = ()
+        self.peak_kept = 0  # micro-batches of a stage whose activations were held at once
+        self.intervals: list[Interval] | None = None
+        self._start = 0.0
+
+    @property
+    def methods(self) -> Mapping[Kind, Callable[[Action], None]]:
+        """What each kind of action does."""
+        return {
+            "F": self._forward,
+            "B": self._backward,
+            "I": self._input_backward,
+            "W": self._weight_backward,
+        }
+
+    def begin(self, sizes: Sequence[int]) -> None:
+        """A step of micro-batches of so many samples begins."""
+        self._sizes = sizes
+        self._messages.begin(sizes)
+
+    def end(self) -> None:
+        """All actions of the step have run."""
+        with self._phases("wait"):
+            self._messages.end()
+        assert not self._kept, f"no backward pass of {[*self._kept]}"
+
+    def _forward(self, action: Action) -> None:
+        stage, m = self._stages[action.stage], action.microbatch
+        if not self._sizes[m]:
+            return
+        with self._phases("wait"):
+            received = [(edge, self._messages.take(edge, m)) for edge in stage.takes]
+        self._start = time.perf_counter()
+        for _, tensor in received:
+            tensor.requires_grad_(tensor.is_floating_point())
+        kept = _Kept(received)
+        with torch.set_grad_enabled(not self._recompute):
+            self._run(stage, m, kept, count=True)
+        for edge, tensor in kept.outputs:
+            self._messages.give(edge, m, tensor)
+        if self._recompute:
+            kept.outputs, kept.loss = [], None
+        self._kept[stage.number, m] = kept
+        self.peak_kept = max(self.peak_kept, len(self._kept))
+        self._took(action)
+
+    def _run(self, stage: Stage, m: int, kept: _Kept, count: bool) -> None:
+        """The stage's blocks on what it has received; outputs, or the loss, into `kept`."""
+        batch = None
+        if stage.reads_inputs or stage.is_last:
+            with self._phases("data"):
+                batch = self._batches.load(m)
+        with self._phases("forward"):
+            self._batches.enter(m)
+            values = {edge.value: self._enter(tensor) for edge, tensor in kept.received}
+            if batch is not None:
+                values[INPUTS] = batch.inputs
+            given = [edge.value for edge in stage.gives]
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
+                run_blocks(stage.blocks, values, keep=given)
+            kept.outputs = [(edge, values[edge.value]) for edge in stage.gives]
+            if stage.is_last:
+                assert batch is not None
+                outputs = values[stage.output].to(batch.inputs.dtype)
+                kept.loss = self._batches.loss(outputs, batch, count)
+
+    def _enter(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._recompute:
+            return tensor.clone()  # blocks may overwrite it, and it is needed again
+        entered: torch.Tensor = Enter.apply(tensor)  # type: ignore[no-untyped-call]
+        return entered
+
+    def _backward(self, action: Action) -> None:
+        kept = self._ready(action)
+        if kept is None:
+            return
+        outputs, gradients = self._gradients(action, kept)
+        if action == self._last:
+            self._final()
+        with self._phases("backward"):
+            torch.autograd.backward(outputs, gradients)
+        del self._kept[action.stage, action.microbatch]
+        self._return(action, kept)
+        self._took(action)
+
+    def _input_backward(self, action: Action) -> None:
+        kept = self._ready(action)
+        if kept is None:
+            return
+        outputs, gradients = self._gradients(action, kept)
+        leaves = [tensor for _, tensor in kept.received if tensor.requires_grad]
+        kept.split = SplitBackward(outputs, gradients, leaves)
+        kept.outputs, kept.loss = [], None
+        with self._phases("backward"):
+            kept.split.input_part()
+        self._return(action, kept)
+        kept.received = []
+        self._took(action)
+
+    def _weight_backward(self, action: Action) -> None:
+        kept = self._kept.pop((action.stage, action.microbatch), None)
+        if kept is None:
+            return
+        assert kept.split is not None
+        self._start = time.perf_counter()
+        if action == self._last:
+            self._final()
+        with self._phases("backward"):
+            kept.split.weight_part()
+        self._took(action)
+
+    def _ready(self, action: Action) -> _Kept | None:
+        """What the forward pass kept; None for a micro-batch without samples."""
+        return self._kept.get((action.stage, action.microbatch))
+
+    def _gradients(
+        self, action: Action, kept: _Kept
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        """Tensors to go back from, and their gradients: of the loss, or what later stages send."""
+        stage, m = self._stages[action.stage], action.microbatch
+        with self._phases("wait"):
+            arrived = [self._messages.take(edge, m, backward=True) for edge in stage.gives]
+        self._start = time.perf_counter()
+        if self._recompute:
+            self._run(stage, m, kept, count=False)
+        if kept.loss is not None:
+            return [kept.loss], [None]
+        outputs: dict[str, torch.Tensor] = {}
+        sums: dict[str, torch.Tensor] = {}
+        for (edge, output), gradient in zip(kept.outputs, arrived, strict=True):
+            if output.requires_grad:
+                gradient = gradient.to(output.dtype)
+                same = sums.get(edge.value)
+                outputs[edge.value] = output
+                sums[edge.value] = gradient if same is None else same + gradient
+        return list(outputs.values()), list(sums.values())
+
+    def _return(self, action: Action, kept: _Kept) -> None:
+        """The gradients of what the stage received, to where it came from."""
+        for edge, tensor in kept.received:
+            gradient = tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
+            self._messages.give(edge, action.microbatch, gradient, backward=True)
+
+    def _took(self, action: Action) -> None:
+        if self.intervals is not None:
+            self.intervals.append(Interval(action, self._start, time.perf_counter()))

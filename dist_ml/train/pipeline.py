@@ -1,0 +1,134 @@
+"""From a configuration to a model that is spread over the pipeline axis: schedule, stages, and who
+holds the same ones.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from dist_ml.comm.agreement import raise_on_all_ranks
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.mesh import Mesh
+from dist_ml.config.names import require_one_of
+from dist_ml.config.pipeline import PipelineConfig
+from dist_ml.errors import ConfigError, ScheduleError
+from dist_ml.measure.memory import physical_bytes, spell_bytes
+from dist_ml.models import BlockModel
+from dist_ml.models.blocks import Block
+from dist_ml.partition import Range
+from dist_ml.pipeline_parallel.schedule import Schedule
+from dist_ml.pipeline_parallel.schedules.family import SCHEDULES, make
+from dist_ml.pipeline_parallel.schedules.request import Request
+from dist_ml.pipeline_parallel.stage_graph import (
+    Place,
+    Shape,
+    Stage,
+    cut_into_stages,
+    output_shapes,
+    shared_parameters,
+)
+from dist_ml.pipeline_parallel.stages import cut_by_hand, cut_evenly
+
+
+class Pipeline(NamedTuple):
+    """How a model lies along the pipeline axis."""
+
+    schedule: Schedule
+    stages: tuple[Stage, ...]
+    shapes: dict[str, Shape]
+    shared: list[tuple[Place, ...]]  # parameters that stages of several ranks use
+    comm: Communicator  # the pipeline axis
+    replicas: Communicator  # the ranks that hold the same stages as this one
+    num_copies: int  # of them, those of one pipeline: above 1 where pipes go both ways
+
+    @property
+    def own(self) -> list[Stage]:
+        """This rank's stages."""
+        return [self.stages[number] for number in self.schedule.stages_of(self.comm.rank)]
+
+
+def build_pipeline(
+    config: PipelineConfig, mesh: Mesh, model: BlockModel, sample: torch.Tensor
+) -> Pipeline:
+    """Cut `model`, which is on the meta device, and make this rank's part of it. `sample`: inputs
+    of at least one sample. Collective; `ConfigError` on all ranks for what can't be.
+    """
+    comm = mesh.comm("pipeline")
+    with raise_on_all_ranks(mesh.world):
+        schedule = make_schedule(config, comm.size)
+        blocks = list(model.blocks())
+        stages = cut_into_stages(model, _cuts(config, blocks, schedule))
+        shapes = output_shapes(model, sample)
+        shared = [
+            places
+            for places in shared_parameters(model, stages)
+            if len({schedule.holders(place.stage) for place in places}) > 1
+        ]
+        copies = _copies(schedule, comm.rank)
+        own = [block for number in schedule.stages_of(comm.rank) for block in stages[number].blocks]
+        _require_fits(own)
+        model.materialize(own)
+    both = mesh.comm("data", "pipeline")
+    replicas = both.split(min(copies), both.rank, axis="data") if len(copies) > 1 else None
+    return Pipeline(
+        schedule, stages, shapes, shared, comm, replicas or mesh.comm("data"), len(copies)
+    )
+
+
+def make_schedule(config: PipelineConfig, num_ranks: int) -> Schedule:
+    """The schedule that `config` names on so many ranks, proved."""
+    require_one_of("pipeline.name", config.name, SCHEDULES)
+    request = Request(
+        num_ranks,
+        config.microbatches if config.microbatches is not None else 2 * num_ranks,
+        chunks=config.chunks,
+        pipes=config.pipes,
+        concatenation=config.concatenation,
+        file=config.file,
+    )
+    schedule = make(config.name, request)
+    if schedule.weight_versions > 1:
+        raise ConfigError(
+            f"pipeline.name={config.name} is planned and drawn, but not trained with yet: it needs "
+            "two versions of the weights; use one_f_one_b, or a zero-bubble schedule"
+        )
+    return schedule
+
+
+def _cuts(config: PipelineConfig, blocks: list[Block], schedule: Schedule) -> list[Range]:
+    if config.stages:
+        cuts = cut_by_hand([block.name for block in blocks], config.stages)
+        if len(cuts) != schedule.num_stages:
+            raise ConfigError(
+                f"pipeline.stages names {len(cuts)} stages, but pipeline.name={config.name} on "
+                f"{schedule.num_ranks} ranks has {schedule.num_stages}; name as many first blocks"
+            )
+        return cuts
+    return cut_evenly([_cost(block) for block in blocks], schedule.num_stages)
+
+
+def _cost(block: Block) -> float:
+    """A modelled cost: each weight of a product is multiplied once a sample and pass."""
+    return 1 + sum(parameter.numel() for parameter in block.module.parameters())
+
+
+def _copies(schedule: Schedule, rank: int) -> tuple[int, ...]:
+    """The ranks of the pipeline that hold the same stages as `rank`, itself among them."""
+    holders = {schedule.holders(stage) for stage in schedule.stages_of(rank)}
+    if len(holders) > 1:
+        raise ScheduleError(
+            f"schedule {schedule.name}: the stages of rank {rank} have copies on different ranks, "
+            f"{' and '.join(map(str, sorted(holders)))}; ranks must share all of their stages or "
+            "none"
+        )
+    return holders.pop() if holders else (rank,)
+
+
+def _require_fits(blocks: list[Block]) -> None:
+    parameters = [parameter for block in blocks for parameter in block.module.parameters()]
+    needed = 2 * sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    if needed > physical_bytes():
+        raise ConfigError(
+            f"the parameters and gradients of this rank's stages take {spell_bytes(needed)}, but "
+            f"its machine has {spell_bytes(physical_bytes())}; use more stages"
+        )
