@@ -31,11 +31,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def machine(results: dict[str, Any]) -> list[str]:
-    """What they were measured on, from the first of them."""
-    for result in results.values():
-        known = result["environment"]
-        return [f"{name}: {known[name]}" for name in MACHINE if known.get(name) is not None] + [""]
-    return []
+    """What they were measured on, and when: a resumed folder may hold several commits."""
+    lines = []
+    for name in MACHINE:
+        values = {result["environment"].get(name) for result in results.values()} - {None}
+        told = sorted(values)
+        if len(told) > 2 and name in ("date", "load"):
+            told = [f"{told[0]} to {told[-1]}"]
+        lines += [f"{name}: {', '.join(map(str, told))}"] if told else []
+    return [*lines, ""] if lines else []
 
 
 def claims(results: dict[str, Any]) -> list[str]:

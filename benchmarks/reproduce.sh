@@ -1,18 +1,25 @@
 #!/usr/bin/env bash
 # Makes every table of benchmarks/ again, on this machine, into a dated folder.
 #
-#   bash benchmarks/reproduce.sh                   all of them: hours; leave the machine alone
-#   bash benchmarks/reproduce.sh step selection    those whose label begins with one of these words
-#   OUT=folder bash benchmarks/reproduce.sh        into this folder; PYTHON=… another interpreter
+#   bash benchmarks/reproduce.sh                    all of them; leave the machine alone meanwhile
+#   bash benchmarks/reproduce.sh step selection     those whose label begins with one of these words
+#   bash benchmarks/reproduce.sh --resume FOLDER    those that FOLDER lacks, into it (words may follow)
+#   OUT=FOLDER bash benchmarks/reproduce.sh         the same; PYTHON=… another interpreter
 #
 # A benchmark leaves LABEL.json (every column, the machine, the checks) and LABEL.txt (as printed, 80
-# columns wide). At the end claims.py lists which claims hold here. The status is 1 where one doesn't,
-# or where a benchmark could not run.
+# columns wide) as soon as it is over, so that an interrupted run keeps what is finished. At the end,
+# or when interrupted, claims.py lists which claims hold here. The status is 1 where one doesn't, or
+# where a benchmark could not run.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 
 python=${PYTHON:-python}
 out=${OUT:-runs/benchmarks/$(date +%Y-%m-%d_%H-%M-%S)}
+if [ "${1-}" = --resume ]; then
+    [ -d "${2-}" ] || { echo "usage: reproduce.sh --resume FOLDER [WORD…], a folder that holds results" >&2; exit 2; }
+    out=$2
+    shift 2
+fi
 mkdir -p "$out" || exit 2
 
 # label | arguments of dist-ml bench
@@ -52,15 +59,28 @@ wanted() { # is this label asked for?
     return 1
 }
 
+claims() { "$python" benchmarks/claims.py "$out"; }
+trap 'claims; exit 130' INT TERM
+
 echo "into $out"
 while IFS='|' read -r label arguments; do
     label=${label// /}
     if [ -z "$label" ] || ! wanted "$label" "$@"; then continue; fi
+    if [ -s "$out/$label.json" ]; then
+        echo "== $label is there already"
+        continue
+    fi
     echo "== dist-ml bench$arguments"
+    start=$SECONDS
     # shellcheck disable=SC2086 # several words are meant
-    COLUMNS=80 "$python" -m dist_ml bench $arguments --time-limit 7200 --json "$out/$label.json" \
-        </dev/null >"$out/$label.txt" 2>&1 || echo "   failed: see $out/$label.txt"
-    tail -n 30 "$out/$label.txt" | grep -E ' (ok|FAILED)$' | sed 's/^/   /'
+    if COLUMNS=80 "$python" -m dist_ml bench $arguments --time-limit 1800 --json "$out/$label.part" \
+        </dev/null >"$out/$label.txt" 2>&1; then
+        mv "$out/$label.part" "$out/$label.json"
+    else
+        echo "   failed: see $out/$label.txt"
+    fi
+    grep -E ' (ok|FAILED)$' "$out/$label.txt" | sed 's/^/   /'
+    echo "   $((SECONDS - start)) s"
 done <<<"$benchmarks"
 
-"$python" benchmarks/claims.py "$out"
+claims

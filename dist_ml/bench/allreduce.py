@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dist_ml.bench.allreduce_checks import AS_IT_COMES, TUNED, emulated_network_checks, node_checks
+from dist_ml.bench.allreduce_checks import TUNED, emulated_network_checks, node_checks
+from dist_ml.bench.allreduce_worlds import World, emulated_worlds
 from dist_ml.bench.bench import Bench
-from dist_ml.bench.candidates import GLOO, LIMIT, RAW, Call, Candidates
+from dist_ml.bench.candidates import GLOO, LIMIT, ORDINARY, RAW, Call, Candidates
 from dist_ml.bench.form import Check, Record, Result
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
@@ -23,12 +24,17 @@ from dist_ml.measure.compare import alternate, seconds_per_call
 
 Network = Literal["node", "emulated_1gbit", "emulated_100mbit"]
 
-_NODE_CANDIDATES = ("shared_memory", "ring", "rabenseifner", "native", RAW, GLOO, LIMIT)
+_NODE_CANDIDATES = (
+    "shared_memory",
+    ORDINARY,
+    "ring",
+    "rabenseifner",
+    "native",
+    RAW,
+    GLOO,
+    LIMIT,
+)
 _RATES = {"emulated_1gbit": "1gbit", "emulated_100mbit": "100mbit"}
-_AS_IT_COMES = {  # the MPIs' own choices, but kept on the shaped network
-    "mpich": {"MPIR_CVAR_CH4_NETMOD": "ucx"},
-    "openmpi": {"OMPI_MCA_btl_tcp_flags": "send,put,inplace,need-ack,need-csum,hetero-rdma"},
-}
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,6 @@ class AllreduceBench:
             )
 
 
-@dataclass(frozen=True)
-class World:
-    """One kind of world and what it measures."""
-
-    mpi: str
-    setting: str
-    candidates: Sequence[str]
-    environment: Mapping[str, str]
-
-
 def run(config: AllreduceBench, worlds: Worlds) -> Result:
     records: list[Record] = []
     checks: list[Check] = []
@@ -80,7 +76,7 @@ def run(config: AllreduceBench, worlds: Worlds) -> Result:
         for hosts, ranks in layouts:
             with worlds.network(hosts, _RATES[config.network]) as network:
                 kinds = [
-                    kind for mpi in config.mpis for kind in _emulated_worlds(mpi, ranks > hosts)
+                    kind for mpi in config.mpis for kind in emulated_worlds(mpi, ranks > hosts)
                 ]
                 found = list(
                     _measured(config, worlds, kinds, ranks, config.emulated_sizes_bytes, network)
@@ -160,19 +156,6 @@ def _measured(
             "fastest_ms": 1e3 * min(values),
             "effective_GB_s": 2 * (ranks - 1) / ranks * size / median / 1e9,
         }
-
-
-def _emulated_worlds(mpi: str, crowded: bool) -> list[World]:
-    """Ours and theirs as the emulated network sets MPI up, then theirs as it comes. Gloo is
-    measured once, beside MPICH.
-    """
-    ours = ("hierarchical",) if crowded else ("ring", "rabenseifner")
-    gloo = (GLOO,) if mpi == "mpich" else ()
-    environment = {"GLOO_SOCKET_IFNAME": "eth0"}
-    return [
-        World(mpi, TUNED, (*ours, RAW, *gloo), environment),
-        World(mpi, AS_IT_COMES, (RAW,), {**environment, **_AS_IT_COMES.get(mpi, {})}),
-    ]
 
 
 BENCH = Bench(

@@ -20,6 +20,8 @@ GLOO = "gloo"
 # mpi4py's own Allreduce in place, which is what "native" stands for where others are compared with
 # it
 RAW = "mpi"
+# ours for a tensor in ordinary memory, which is copied into the node's memory and back
+ORDINARY = "shared_memory, any tensor"
 LIMIT = "limit"  # each rank reads and writes as many floats in place, alone
 _GLOO_SECONDS = 60.0
 
@@ -45,10 +47,13 @@ class Candidates:
             self._start_gloo()
             x = torch.ones(n).mul_(0.0)
             return lambda: torch.distributed.all_reduce(x)
-        algorithm, _, wire = name.partition(":")
+        algorithm, _, wire = ("shared_memory" if name == ORDINARY else name).partition(":")
         reduce = family.make(algorithm, self._comm, wire or "fp32")  # type: ignore[arg-type]
         self._made.append(reduce)
-        buffer = reduce.allocate(n, torch.float32).mul_(0.0)
+        if name == ORDINARY:
+            buffer = torch.ones(n).mul_(0.0)
+        else:
+            buffer = reduce.allocate(n, torch.float32).mul_(0.0)
         return lambda: reduce(buffer)
 
     def free(self) -> None:

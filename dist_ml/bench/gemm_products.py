@@ -3,13 +3,14 @@
 import random
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from dist_ml.bench.counting_transport import Seen, counted
 from dist_ml.bench.form import most
 from dist_ml.bench.gemm_checks import redistributed
+from dist_ml.bench.gemm_volumes import VOLUMES, volume_plan
 from dist_ml.comm.communicator import Communicator
 from dist_ml.gemm import family, matrix
 from dist_ml.gemm.choice import Choice, Orders
@@ -25,30 +26,26 @@ from dist_ml.kernels.product import local_product
 _DTYPES = {torch.float32: (4, 4), torch.float64: (8, 8), torch.bfloat16: (2, 4)}
 _SIZES = (1, 2, 3, 5, 7, 8, 16, 31, 33, 64, 100, 129, 256, 257)
 
-VOLUMES = (
-    ("cannon", 4, 1), ("cannon", 9, 1), ("summa", 4, 1), ("summa", 8, 1), ("summa", 9, 1),
-    ("summa_25d", 8, 2),
-    ("carma", 8, 1), ("cosma", 4, 1), ("cosma", 8, 1), ("cosma", 9, 1),
-)  # fmt: skip
-
 
 def measure_products(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Random products on this world: how wrong, of how many the words were seen, and how many
-    were not as planned on some rank; volumes; redistributions.
+    """Random products on this world: how wrong; of how many the words were seen, and how many of
+    those, and how many ledgers, were not as planned on some rank; volumes; redistributions.
     """
     draw, product = random.Random(comm.size), local_product("torch")
     comm, passed = counted(comm)
     errors: list[float] = []
-    unplanned = seen = 0
+    seen = seen_unplanned = ledger_unplanned = 0
     for name in GEMMS:
         for case in range(arguments["cases"]):
             plan, dtype, alpha, beta = _draw(draw, name, case, comm.size)
             a, b = _operand(plan.layout_a, comm, 1, dtype), _operand(plan.layout_b, comm, 2, dtype)
             c = matrix.random(plan.layout_c, comm, 3, dtype)
             whole_a, whole_b, whole_c = (operand.gather_everywhere() for operand in (a, b, c))
-            moved, whole = _multiply(plan, comm, passed, product, (a, b, c, alpha, beta))
-            seen += whole
-            unplanned += any(moved[rank] != plan.moved(rank) for rank in range(comm.size))
+            words = _multiply(plan, comm, passed, product, (a, b, c, alpha, beta))
+            planned = [plan.moved(rank) for rank in range(comm.size)]
+            seen += words.seen is not None
+            seen_unplanned += words.seen not in (None, planned)
+            ledger_unplanned += words.ledger != planned
             errors.append(
                 error_over_bound(c.gather_everywhere(), whole_a, whole_b, whole_c, alpha, beta)
             )
@@ -57,7 +54,8 @@ def measure_products(comm: Communicator, arguments: Mapping[str, Any]) -> dict[s
         "products": len(errors),
         "seen": seen,
         "error over bound": most(errors),
-        "not as planned": unplanned,
+        "seen, not as planned": seen_unplanned,
+        "ledger not as planned": ledger_unplanned,
         "relayouts": relayouts,
         "relayouts wrong": wrong,
         "volumes": _volumes(comm, passed, arguments["volume_size"]),
@@ -86,47 +84,47 @@ def _operand(layout: Layout, comm: Communicator, seed: int, dtype: torch.dtype) 
     return matrix.random(layout, comm, seed, dtype)
 
 
+class ProductWords(NamedTuple):
+    """What one product moved, by rank."""
+
+    ledger: list[Moved]  # a formula's where the product is not made of messages
+    seen: list[Moved] | None  # below the ledger; None where not all of it could be
+
+
 def _multiply(
     plan: Plan, comm: Communicator, seen: Seen, product: Any, operands: tuple[Any, ...]
-) -> tuple[list[Moved], bool]:
-    """Multiply once. What each rank moved: as seen below the ledger where all of it was (True), as
-    the ledger says otherwise.
-    """
+) -> ProductWords:
+    """Multiply once."""
     gemm = Gemm(plan, comm, product)
     seen.whole = True
     before, entered = seen.words(), comm.traffic.total()
     gemm(*operands)
-    passed, ledger = seen.words(), comm.traffic.total()
-    stated = (
-        ledger.words_sent - entered.words_sent,
-        ledger.words_received - entered.words_received,
-        ledger.messages - entered.messages,
+    passed, total = seen.words(), comm.traffic.total()
+    ledger = Moved(
+        total.words_sent - entered.words_sent,
+        total.words_received - entered.words_received,
+        total.messages - entered.messages,
     )
-    whole = all(comm.allgather_objects(seen.whole))
-    moved = tuple(now - then for now, then in zip(passed, before, strict=True))
+    moved = Moved(*(now - then for now, then in zip(passed, before, strict=True)))
+    told = comm.allgather_objects((ledger, moved, seen.whole))
     gemm.free()
-    told: list[Moved] = comm.allgather_objects(Moved(*(moved if whole else stated)))
-    return told, whole
+    ledgers, counts, whole = (list(each) for each in zip(*told, strict=True))
+    return ProductWords(ledgers, counts if all(whole) else None)
 
 
-def _volumes(comm: Communicator, seen: Seen, n: int) -> dict[str, int]:
-    """Words received by the most loaded rank, by algorithm, of the square products of the table."""
-    volumes = {}
+def _volumes(comm: Communicator, seen: Seen, n: int) -> dict[str, dict[str, int | None]]:
+    """Words received by the most loaded rank, in the ledger and seen (None: they can't be), by
+    algorithm, of the square products of the table.
+    """
+    volumes: dict[str, dict[str, int | None]] = {}
     for name, ranks, _ in VOLUMES:
         if ranks == comm.size:
             plan = volume_plan(name, n, ranks)
             a, b = matrix.zeros(plan.layout_a, comm), matrix.zeros(plan.layout_b, comm)
             c = matrix.zeros(plan.layout_c, comm)
-            moved, _ = _multiply(plan, comm, seen, lambda *_: None, (a, b, c))
-            volumes[name] = max(rank.received for rank in moved)
+            words = _multiply(plan, comm, seen, lambda *_: None, (a, b, c))
+            volumes[name] = {
+                "ledger": max(rank.received for rank in words.ledger),
+                "seen": None if words.seen is None else max(rank.received for rank in words.seen),
+            }
     return volumes
-
-
-def volume_plan(name: str, n: int, ranks: int) -> Plan:
-    """The plan of one row of the table of volumes."""
-    layers = next(c for algorithm, p, c in VOLUMES if (algorithm, p) == (name, ranks))
-    return family.plan(
-        name,
-        ProductShape(n, n, n, ranks),
-        Choice(replication=layers if name == "summa_25d" else None),
-    )

@@ -2,24 +2,34 @@
 DDP over gloo.
 
 All candidates train one model in the same processes, in turn: with no exchange, with one after the
-backward pass, during it by a thread, during it by polling, with a 16-bit wire, and torch's DDP.
+backward pass, during it by a thread, during it by polling, with a 16-bit wire, and torch's DDP on
+the same model's code. On one node also with MPI's own allreduce, which sends messages as gloo does,
+and DDP without exchange (`no_sync`), so that the exchange's part of each step shows.
 
 hidden = 1 - (overlapped step - step without exchange) / (step after - step without exchange)
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from dist_ml.bench.bench import Bench
-from dist_ml.bench.form import Check, Record, Result
-from dist_ml.bench.overlap_part import AFTER, BF16, DDP, NOTHING, POLL, THREAD, measure
+from dist_ml.bench.form import Result
+from dist_ml.bench.overlap_checks import exchange_parts, hidden, network_checks, node_checks
+from dist_ml.bench.overlap_part import (
+    AFTER,
+    BF16,
+    DDP,
+    DDP_ALONE,
+    NATIVE,
+    NOTHING,
+    POLL,
+    THREAD,
+    measure,
+)
 from dist_ml.bench.worlds import Worlds
 from dist_ml.launch.emulated_network import EmulatedNetwork
-from dist_ml.measure.compare import difference, ratio
-
-Seconds: TypeAlias = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -41,11 +51,12 @@ class OverlapBench:
 
 def run(config: OverlapBench, worlds: Worlds) -> Result:
     if config.network == "node":
-        candidates: tuple[str, ...] = (NOTHING, AFTER, THREAD, DDP)
+        candidates: tuple[str, ...] = (NOTHING, AFTER, THREAD, NATIVE, DDP, DDP_ALONE)
         found = _measured(
             config, worlds, config.widths, config.batch, "shared_memory", candidates, None
         )
-        return Result("overlap", found["records"], node_checks(found["seconds"]))
+        records = [*found["records"], *exchange_parts(found["seconds"])]
+        return Result("overlap", records, node_checks(found["seconds"]))
     with worlds.network(config.ranks, config.network) as network:
         candidates = (NOTHING, AFTER, THREAD, POLL, BF16, DDP)
         found = _measured(config, worlds, config.widths, config.batch, "ring", candidates, network)
@@ -101,59 +112,6 @@ def _measured(
         for name, values in found["seconds"].items()
     ]
     return dict(found)
-
-
-def node_checks(seconds: Seconds) -> list[Check]:
-    """Of one node, whose memory is the network."""
-    return [
-        Check(
-            "step over DDP with gloo, one node",
-            ratio(seconds[AFTER], seconds[DDP]).median,
-            0.6,
-            "lower",
-        ),
-        Check(
-            "step over no exchange, one node",
-            ratio(seconds[AFTER], seconds[NOTHING]).median,
-            1.15,
-            "lower",
-        ),
-    ]
-
-
-def network_checks(seconds: Seconds, network: str) -> list[Check]:
-    """Against DDP over the same links, with as many bits on the wire and with half of them."""
-    full, half = ratio(seconds[THREAD], seconds[DDP]), ratio(seconds[BF16], seconds[DDP])
-    return [
-        Check(f"step over DDP with gloo, {network}", full.median, 0.8, "lower"),
-        Check(f"step over DDP with gloo, {network}, bf16 wire", half.median, 0.8, "lower"),
-    ]
-
-
-def hidden(found: Mapping[str, Any]) -> tuple[list[Record], list[Check]]:
-    """The share of the exchange that each way to overlap hides, and the check of the better one.
-    Differences are of the same round, which saw the machine in the same state.
-
-    Where the exchange takes no time there is nothing to hide, and the check fails.
-    """
-    seconds, processor = found["seconds"], found["processor"]
-    exchange = difference(seconds[AFTER], seconds[NOTHING]).median
-    records: list[Record] = []
-    shares = []
-    for name in (THREAD, POLL):
-        left = difference(seconds[name], seconds[NOTHING]).median
-        shares.append(1 - left / exchange if exchange > 0 else 0.0)
-        records.append(
-            {
-                "overlap": name,
-                "exchange_ms": 1e3 * exchange,
-                "exchange_over_backward": exchange / found["backward"],
-                "hidden": shares[-1],
-                "exchange_processor_ms": 1e3
-                * difference(processor[name], processor[NOTHING]).median,
-            }
-        )
-    return records, [Check("share of the exchange hidden", max(shares), 0.8, "higher")]
 
 
 BENCH = Bench(

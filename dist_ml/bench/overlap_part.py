@@ -16,14 +16,9 @@ from dist_ml.data_parallel.reduced_gradients import Full
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.measure.compare import alternate, seconds_per_call
 
-NOTHING, AFTER, THREAD, POLL, BF16, DDP = (
-    "no exchange",
-    "after",
-    "thread",
-    "poll",
-    "thread, bf16 wire",
-    "ddp gloo",
-)
+NOTHING, AFTER, THREAD, POLL, BF16 = "no exchange", "after", "thread", "poll", "thread, bf16 wire"
+NATIVE = "after, native"  # MPI's own allreduce: copies messages as gloo does
+DDP, DDP_ALONE = "ddp gloo", "ddp, no_sync"
 _LEARNING_RATE = 1e-4
 _BACKWARD_PASSES = 5
 
@@ -69,9 +64,11 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
     )
     processor: dict[str, list[float]] = {name: [] for name in arguments["candidates"]}
     steps: dict[str, Callable[[], None]] = {}
+    ddp: Ddp | None = None
     for name in arguments["candidates"]:
-        if name == DDP:
-            steps[name] = Ddp(arguments["widths"], arguments["batch"], _LEARNING_RATE, comm).step
+        if name in (DDP, DDP_ALONE):
+            ddp = ddp or Ddp(arguments["widths"], arguments["batch"], _LEARNING_RATE, comm)
+            steps[name] = ddp.step if name == DDP else ddp.step_alone
         else:
             reducer = _reducer(name, shared.gradients, arguments["algorithm"], comm)
             steps[name] = lambda reducer=reducer: shared.step(reducer)  # type: ignore[misc]
@@ -99,7 +96,14 @@ def _reducer(
     if name == NOTHING:
         return NoExchange(gradients)
     wire = "bf16" if name == BF16 else "fp32"
-    overlaps: dict[str, Overlap] = {AFTER: "none", THREAD: "thread", POLL: "poll", BF16: "thread"}
+    algorithm = "native" if name == NATIVE else algorithm
+    overlaps: dict[str, Overlap] = {
+        AFTER: "none",
+        NATIVE: "none",
+        THREAD: "thread",
+        POLL: "poll",
+        BF16: "thread",
+    }
     return DenseReducer(gradients, family.make(algorithm, comm, wire), overlaps[name])  # type: ignore[arg-type]
 
 

@@ -3,7 +3,6 @@ over gloo beside them.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.counter_random import stream, uniform
 from dist_ml.data_parallel.gradients import Allocator, FlatGradients
 from dist_ml.data_parallel.reducer import GradientReducer
+from dist_ml.kernels.tuner import FALLBACK
 from dist_ml.models.mlp import MLP
 from dist_ml.nn.tuning import linear_factory, tune
 
@@ -57,7 +57,7 @@ class SharedModel:
 
 
 class Ddp:
-    """The same model and samples under torch's DistributedDataParallel over gloo.
+    """The same model's code and samples under torch's DistributedDataParallel over gloo.
 
     hook: how torch's own communication hooks compress gradients (a name in `HOOKS`); None: fp32
     """
@@ -72,11 +72,7 @@ class Ddp:
     ) -> None:
         if not torch.distributed.is_initialized():
             join_gloo(comm)
-        layers: list[torch.nn.Module] = []
-        for inputs, outputs in pairwise(widths):
-            layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(*layers[:-1])
+        model = MLP(widths, linear=linear_factory(FALLBACK))
         self._model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
         if hook is not None:
             self._model.register_comm_hook(*HOOKS[hook]())
@@ -84,10 +80,16 @@ class Ddp:
         self._x, self._y = samples(widths, batch, comm.rank)
 
     def step(self) -> None:
+        """Gradients, their mean over ranks, update."""
         self._optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(self._model(self._x), self._y)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
+
+    def step_alone(self) -> None:
+        """The same without exchange: each rank's own gradients."""
+        with self._model.no_sync():
+            self.step()
 
 
 def _power_sgd() -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.form import Check, Record, Result
-from dist_ml.bench.sparse_accuracy import DENSE, with_sparse
+from dist_ml.bench.sparse_accuracy_part import DENSE, with_sparse
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.convert import from_mapping, to_mapping

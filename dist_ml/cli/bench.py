@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dist_ml.cli import arguments, compose, configured, ranks, terminal
 from dist_ml.cli.quantities import number_of_ranks, time_limit
-from dist_ml.cli.tables import print_table
+from dist_ml.cli.tables import pairs, print_table
 from dist_ml.config.convert import from_mapping
 from dist_ml.errors import ConfigError
 
@@ -99,15 +99,23 @@ class _Command:
 
 
 def show(result: "Result") -> None:
-    """One table for each set of columns that the records have, then a line a check."""
+    """One table for each set of columns that the records have, what all its rows have in common in
+    a line above it; then a line a check.
+    """
     console = Console(highlight=False)
     tables: dict[tuple[str, ...], list[Record]] = {}
     for record in result.records:
         tables.setdefault(tuple(record), []).append(record)
     for columns, records in tables.items():
-        cells = [[_cell(value) for value in record.values()] for record in records]
-        numeric = [not isinstance(value, str) for value in records[0].values()]
-        print_table(console, columns, cells, numeric)
+        common = [name for name in columns if len({_cell(record[name]) for record in records}) == 1]
+        if len(records) == 1 or len(common) == len(columns):
+            common = []
+        for line in pairs([(name, _cell(records[0][name])) for name in common], console.width):
+            console.print(line, soft_wrap=True, markup=False)
+        shown = [name for name in columns if name not in common]
+        cells = [[_cell(record[name]) for name in shown] for record in records]
+        numeric = [not isinstance(records[0][name], str) for name in shown]
+        print_table(console, shown, cells, numeric)
     for check in result.checks:
         terminal.say(str(check))
 
@@ -118,6 +126,8 @@ def _cell(value: Any) -> str:
         if isinstance(value, float)
         else f"{value:,}"
         if isinstance(value, int)
+        else "-"
+        if value is None
         else str(value)
     )
 

@@ -47,13 +47,18 @@ def folded(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
     """Each row as its first cell and indented `header value` pairs; a pair is never broken."""
     lines: list[str] = []
     for row in rows:
-        lines.append(row[0])
-        line = ""
-        for header, cell in zip(headers[1:], row[1:], strict=True):
-            pair = f"{header} {cell}"
-            if line and len(_INDENT) + len(line) + len(_INDENT) + len(pair) > width:
-                lines.append(_INDENT + line)
-                line = ""
-            line = f"{line}{_INDENT}{pair}" if line else pair
-        lines.append(_INDENT + line)
+        under = pairs(list(zip(headers[1:], row[1:], strict=True)), width - len(_INDENT))
+        lines += [row[0], *(_INDENT + line for line in under)]
+    return lines
+
+
+def pairs(named: Sequence[tuple[str, str]], width: int) -> list[str]:
+    """`name value` pairs, as many to a line as fit."""
+    lines: list[str] = []
+    for name, value in named:
+        pair = f"{name} {value}"
+        if lines and len(lines[-1]) + len(_INDENT) + len(pair) <= width:
+            lines[-1] += _INDENT + pair
+        else:
+            lines.append(pair)
     return lines

@@ -2,6 +2,7 @@
 own pairs, so that a machine that slows down slows all of them.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +106,33 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
 def difference(minuends: Sequence[float], subtrahends: Sequence[float]) -> Spread:
     """Of the rounds' own differences, for the same reason."""
     return spread([a - b for a, b in zip(minuends, subtrahends, strict=True)])
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+# Student's t of 1, 2, … 30 degrees of freedom that 97.5 % lie below, and the normal distribution's.
+_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+_NORMAL = 1.960
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Of at least two independent values that are about normally distributed."""
+    degrees = len(values) - 1
+    quantile = _T[degrees - 1] if degrees <= len(_T) else _NORMAL
+    mean = statistics.mean(values)
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
 
 
 def fastest(seconds: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:

@@ -174,7 +174,8 @@ def test_steps_on_tuned_kernels(
 
 
 # --- memory of sharded optimizers
-SHARD: Figures = {"data_parallel": "zero2", "share_times_ranks": 1.0, "loss_difference": 0.0}
+SHARD: Figures = {"data_parallel": "zero2", "share_times_ranks": 1.0, "loss_difference": 0.0,
+                  "peak_over_dense": 0.8}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -183,6 +184,8 @@ SHARD: Figures = {"data_parallel": "zero2", "share_times_ranks": 1.0, "loss_diff
         pytest.param([SHARD], 0, id="good"),
         pytest.param([SHARD, changed(SHARD, share_times_ranks=1.2)], 1, id="more memory"),
         pytest.param([SHARD, changed(SHARD, share_times_ranks=0.5)], 1, id="not measured"),
+        pytest.param([SHARD, changed(SHARD, peak_over_dense=1.1)], 1, id="higher peak"),
+        pytest.param([SHARD, changed(SHARD, peak_over_dense=None)], 1, id="no peak was seen"),
         pytest.param([SHARD, changed(SHARD, loss_difference=1e-3)], 1, id="other losses"),
         pytest.param([changed(SHARD, loss_difference=NAN), SHARD], 1, id="losses are NaN"),
     ],
@@ -306,9 +309,15 @@ def test_words_of_oktopk(words: float, names: list[str]) -> None:
     assert failed(sparse_scaling.oktopk_checks(records, k=100)) == names
 
 
+@pytest.mark.parametrize(("over_planned", "green"), [(1.3, True), (0.3, False), (NAN, False)])
+def test_plans_of_sparse_sums(over_planned: float, green: bool) -> None:
+    records = [{"ranks": 4, "over_planned": over_planned}, {"ranks": 4, "latency_us": 5.0}]
+    assert sparse_scaling.plan_check(records).passed is green
+
+
 # --- products
-PRODUCTS: Figures = {"products": 9, "seen": 4, "error over bound": 0.9, "not as planned": 0,
-                     "relayouts wrong": 0}  # fmt: skip
+PRODUCTS: Figures = {"products": 9, "seen": 4, "error over bound": 0.9, "relayouts wrong": 0,
+                     "seen, not as planned": 0, "ledger not as planned": 0}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -317,7 +326,8 @@ PRODUCTS: Figures = {"products": 9, "seen": 4, "error over bound": 0.9, "not as 
         pytest.param({}, 0, id="good"),
         pytest.param({"error over bound": 1.2}, 1, id="wrong product"),
         pytest.param({"error over bound": NAN}, 1, id="NaN"),
-        pytest.param({"not as planned": 1}, 1, id="other words"),
+        pytest.param({"seen, not as planned": 1}, 1, id="other words seen"),
+        pytest.param({"ledger not as planned": 1}, 1, id="other words in the ledger"),
         pytest.param({"relayouts wrong": 1}, 1, id="moved twice"),
         pytest.param({"products": 0, "seen": 0}, 2, id="nothing ran"),
     ],
@@ -349,11 +359,13 @@ def reduced(algorithm: str, ms: float, setting: str = "tuned") -> Figures:
 
 
 @pytest.mark.parametrize(
-    ("ours", "count"),
-    [pytest.param(10.0, 0, id="good"), pytest.param(100.0, 2, id="slow")],
-)
-def test_shared_memory_allreduce(ours: float, count: int) -> None:
-    records = [reduced("shared_memory", ours), reduced("mpi", 60.0), reduced("limit", 9.0)]
+    ("ours", "ordinary", "count"),
+    [pytest.param(10.0, 30.0, 0, id="good"), pytest.param(100.0, 30.0, 2, id="slow"),
+     pytest.param(10.0, 70.0, 1, id="copies take too long")],
+)  # fmt: skip
+def test_shared_memory_allreduce(ours: float, ordinary: float, count: int) -> None:
+    records = [reduced("shared_memory", ours), reduced("shared_memory, any tensor", ordinary),
+               reduced("mpi", 60.0), reduced("limit", 9.0)]  # fmt: skip
     assert len(failed(allreduce_checks.node_checks(records, 2))) == count
 
 

@@ -1,0 +1,91 @@
+"""The README's table of measured figures: like against like, one line a row, with its command.
+
+    python benchmarks/readme_table.py [FOLDER]
+
+Prints the rows of readme_table.toml with the figures that `reproduce.sh` left in FOLDER. A row
+whose benchmark has no result there says what was known before, and that it was not measured again.
+"""
+
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+HEADINGS = ("what", "measured", "against", "command")
+HERE = Path(__file__).parent
+_PLACE = re.compile(r"\{([^{}]*):([^{}:]*)\}")
+
+
+class Row(NamedTuple):
+    """As `readme_table.toml` describes it."""
+
+    what: str
+    measured: str
+    against: str
+    label: str
+    before: str | None = None
+
+    @property
+    def checks(self) -> list[str]:
+        """Those whose values it shows."""
+        return [name for name, _ in _PLACE.findall(self.measured)]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table."""
+    if len(argv) > 1 or (argv and not Path(argv[0]).is_dir()):
+        raise SystemExit("usage: python benchmarks/readme_table.py [FOLDER], that holds results")
+    checks = checks_in(Path(argv[0])) if argv else {}
+    sys.stdout.write("\n".join(table(checks)) + "\n")
+    return 0
+
+
+def checks_in(folder: Path) -> dict[str, dict[str, float]]:
+    """By label, the values of its result's checks by name."""
+    results = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
+    return {
+        label: {check["name"]: check["value"] for check in result["checks"]}
+        for label, result in results.items()
+    }
+
+
+def rows() -> list[Row]:
+    text = (HERE / "readme_table.toml").read_text()
+    return [Row(**row) for row in tomllib.loads(text)["row"]]
+
+
+def table(checks: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Its lines."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
+    for row in rows():
+        command = f"`{command_of(row.label)}`"
+        cells = (row.what, figures(row, checks.get(row.label)), row.against, command)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def figures(row: Row, values: Mapping[str, float] | None) -> str:
+    """What the row says was measured; values are those of its label's checks, None where it has no
+    result.
+    """
+    if values is None:
+        return "not measured yet" if row.before is None else f"{row.before}; not measured again"
+    for name in row.checks:
+        if name not in values:
+            raise SystemExit(f"{row.label}.json has no check {name!r}, which {row.what!r} shows")
+    return _PLACE.sub(lambda at: format(values[at[1]], at[2]), row.measured)
+
+
+def command_of(label: str) -> str:
+    """What `reproduce.sh` runs under this label, as a user would enter it."""
+    script = (HERE / "reproduce.sh").read_text()
+    found = re.search(rf"^{re.escape(label)} +\| (.*)$", script, re.MULTILINE)
+    assert found, label
+    return f"dist-ml bench {found[1].strip()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""The README's table is what `benchmarks/readme_table.py` makes, whatever was measured."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import readme_table
+from benchmarks.readme_table import Row, figures, rows
+
+README = Path(readme_table.__file__).parents[1] / "README.md"
+ROW = Row("a step", "{over bare:.2f} of its time", "bare", "step", "1.01")
+
+
+@pytest.mark.parametrize(
+    ("row", "values", "shown"),
+    [
+        pytest.param(ROW, {"over bare": 1.038}, "1.04 of its time", id="measured"),
+        pytest.param(ROW, None, "1.01; not measured again", id="known"),
+        pytest.param(ROW._replace(before=None), None, "not measured yet", id="unknown"),
+    ],
+)
+def test_figures(row: Row, values: dict[str, float] | None, shown: str) -> None:
+    assert figures(row, values) == shown
+
+
+def test_a_check_of_another_name_is_no_silent_gap() -> None:
+    with pytest.raises(SystemExit, match=r"step\.json has no check 'over bare'"):
+        figures(ROW, {"over": 1.0})
+
+
+def test_figures_come_from_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check = {"name": "step over the best bare loop", "value": 1.0125}
+    (tmp_path / "step.json").write_text(json.dumps({"checks": [check]}))
+    assert readme_table.main([str(tmp_path)]) == 0
+    assert "| 1.012 of its time | the faster of bare" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="usage"):
+        readme_table.main([str(tmp_path / "nowhere")])
+
+
+def test_the_readme_has_these_rows() -> None:
+    """Its figures are either of the form that a row has, or said not to be measured again."""
+    lines = README.read_text().splitlines()
+    start = lines.index("| " + " | ".join(readme_table.HEADINGS) + " |") + 2
+    for row, line in zip(rows(), lines[start:], strict=False):
+        what, measured, against, command = line.strip("| ").split(" | ")
+        assert (what, against) == (row.what, row.against)
+        assert command == f"`{readme_table.command_of(row.label)}`"
+        text = re.split(r"\{[^{}]*\}", row.measured)
+        form = r"[-+]?[\d.]+(e-?\d+)?".join(map(re.escape, text))
+        known = figures(row, None)
+        assert measured == known or re.fullmatch(form, measured)
+    assert not lines[start + len(rows())].startswith("|")
