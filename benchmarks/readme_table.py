@@ -2,8 +2,9 @@
 
     python benchmarks/readme_table.py [--write] [FOLDER]
 
-Prints, or writes into the README, the rows of readme_table.toml with the figures that `reproduce.sh` left in FOLDER. A row
-whose benchmark has no result there says what was known before, and that it was not measured again.
+Prints, or writes into the README, the rows of readme_table.toml with the figures that
+`reproduce.sh` left in FOLDER. A row whose benchmark has no result there says what was known before,
+and that it was not measured again.
 """
 
 import json

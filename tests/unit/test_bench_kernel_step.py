@@ -1,6 +1,7 @@
 """The part of `dist-ml bench step kernel=auto` at tiny size, and what is made of its figures."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def test_a_step_on_tuned_kernels_is_measured_beside_all_others(kernel: str) -> N
     assert all(len(times) == 2 and min(times) > 0 for times in found["seconds"].values())
     assert 0 <= found["loss"] < 1e-4  # the same network on both kernels
     # forward, dX but for the first layer, dW: 2 m n k each, whatever their order
-    weights = [inputs * outputs for inputs, outputs in zip(WIDTHS, WIDTHS[1:], strict=False)]
+    weights = [inputs * outputs for inputs, outputs in itertools.pairwise(WIDTHS)]
     assert found["flops"] == 2 * 4 * (3 * sum(weights) - weights[0])
     assert found["fastest"] == 1e9 * max(WIDTHS)  # dW has a row an output
     assert found["peak"] >= 1e10
