@@ -31,6 +31,9 @@ from dist_ml.train.step import TrainStep
 from dist_ml.train.trainer import Trainer
 from dist_ml.train.updater import Updater
 
+_MOST_STEPS = 1 << 33  # of a run
+_STEPS_A_DAY = 1000 * 86_400
+
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
 
 
@@ -92,6 +95,16 @@ def _check_layers(densities: Mapping[str, float], model: torch.nn.Module) -> Non
             )
 
 
+def _require_end(epochs: int, num_steps: int) -> None:
+    """`ConfigError` for a run whose end nobody will see."""
+    if num_steps > _MOST_STEPS:
+        raise ConfigError(
+            f"epochs={epochs} are {num_steps:,} steps, {num_steps // _STEPS_A_DAY:,} days at a "
+            f"thousand a second; a run has at most {_MOST_STEPS:,}: lower epochs, or raise "
+            "batch_size"
+        )
+
+
 def build_evaluator(config: TrainConfig, mesh: Mesh, task: Task) -> Evaluator:
     """What evaluating needs, and no more: no optimizer, no reducer, nothing that measures."""
     autocast = config.precision == "bf16"
@@ -110,6 +123,7 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
     num_steps = config.epochs * sampler.steps_per_epoch
     share = -(-sampler.batch_size // (data.size * config.accumulation))
     with raise_on_all_ranks(mesh.world):
+        _require_end(config.epochs, num_steps)
         require_share_fits(share, task.dataset.train, DTYPES[config.precision])
     slots = task.objective.num_slots
     exchange = build_exchange(Setting(config, task.model, slots, data, num_steps))
@@ -127,9 +141,8 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
         config.accumulation,
         config.precision == "bf16",
     )
-    executor = Executor(
-        one_stage(config.accumulation).actions[0], {"F": stage.forward, "B": stage.backward}
-    )
+    actions = one_stage(config.accumulation).actions[0]
+    executor = Executor(actions, {"F": stage.forward, "B": stage.backward})
     guard = Guard(mesh.world, config.clip_norm, config.nonfinite)
     return Trainer(
         mesh=mesh,
