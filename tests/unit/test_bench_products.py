@@ -217,7 +217,9 @@ def test_words_that_no_plan_has_are_found(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(Gemm, "__call__", chatty)
     found = on_ranks(2, gemm_products.measure_products, PRODUCTS)
-    assert any("plan" in name for name in failed(gemm_words.product_checks([found])))
+    assert found["ledger not as planned"] == found["products"]
+    assert found["seen, not as planned"] == found["seen"] > 0
+    assert len(failed(gemm_words.product_checks([found]))) == 2
 
 
 def test_memory_is_measured_without_a_limit_and_with_two(
