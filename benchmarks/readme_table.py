@@ -1,9 +1,10 @@
 """The README's table of measured figures: like against like, one line a row, with its command.
 
-    python benchmarks/readme_table.py [FOLDER]
+    python benchmarks/readme_table.py [--write] [FOLDER]
 
-Prints the rows of readme_table.toml with the figures that `reproduce.sh` left in FOLDER. A row
-whose benchmark has no result there says what was known before, and that it was not measured again.
+Prints, or writes into the README, the rows of readme_table.toml with the figures that
+`reproduce.sh` left in FOLDER. A row whose benchmark has no result there says what was known before,
+and that it was not measured again.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 HEADINGS = ("what", "measured", "against", "command")
 HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
 _PLACE = re.compile(r"\{([^{}]*):([^{}:]*)\}")
 
 
@@ -34,13 +36,25 @@ class Row(NamedTuple):
         return [name for name, _ in _PLACE.findall(self.measured)]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print the table."""
-    if len(argv) > 1 or (argv and not Path(argv[0]).is_dir()):
-        raise SystemExit("usage: python benchmarks/readme_table.py [FOLDER], that holds results")
-    checks = checks_in(Path(argv[0])) if argv else {}
-    sys.stdout.write("\n".join(table(checks)) + "\n")
+def main(argv: Sequence[str], readme: Path = README) -> int:
+    """Print or write the table."""
+    folders = [word for word in argv if word != "--write"]
+    if len(folders) > 1 or not all(Path(folder).is_dir() for folder in folders):
+        raise SystemExit("usage: python benchmarks/readme_table.py [--write] [FOLDER of results]")
+    lines = table(checks_in(Path(folders[0])) if folders else {})
+    if "--write" in argv:
+        readme.write_text(with_table(readme.read_text(), lines))
+    else:
+        sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def with_table(text: str, lines: Sequence[str]) -> str:
+    """`text` with `lines` in place of the table that begins like them."""
+    old = text.splitlines()
+    start = old.index(lines[0])
+    end = next(at for at in range(start, len(old)) if not old[at].startswith("|"))
+    return "\n".join([*old[:start], *lines, *old[end:]]) + "\n"
 
 
 def checks_in(folder: Path) -> dict[str, dict[str, float]]:

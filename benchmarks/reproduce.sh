@@ -2,6 +2,7 @@
 # Makes every table of benchmarks/ again, on this machine, into a dated folder.
 #
 #   bash benchmarks/reproduce.sh                    all of them; leave the machine alone meanwhile
+#   bash benchmarks/reproduce.sh --long             and those that take long
 #   bash benchmarks/reproduce.sh step selection     those whose label begins with one of these words
 #   bash benchmarks/reproduce.sh --resume FOLDER    those that FOLDER lacks, into it (words may follow)
 #   OUT=FOLDER bash benchmarks/reproduce.sh         the same; PYTHON=… another interpreter
@@ -15,6 +16,11 @@ cd "$(dirname "$0")/.." || exit 2
 
 python=${PYTHON:-python}
 out=${OUT:-runs/benchmarks/$(date +%Y-%m-%d_%H-%M-%S)}
+include_long=
+if [ "${1-}" = --long ]; then
+    include_long=yes
+    shift
+fi
 if [ "${1-}" = --resume ]; then
     [ -d "${2-}" ] || { echo "usage: reproduce.sh --resume FOLDER [WORD…], a folder that holds results" >&2; exit 2; }
     out=$2
@@ -27,17 +33,16 @@ benchmarks='
 reproduce-mpich     | reproduce --mpi mpich
 reproduce-openmpi   | reproduce --mpi openmpi
 step                | step
-step-kernel         | step kernel=auto
+step-kernel         | step kernel=auto rounds=11
 kernel              | kernel
 memory              | memory
 collectives-mpich   | collectives --mpi mpich
 collectives-openmpi | collectives --mpi openmpi
 allreduce-node      | allreduce
 allreduce-1gbit     | allreduce network=emulated_1gbit
-allreduce-100mbit   | allreduce network=emulated_100mbit
 allreduce_words     | allreduce_words
 overlap-node        | overlap
-overlap-1gbit       | overlap network=1gbit ranks=4
+overlap-1gbit       | overlap network=1gbit ranks=4 rounds=5 steps=1
 sharded             | sharded
 daso                | daso
 selection           | selection
@@ -47,6 +52,10 @@ sparse_accuracy     | sparse_accuracy
 sparse_curve        | sparse_curve
 gemm                | gemm
 gemm_words          | gemm_words
+'
+# takes as long as all of these, and no row of the README is of it
+long='
+allreduce-100mbit   | allreduce network=emulated_100mbit
 '
 
 wanted() { # is this label asked for?
@@ -81,6 +90,6 @@ while IFS='|' read -r label arguments; do
     fi
     grep -E ' (ok|FAILED)$' "$out/$label.txt" | sed 's/^/   /'
     echo "   $((SECONDS - start)) s"
-done <<<"$benchmarks"
+done <<<"$benchmarks${include_long:+$long}"
 
 claims

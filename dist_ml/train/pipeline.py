@@ -11,6 +11,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.mesh import Mesh
 from dist_ml.config.names import require_one_of
 from dist_ml.config.pipeline import PipelineConfig
+from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError, ScheduleError
 from dist_ml.measure.memory import physical_bytes, spell_bytes
 from dist_ml.models import BlockModel
@@ -73,6 +74,38 @@ def build_pipeline(
     return Pipeline(
         schedule, stages, shapes, shared, comm, replicas or mesh.comm("data"), len(copies)
     )
+
+
+def check_axes(config: TrainConfig, mesh: Mesh) -> None:
+    """`ConfigError` for keys that this mesh has no use for, or can't serve."""
+    if mesh.sizes["pipeline"] == 1:
+        if config.pipeline != PipelineConfig():
+            raise ConfigError(
+                "pipeline.* has no effect with mesh.pipeline=1: leave it out, or set mesh.pipeline"
+            )
+        return
+    if config.accumulation > 1:
+        raise ConfigError(
+            f"accumulation={config.accumulation} has no effect with "
+            f"mesh.pipeline={mesh.sizes['pipeline']}: a pipeline's pieces of a batch are "
+            f"pipeline.microbatches; set accumulation=1 pipeline.microbatches={config.accumulation}"
+        )
+    if config.data_parallel.name in ("periodic", "daso"):
+        raise ConfigError(
+            f"data_parallel={config.data_parallel.name} is not built for mesh.pipeline="
+            f"{mesh.sizes['pipeline']}; use dense, zero1 or zero2"
+        )
+
+
+def check_shared(config: TrainConfig, pipeline: Pipeline) -> None:
+    """`ConfigError` where a parameter of several stages meets an exchange that can't sum it."""
+    dense = config.data_parallel.name == "dense" and config.sparse.allreduce == "none"
+    if pipeline.shared and not dense:
+        raise ConfigError(
+            f"{pipeline.shared[0][0].name} is used by several stages, whose gradients are only "
+            "summed with data_parallel=dense sparse=none; use these, or stages that keep its users "
+            "together (pipeline.stages)"
+        )
 
 
 def make_schedule(config: PipelineConfig, num_ranks: int) -> Schedule:

@@ -78,7 +78,9 @@ def test_a_curve_that_never_reaches_dense_fails(
     sparse_curve_points: list[tuple[float, float]], green: bool
 ) -> None:
     curves = {"dense": [(5.0, 2.0), (10.0, 0.2)], "oktopk": sparse_curve_points}
-    assert (failed(sparse_curve.curve_checks(curves)) == []) is green
+    never = {**curves, "oktopk": [(9.0, 0.9)]}
+    assert (failed(sparse_curve.curve_checks([curves])) == []) is green
+    assert (failed(sparse_curve.curve_checks([curves, never, curves])) == []) is green  # medians
 
 
 # --- sparse steps: like with like, and bytes seen against bytes stated

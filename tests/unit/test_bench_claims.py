@@ -104,9 +104,14 @@ def test_the_script_leaves_results_and_claims(tmp_path: Path) -> None:
     done = reproduce(tmp_path, "allreduce", "step-")
     assert done.returncode == 0, done.stderr
     assert "columns 80: x 1 ≤ 2 ok" in done.stdout
-    labels = ["allreduce-100mbit", "allreduce-1gbit", "allreduce-node", "allreduce_words"]
-    assert results(tmp_path) == [*labels, "step-kernel"]
+    labels = ["allreduce-1gbit", "allreduce-node", "allreduce_words", "step-kernel"]
+    assert results(tmp_path) == labels
     assert (tmp_path / "out" / "claims.md").exists()
+
+
+def test_long_ones_are_asked_for(tmp_path: Path) -> None:
+    assert reproduce(tmp_path, "--long", "allreduce-1").returncode == 0
+    assert results(tmp_path) == ["allreduce-100mbit", "allreduce-1gbit"]
 
 
 def test_an_interrupted_run_keeps_what_is_finished_and_is_resumed(tmp_path: Path) -> None:

@@ -1,9 +1,5 @@
 """Malformed command lines, from a seed: each is refused in words or is a run that can be built."""
 
-import copy
-import functools
-import math
-import operator
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,10 +13,9 @@ from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError, DistMLError
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.metrics import flatten
+from tests import malformed
 
 NUM_OVERRIDES = 40  # through Hydra, which takes a quarter of a second each
-NUM_MAPPINGS = 400
-SEED = 10
 VALUES = [
     "", "null", "~", "true", "-1", "0", "1", "2.5", "1e400", "-1e-400", ".nan", "nan", "inf",
     "-.inf", "1_000", "0x10", "1e3", "9" * 40, "'1'", "text", "'quoted text'", "[]", "[1]",
@@ -37,8 +32,6 @@ SHAPES = [
     "{key}.x={value}",
 ]
 FLAGS = ["--lr", "-x", "--cfg", "--cfg=all", "--config-name=nowhere", "--resolve=1", "--", "-"]
-ODD = [None, True, -1, 0, 1, 2.5, math.inf, -math.inf, math.nan, 10**12, 10**30, "", "1e-3", "x",
-       "..", "\0", [], [0], [-1], [None], {}, {"a": 1}, [[1]], "y" * 5000]  # fmt: skip
 
 
 def config_of(*argv: str) -> TrainConfig:
@@ -53,25 +46,22 @@ def build(argv: list[str]) -> None:
 
 def overrides() -> Iterator[list[str]]:
     """Keys of the configuration, and some that don't exist, with values that mostly don't fit."""
-    chance = random.Random(SEED)
-    keys = [*flatten(default()), "data", "optimizer", "nowhere", "optimizer.nowhere", "hydra.x", ""]
+    chance = random.Random(malformed.SEED)
+    keys = [
+        *flatten(malformed.default()),
+        "data",
+        "optimizer",
+        "nowhere",
+        "optimizer.nowhere",
+        "hydra.x",
+        "",
+    ]
     for _ in range(NUM_OVERRIDES):
         shape, key, value = chance.choice(SHAPES), chance.choice(keys), chance.choice(VALUES)
         case = [shape.format(key=key, value=value)]
         if chance.random() < 0.1:
             case.append(chance.choice(FLAGS))
         yield case
-
-
-def mappings() -> Iterator[tuple[str, Any]]:
-    chance = random.Random(SEED)
-    keys = [*flatten(default()), "data", "model", "nowhere", "optimizer.nowhere"]
-    for _ in range(NUM_MAPPINGS):
-        yield chance.choice(keys), chance.choice(ODD)
-
-
-def default() -> dict[str, Any]:
-    return compose.composed(arguments.parse([], "dist-ml train", "train"))
 
 
 def outcome(case: Any, config: Callable[[], TrainConfig]) -> str:
@@ -93,16 +83,12 @@ def test_malformed_command_lines_are_refused_in_words_or_make_a_trainer() -> Non
 
 
 def test_malformed_values_are_refused_in_words_or_make_a_trainer() -> None:
-    start, outcomes = default(), []
-    for key, value in mappings():
-        mapping = copy.deepcopy(start)
-        *groups, name = key.split(".")
-        group = functools.reduce(operator.getitem, groups, mapping)
-        group[name] = value
-        case = lambda mapping=mapping: from_mapping(TrainConfig, mapping)  # noqa: E731
-        outcomes.append(outcome((key, value), case))
+    outcomes = []
+    for case, mapping in malformed.mappings():
+        config = lambda mapping=mapping: from_mapping(TrainConfig, mapping)  # noqa: E731
+        outcomes.append(outcome(case, config))
     assert set(outcomes) == {"refused", "built"}
-    assert outcomes.count("refused") > NUM_MAPPINGS // 2
+    assert outcomes.count("refused") > malformed.NUM_MAPPINGS // 2
 
 
 @pytest.mark.parametrize(
@@ -124,6 +110,7 @@ def test_malformed_values_are_refused_in_words_or_make_a_trainer() -> None:
         ["data_parallel=zero1", "allreduce.wire=bf16"],
         ["mesh.data=3"],
         ["seed=-1"],
+        ["epochs=1000000000000000"],
         ["clip_norm=0"],
     ],
     ids=lambda argv: " ".join(argv)[:50],
@@ -133,6 +120,13 @@ def test_nothing_is_accepted_silently(argv: list[str]) -> None:
         build(argv)
     named = argv[-1].partition("=")[0]
     assert any(part in str(caught.value) for part in (named, named.rpartition(".")[2]))
+
+
+def test_a_run_without_end_is_told_what_it_would_cost() -> None:
+    """digits are 1,440 samples, 23 batches of 64."""
+    words = "23,000,000,000,000,000 steps, 266,203,703 days at a thousand a second"
+    with pytest.raises(ConfigError, match=words):
+        build(["epochs=1000000000000000"])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 from benchmarks import readme_table
 from benchmarks.readme_table import Row, figures, rows
 
-README = Path(readme_table.__file__).parents[1] / "README.md"
 ROW = Row("a step", "{over bare:.2f} of its time", "bare", "step", "1.01")
 
 
@@ -39,9 +38,21 @@ def test_figures_come_from_the_results(tmp_path: Path, capsys: pytest.CaptureFix
         readme_table.main([str(tmp_path / "nowhere")])
 
 
+def test_the_table_is_written_over_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    head = readme_table.table({})[0]
+    readme.write_text(f"before\n\n{head}\n|---|\n| old |\n\nafter\n| another | table |\n")
+    assert readme_table.main(["--write"], readme) == 0
+    lines = readme.read_text().splitlines()
+    assert lines[:3] == ["before", "", head]
+    assert "| old |" not in lines
+    assert lines[-3:] == ["", "after", "| another | table |"]
+    assert len(lines) == 2 + 2 + len(rows()) + 3
+
+
 def test_the_readme_has_these_rows() -> None:
     """Its figures are either of the form that a row has, or said not to be measured again."""
-    lines = README.read_text().splitlines()
+    lines = readme_table.README.read_text().splitlines()
     start = lines.index("| " + " | ".join(readme_table.HEADINGS) + " |") + 2
     for row, line in zip(rows(), lines[start:], strict=False):
         what, measured, against, command = line.strip("| ").split(" | ")
