@@ -146,13 +146,13 @@ class TestDrain:
         pending[1].arrived.set()
         seen: list[int] = []
 
-        def enough() -> bool:
+        def stop() -> bool:
             seen.append(len(requests))
             if len(seen) == 2:
                 pending[0].arrived.set()
             return len(seen) == 4
 
-        drain(requests, threading.Event(), (), enough)
+        drain(requests, threading.Event(), (), stop)
         assert seen[:2] == [3, 3]
         assert seen[-1] == 1
         assert first not in requests
