@@ -70,8 +70,8 @@ def run(config: SparseScalingBench, worlds: Worlds) -> Result:
 def plan_check(records: Sequence[Record]) -> Check:
     """How many of the plans are within a factor of two of what was measured."""
     ratios = [record["over_planned"] for record in records if "over_planned" in record]
-    near = sum(0.5 <= ratio <= 2.0 for ratio in ratios) / len(ratios)
-    return Check("share of plans within a factor of two of the measured", near, 0.9, "higher")
+    within = sum(0.5 <= ratio <= 2.0 for ratio in ratios) / len(ratios)
+    return Check("share of plans within a factor of two of the measured", within, 0.9, "higher")
 
 
 def oktopk_checks(records: Sequence[Record], k: int) -> list[Check]:

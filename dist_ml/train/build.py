@@ -141,9 +141,8 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
         config.accumulation,
         config.precision == "bf16",
     )
-    executor = Executor(
-        one_stage(config.accumulation).actions[0], {"F": stage.forward, "B": stage.backward}
-    )
+    actions = one_stage(config.accumulation).actions[0]
+    executor = Executor(actions, {"F": stage.forward, "B": stage.backward})
     guard = Guard(mesh.world, config.clip_norm, config.nonfinite)
     return Trainer(
         mesh=mesh,

@@ -27,7 +27,7 @@ NODES = {
     "3+2": [0, 0, 0, 1, 1],
     "1+3+2": [0, 1, 1, 1, 2, 2],
     "interleaved": [0, 1, 0, 1],
-    "1+1+1": [0, 1, 2],
+    "1+1+1+1": [0, 1, 2, 3],
 }
 CASES = [("shared_memory", nodes) for nodes in ONE_NODE]
 CASES += [("hierarchical", nodes) for nodes in NODES]
@@ -87,8 +87,9 @@ def test_parts_of_one_vector_under_way_together_end_in_any_order(name: str, node
         for repeat in range(3):
             whole.copy_(vector(comm.rank + repeat, 300))
             parts = [block(300, 4, number) for number in range(4)]
-            requests = [reduce.start(whole[part.slice]) for part in parts]
-            for number in [3, 0, 2, 1] if comm.rank % 2 else [1, 2, 0, 3]:
+            requests = [reduce.start(whole[part.slice]) for part in parts[:3]]
+            reduce(whole[parts[3].slice])  # after the first time it is known, and others under way
+            for number in [2, 0, 1] if comm.rank % 2 else [1, 2, 0]:
                 requests[number].wait()
             assert torch.equal(whole, exact(size, 300) + size * repeat)
 
@@ -118,6 +119,21 @@ def test_words_between_nodes_are_those_stated_and_seen(nodes: str, wire: str) ->
     for n, words in zip(SIZES, zip(*run_ranks(size, body, NODES[nodes]), strict=True), strict=True):
         # a node sends 2n(H-1)/H in all, however many ranks it has
         assert sum(words) == pytest.approx(2 * n * (num_nodes - 1), abs=8 * size)
+
+
+def test_short_shares_take_few_messages_and_long_ones_go_around_a_ring() -> None:
+    def body(comm: Communicator) -> list[int]:
+        own, seen = counted(comm)
+        reduce = Hierarchical(own)
+        messages = []
+        for n in (15, 1001):
+            before = seen.messages
+            reduce(vector(comm.rank, n, "float32"))
+            messages.append(seen.messages - before)
+        return messages
+
+    nodes = [0, 1, 2, 3]
+    assert run_ranks(4, body, nodes) == [[2 * 2, 2 * 3]] * 4  # 2 log H, and 2 (H - 1)
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

@@ -227,6 +227,8 @@ def test_words_that_no_plan_has_are_found(
 
     monkeypatch.setattr(Gemm, "__call__", chatty)
     found = on_ranks(2, gemm_products.measure_products, PRODUCTS)
+    assert found["seen, not as planned"] == found["seen"] > 0
+    assert found["ledger not as planned"] == (0 if below else found["products"])
     expected = [f"products whose {name} from the plan" for name in names]
     assert failed(gemm_words.product_checks([found])) == expected
 

@@ -87,6 +87,14 @@ def test_without_shuffling_the_order_is_that_of_the_ids() -> None:
     assert GlobalSampler(10, 4, 0, shuffle=False).batch(3, 2).tolist() == [8, 9]
 
 
+def test_one_sampler_tells_the_share_of_any_rank_in_any_order() -> None:
+    asked = [(rank, size, step) for size in (1, 2, 3) for rank in range(size) for step in (1, 0)]
+    one = GlobalSampler(10, 4, seed=1)
+    for rank, size, step in [*asked, *reversed(asked)]:
+        alone = GlobalSampler(10, 4, seed=1).share(2, step, rank, size)
+        assert np.array_equal(one.share(2, step, rank, size), alone)
+
+
 def test_a_batch_larger_than_the_set_is_the_set() -> None:
     sampler = GlobalSampler(5, 100, 0)
     assert sampler.steps_per_epoch == 1

@@ -179,6 +179,82 @@ def test_sent_and_residuals_are_the_sum_of_gradients(size: int) -> None:
     run_ranks(size, body)
 
 
+NODES = {"1": [0], "2": [0, 0], "1+1+1": [0, 1, 2], "2+2": [0, 0, 1, 1], "2x3": [0, 1, 0, 1, 0, 1]}
+
+
+@pytest.mark.parametrize("nodes", NODES)
+@pytest.mark.parametrize("overlap", [0, 3])
+def test_at_density_one_nodes_that_sum_first_sum_everything(nodes: str, overlap: int) -> None:
+    if overlap:  # buckets on a thread, over a communicator of their own, without nodes
+        changes: dict[str, Any] = {"allreduce": "split_allgather", "overlap": overlap}
+    else:
+        changes = {"allreduce": "oktopk", "hierarchical": True}
+
+    def body(comm: Communicator) -> np.ndarray:
+        job = Job(comm, density=1.0, **changes)
+        for step in range(2):
+            expected = job.own(step).astype(np.float64)
+            comm.allreduce(expected)
+            reduced = job.step(step, loss=comm.rank + 1.0)
+            np.testing.assert_allclose(job.result, expected, rtol=1e-5, atol=1e-5)
+            assert reduced.slots[0] == sum(range(1, comm.size + 1))
+            assert reduced.norm() == pytest.approx(float(np.linalg.norm(expected)), rel=1e-5)
+        job.reducer.close()
+        return job.result
+
+    found = run_ranks(len(NODES[nodes]), body, NODES[nodes])
+    assert all(np.array_equal(result, found[0]) for result in found)
+
+
+@pytest.mark.parametrize("nodes", NODES)
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_node_remembers_as_one_and_nothing_is_lost(nodes: str, momentum: float) -> None:
+    """Each rank of a node keeps the residual of its shard: together with what was sent, over all
+    nodes, they are the sum of all gradients, or of all velocities.
+    """
+
+    def body(comm: Communicator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        job = Job(
+            comm, allreduce="split_allgather", density=0.05, hierarchical=True, dense_below=0,
+            momentum=momentum, factor_masking=False,
+        )  # fmt: skip
+        words = job.gradients.num_words
+        total, expected, velocity = np.zeros(words), np.zeros(words), np.zeros(words)
+        for step in range(5):
+            velocity = momentum * velocity + job.own(step)
+            expected += velocity
+            job.step(step)
+            total += job.result
+        arrays = job.reducer.state_dict()["parts"][0]["arrays"]
+        return total, expected, arrays["values"]
+
+    layout = NODES[nodes]
+    found = run_ranks(len(layout), body, layout)
+    residual = sum(
+        np.concatenate([found[rank][2] for rank, of in enumerate(layout) if of == node])
+        for node in sorted(set(layout))
+    )
+    expected = sum(gradients for _, gradients, _ in found)
+    np.testing.assert_allclose(found[0][0] + residual, expected, rtol=1e-4, atol=1e-3)
+    assert np.count_nonzero(residual) > 0
+
+
+def test_between_nodes_go_the_shares_of_ranks_and_inside_them_the_whole_gradient() -> None:
+    def body(comm: Communicator) -> tuple[int, int]:
+        job = Job(comm, allreduce="allgather", density=0.1, hierarchical=True, dense_below=0)
+        before = comm.traffic.snapshot()
+        job.step(0)
+        moved: dict[str, int] = {}
+        for (axis, _), tally in comm.traffic.since(before).items():
+            moved[axis] = moved.get(axis, 0) + tally.words_sent
+        return moved["data in node"], moved["data between nodes"]
+
+    inside, between = zip(*run_ranks(4, body, [0, 0, 1, 1]), strict=True)
+    n = sum(math.prod(shape) for shape in SHAPES)
+    assert sum(inside) == 2 * 2 * n  # a reduce-scatter and an allgather of n (L-1)/L a rank, twice
+    assert 0 < sum(between) <= 4 * (2 * 0.1 * n / 2 + 10)
+
+
 def test_each_rank_is_clipped_to_its_share_of_the_norm() -> None:
     def body(comm: Communicator) -> float:
         job = Job(comm, allreduce="allgather", density=1.0, dense_below=0, clip_norm=0.5)

@@ -6,6 +6,7 @@ import copy
 import errno
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,7 +68,7 @@ class TestInterval:
         assert interval.num_samples == 40
 
     def test_nothing_from_before_its_begin_is_in_it(self) -> None:
-        traffic = Traffic()
+        traffic = Traffic(timing=True)
         traffic.count("data", "allreduce", Words(100, 100, 2), 4)
         interval = Interval(self.trainer(traffic))
         interval.add(step(0, 9.0, 1, 10))
@@ -76,6 +77,7 @@ class TestInterval:
         traffic.count("data", "allreduce", Words(30, 30, 2), 4)
         with traffic.timed("pipeline", "send"):
             traffic.count("pipeline", "send", Words(5, 0, 1), 8)
+            time.sleep(0.001)
         interval.add(step(1, 1.0, 5, 10))
         values = interval.values(step(1, 1.0, 5, 10))
         assert (values["mean_loss"], values["train_accuracy"]) == (1.0, 0.5)
@@ -294,13 +296,13 @@ def test_skipped_steps_are_counted_logged_and_leave_the_weights_finite(
 def test_a_run_that_fails_says_so_in_its_summary_and_saves_no_weights(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Blowing(monkeypatch, 5, 5)
-    with pytest.raises(NonFiniteError, match="epoch 1, step 4"):
-        train(folder, epochs=3)
+    Blowing(monkeypatch, 11, 11)
+    with pytest.raises(NonFiniteError, match="epoch 3, step 10"):
+        train(folder, epochs=5, evaluate_every=2)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "failed"
-    assert "epoch 1, step 4" in summary["error"]
-    assert summary["num_steps"] == 4
+    assert "epoch 3, step 10" in summary["error"]
+    assert summary["num_steps"] == 10
     assert summary["test_loss"] > 0, "what was evaluated before the failure is kept"
     assert not list((folder / "checkpoints").iterdir())
 

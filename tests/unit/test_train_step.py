@@ -166,12 +166,17 @@ def test_what_runs_in_a_step_and_in_which_order(taken: bool) -> None:
     assert step.num_steps == 41
 
 
-def test_gradients_are_final_from_the_last_backward_pass_on_also_without_samples() -> None:
-    """Two samples on three ranks in two pieces: rank 0 and 1 have one piece, rank 2 none."""
+@pytest.mark.parametrize(
+    ("num", "pieces"), [(5, [[1, 1], [1, 1], [1]]), (2, [[1], [1], []])], ids=["5", "2"]
+)
+def test_gradients_are_final_from_the_last_backward_pass_on_also_without_samples(
+    num: int, pieces: list[list[int]]
+) -> None:
+    """Few samples on three ranks in two pieces: some ranks have one piece, some none."""
 
     def body(comm: Communicator) -> list[str]:
         log: list[str] = []
-        steps = Steps(comm, Points(2), 2, num_microbatches=2)
+        steps = Steps(comm, Points(num), num, num_microbatches=2)
         start, batch = steps.reducer.start, steps.train_step._stage._split.batch
         steps.reducer.start = lambda: (log.append("start"), start())[1]  # type: ignore[method-assign]
         steps.train_step._stage._split.batch = (  # type: ignore[method-assign]
@@ -180,7 +185,8 @@ def test_gradients_are_final_from_the_last_backward_pass_on_also_without_samples
         steps.train_step.run(0, 0)
         return log
 
-    assert run_ranks(3, body) == [["1 samples", "start"]] * 2 + [["start"]]
+    expected = [[*(f"{count} samples" for count in counts), "start"] for counts in pieces]
+    assert run_ranks(3, body) == expected
 
 
 class TestExecutor:
