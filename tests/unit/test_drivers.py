@@ -222,6 +222,7 @@ def test_what_passed_during_the_backward_pass_is_told_as_hidden(overlap: str) ->
             reducer.finish()
             assert all((p.grad == comm.size).all() for p in parameters)
         told = reducer.diagnostics()
+        assert len(reducer._spans) == (2 if overlap == "thread" else 0)
         reducer.close()
         return before, told
 
