@@ -3,7 +3,7 @@ over gloo beside them.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,9 +73,14 @@ class Ddp:
         if not torch.distributed.is_initialized():
             join_gloo(comm)
         model = MLP(widths, linear=linear_factory(FALLBACK))
-        self._model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-        if hook is not None:
-            self._model.register_comm_hook(*HOOKS[hook]())
+        chosen = None if hook is None else HOOKS[hook]
+        self._model = torch.nn.parallel.DistributedDataParallel(
+            model,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=None if chosen is None else chosen.bucket_megabytes,
+        )
+        if chosen is not None:
+            self._model.register_comm_hook(*chosen.make())
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr)
         self._x, self._y = samples(widths, batch, comm.rank)
 
@@ -98,10 +103,19 @@ def _power_sgd() -> tuple[Any, Any]:
     return state, powerSGD_hook.powerSGD_hook
 
 
-# (state, hook) as `register_comm_hook` takes them; torch refuses its bf16 hook without NCCL
-HOOKS: dict[str, Callable[[], tuple[Any, Any]]] = {
-    "fp16": lambda: (None, default_hooks.fp16_compress_hook),
-    "PowerSGD": _power_sgd,
+class Hook(NamedTuple):
+    """One of torch's ways to compress what DDP sends."""
+
+    make: Callable[[], tuple[Any, Any]]  # (state, hook) as `register_comm_hook` takes them
+    bucket_megabytes: int | None = None  # None: DDP's own
+
+
+# Torch refuses its bf16 hook without NCCL. PowerSGD reduces several times a bucket, as each of its
+# reductions ends; of two buckets under way the ranks would start these in different orders, and
+# wait for each other, so that it gets one bucket.
+HOOKS: dict[str, Hook] = {
+    "fp16": Hook(lambda: (None, default_hooks.fp16_compress_hook)),
+    "PowerSGD": Hook(_power_sgd, bucket_megabytes=1 << 20),
 }
 
 

@@ -5,7 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from dist_ml.comm.peer_monitor import Peer, PeerMonitor
 from dist_ml.comm.request import Request
@@ -68,28 +68,38 @@ class PollingDriver(Driver):
 
 
 class ThreadDriver(Driver):
-    """Calls `run(number)` on one thread. It may communicate: nobody else does meanwhile."""
+    """Calls `run(number)` on one thread. It may communicate: nobody else does meanwhile.
+
+    After a failure nothing more of the step is run: it would not fit the other ranks' exchanges.
+    """
 
     def __init__(self, run: Callable[[int], None], name: str = "gradient-exchange") -> None:
         self._run = run
         self._thread = ThreadPoolExecutor(1, name)
         self._futures: list[Future[None]] = []
+        self._failed = False
 
     def launch(self, number: int) -> None:
-        self._futures.append(self._thread.submit(self._run, number))
+        self._futures.append(self._thread.submit(self._run_unless_failed, number))
 
     def finish(self) -> None:
         futures, self._futures = self._futures, []
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            for future in futures:  # what follows a failed exchange would not fit the other ranks'
-                future.cancel()
-            raise
+        wait(futures)
+        self._failed = False
+        for future in futures:
+            future.result()
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _run_unless_failed(self, number: int) -> None:
+        if self._failed:
+            return
+        try:
+            self._run(number)
+        except BaseException:
+            self._failed = True
+            raise
 
 
 def drain(

@@ -1,6 +1,7 @@
 """The compiled loops of reductions in shared memory against their plain reference."""
 
 import threading
+import time
 from types import ModuleType
 
 import numpy as np
@@ -144,6 +145,7 @@ def test_threads_that_stand_for_ranks_reduce_many_times(name: str) -> None:
                 stage = loops.advance(
                     stage, copies, (0, 1, 2), flags, rank, epoch, *share, float(size), 0
                 )
+                time.sleep(0)  # let the others run instead of looking again
 
     threads = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(size)]
     for thread in threads:

@@ -81,6 +81,7 @@ def test_a_curve_that_never_reaches_dense_fails(
     never = {**curves, "oktopk": [(9.0, 0.9)]}
     assert (failed(sparse_curve.curve_checks([curves])) == []) is green
     assert (failed(sparse_curve.curve_checks([curves, never, curves])) == []) is green  # medians
+    assert failed(sparse_curve.curve_checks([curves, never, never]))
 
 
 # --- sparse steps: like with like, and bytes seen against bytes stated

@@ -1,5 +1,5 @@
-"""What the code base holds itself to, read from its files: the sizes of functions and files, and
-names that were given up for those of the field.
+"""What the code base holds itself to, read from its files: the sizes of functions and files, lines
+of tests, and names that were given up for those of the field.
 """
 
 import ast
@@ -13,6 +13,7 @@ FILES = sorted((REPOSITORY / "dist_ml").rglob("*.py"))
 TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 LONGEST_FUNCTION = 45  # lines, from `def` to the last
 LONG_FILE, SHARE_OF_LONG_FILES = 180, 0.1
+LEAST_TESTS = 0.6  # lines of tests for each of the package
 # As they were written; underscores around them don't count.
 RETIRED = {
     "Patience", "Patient", "Watch", "patience", "finish_behind", "hurry", "enough", "behind",
@@ -70,6 +71,13 @@ def test_nine_of_ten_files_are_short() -> None:
         if lines > LONG_FILE
     ]
     assert len(long) <= SHARE_OF_LONG_FILES * len(FILES), "\n".join(long)
+
+
+def test_there_are_enough_lines_of_tests() -> None:
+    lines, tests = (
+        sum(len(file.read_text().splitlines()) for file in files) for files in (FILES, TESTS)
+    )
+    assert tests >= LEAST_TESTS * lines, f"{tests} lines of tests for {lines}"
 
 
 def test_names_that_were_given_up_are_not_back() -> None:

@@ -296,13 +296,13 @@ def test_skipped_steps_are_counted_logged_and_leave_the_weights_finite(
 def test_a_run_that_fails_says_so_in_its_summary_and_saves_no_weights(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Blowing(monkeypatch, 5, 5)
-    with pytest.raises(NonFiniteError, match="epoch 1, step 4"):
-        train(folder, epochs=3)
+    Blowing(monkeypatch, 11, 11)
+    with pytest.raises(NonFiniteError, match="epoch 3, step 10"):
+        train(folder, epochs=5, evaluate_every=2)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "failed"
-    assert "epoch 1, step 4" in summary["error"]
-    assert summary["num_steps"] == 4
+    assert "epoch 3, step 10" in summary["error"]
+    assert summary["num_steps"] == 10
     assert summary["test_loss"] > 0, "what was evaluated before the failure is kept"
     assert not list((folder / "checkpoints").iterdir())
 

@@ -21,16 +21,13 @@ class BarReporter:
         self._num_epochs = num_epochs
         self._console = console
         self._values: dict[str, float] = {}
-        one_line = Column(no_wrap=True, overflow="ellipsis")
+        whole = Column(no_wrap=True, overflow="ellipsis")
         columns: list[ProgressColumn] = [
-            TextColumn("{task.description}", table_column=one_line.copy())
+            TextColumn("{task.description}", table_column=whole.copy())
         ]
         if console.width >= _NARROW:
             columns.append(BarColumn(bar_width=max(4, min(_WIDEST_BAR, console.width - 72))))
-        columns += [
-            TextColumn("{task.fields[words]}", table_column=one_line.copy()),
-            TimeLeft(one_line.copy()),
-        ]
+        columns += [Words(), TimeLeft(whole.copy())]
         self._progress = Progress(*columns, console=console, refresh_per_second=4, transient=True)
         self._task = self._progress.add_task(f"epoch 0/{num_epochs}", total=num_steps, words="")
         self._progress.start()
@@ -59,6 +56,15 @@ class BarReporter:
     def renderable(self) -> RenderableType:
         """What is drawn, a line."""
         return self._progress.get_renderable()
+
+
+class Words(ProgressColumn):
+    """What is known, the first to be cut where the line is short: its column alone may wrap, its
+    text does not.
+    """
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["words"], no_wrap=True, overflow="ellipsis")
 
 
 class TimeLeft(ProgressColumn):
