@@ -1,0 +1,280 @@
+"""Training on a mesh of data x pipeline is training in one process: every schedule, and what goes
+with it.
+"""
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pipeline_world import (
+    SYNCHRONOUS,
+    Trained,
+    assert_same,
+    on_mesh,
+    settings,
+    tied_skip,
+    train,
+)
+from thread_world import run_ranks
+
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.loopback import Loopback
+from dist_ml.config.model import ModelConfig
+from dist_ml.config.train import OptimizerConfig, TrainConfig
+from dist_ml.models import MODELS
+from dist_ml.train.build import build_mesh, build_trainer
+from dist_ml.train.trainer import Trainer
+
+SMALL, MORE = [(2, 2), (1, 4)], [(1, 2), (1, 3), (1, 5), (1, 6), (1, 7), (1, 8)]
+MORE += [(2, 3), (2, 4), (3, 2), (4, 2)]
+
+
+def takes(name: str, pipeline: int) -> bool:
+    return name != "chimera" or pipeline % 2 == 0
+
+
+# All schedules on each small mesh for 20 steps; a third of them on each other mesh for 5.
+RUNS = [(*mesh, name, 20) for mesh in SMALL for name in SYNCHRONOUS if takes(name, mesh[1])]
+RUNS += [
+    (*mesh, name, 5)
+    for i, mesh in enumerate(MORE)
+    for j, name in enumerate(SYNCHRONOUS)
+    if (i + j) % 3 == 0 and takes(name, mesh[1])
+]
+
+
+def train_alone(config: TrainConfig, **arguments: Any) -> Trained:
+    return train(Communicator(Loopback()), config, **arguments)
+
+
+def pipelined(config: TrainConfig, **arguments: Any) -> list[Trained]:
+    num_ranks = (config.mesh.data or 1) * config.mesh.pipeline
+    return run_ranks(num_ranks, lambda comm: train(comm, config, **arguments))
+
+
+@functools.cache
+def alone(precision: str = "fp64", num_steps: int = 20) -> Trained:
+    return train_alone(settings(precision=precision), num_steps=num_steps)
+
+
+@pytest.mark.parametrize(("data", "pipeline", "name", "num_steps"), RUNS)
+def test_every_schedule_trains_as_one_process(
+    data: int, pipeline: int, name: str, num_steps: int
+) -> None:
+    """In fp64; stages of uneven layers, batches that don't divide, dropout, and every third step
+    with fewer samples than micro-batches.
+    """
+    config = on_mesh(settings(), data, pipeline, name=name)
+    assert_same(pipelined(config, num_steps=num_steps), alone(num_steps=num_steps))
+
+
+@pytest.mark.parametrize("name", SYNCHRONOUS)
+def test_fp32_stays_close(name: str) -> None:
+    config = on_mesh(settings(precision="fp32"), 2, 2, name=name)
+    assert_same(pipelined(config), alone("fp32"), 2e-5)
+
+
+@pytest.mark.parametrize("name", ["gpipe", "chimera", "zb_h1", "zb_v"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_bf16_products_stay_close(name: str, recompute: bool) -> None:
+    """Activations travel in fp32, which holds what was rounded: bits differ by order of sums
+    alone.
+    """
+    config = on_mesh(settings(precision="bf16"), 1, 2, name=name, recompute=recompute)
+    found, expected = pipelined(config, num_steps=3), alone("bf16", num_steps=3)
+    assert found[0].losses == pytest.approx(expected.losses, rel=5e-3)
+
+
+@pytest.mark.parametrize("name", SYNCHRONOUS)
+def test_recomputing_activations_changes_nothing(name: str) -> None:
+    config = on_mesh(settings(), 1, 2, name=name, recompute=True)
+    assert_same(pipelined(config, num_steps=7), alone(num_steps=7))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "clipped": {"clip_norm": 0.1},
+    "adamw": {"optimizer": OptimizerConfig("adamw", lr=0.01, weight_decay=0.1)},
+    "clipped adamw": {
+        "clip_norm": 0.1,
+        "optimizer": OptimizerConfig("adamw", lr=0.01, weight_decay=0.0),
+    },
+    "regression": {"data": {"task": "regression"}},
+    "one sample": {"batch_size": 1},
+}
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+@pytest.mark.parametrize("name", ["one_f_one_b", "chimera", "zb_v"])
+def test_what_the_ranks_must_agree_on(name: str, variant: str) -> None:
+    config = settings(**VARIANTS[variant])
+    found = pipelined(on_mesh(config, 2, 2, name=name), num_steps=8)
+    assert_same(found, train_alone(config, num_steps=8))
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"name": "interleaved", "chunks": 3},
+        {"name": "chimera", "pipes": 4, "microbatches": 4},
+        {"name": "chimera", "concatenation": "direct", "microbatches": 8},
+        {"name": "chimera", "concatenation": "doubling", "microbatches": 8},
+        {"name": "gpipe", "microbatches": 1},
+        {"name": "one_f_one_b", "microbatches": 17},
+        {"name": "zb_h2", "stages": ("layers.0", "layers.1", "layers.9", "layers.15")},
+    ],
+    ids=lambda choices: " ".join(f"{key}={value}" for key, value in choices.items())[:40],
+)
+def test_keys_of_the_pipeline(choices: dict[str, Any]) -> None:
+    config = on_mesh(settings(), 1, 4, **choices)
+    assert_same(pipelined(config, num_steps=5), alone(num_steps=5))
+
+
+POISONED = 11
+
+
+def poison(trainer: Trainer) -> None:
+    """One training sample holds NaN."""
+    split = trainer.dataset.train
+    batch = split.batch
+
+    def poisoned(ids: np.ndarray) -> Any:
+        found = batch(ids)
+        found.inputs[torch.from_numpy(ids == POISONED)] = math.nan
+        return found
+
+    split.batch = poisoned  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+@pytest.mark.parametrize("name", ["gpipe", "chimera", "zb_h1", "zb_v"])
+def test_a_step_that_is_not_finite_is_left_out_by_all(name: str, clip_norm: float | None) -> None:
+    config = settings(nonfinite="skip", clip_norm=clip_norm)
+    found = pipelined(on_mesh(config, 2, 2, name=name), num_steps=6, look=poison)
+    assert sum(found[0].skipped) == 2  # once an epoch
+    assert_same(found, train_alone(config, num_steps=6, look=poison))
+
+
+def overflow(trainer: Trainer) -> None:
+    """The gradient of one parameter of the last layer is infinite in the first step; the loss isn't
+    changed.
+    """
+    times = iter([math.inf])
+    for name, parameter in trainer.model.named_parameters():
+        if name == "layers.15.bias" and not parameter.is_meta:
+            parameter.register_hook(lambda gradient: gradient * next(times, 1.0))  # type: ignore[no-untyped-call]
+
+
+def test_a_gradient_that_only_one_stage_sees_overflow_is_left_out_by_all() -> None:
+    config = settings(nonfinite="skip")
+    found = pipelined(on_mesh(config, 1, 4, name="one_f_one_b"), num_steps=4, look=overflow)
+    assert found[0].skipped == [True, False, False, False]
+    assert_same(found, train_alone(config, num_steps=4, look=overflow))
+
+
+EXCHANGES: dict[str, dict[str, Any]] = {
+    "zero1": {"data_parallel": {"name": "zero1"}},
+    "zero2": {"data_parallel": {"name": "zero2"}, "allreduce": {"bucket_bytes": 512}},
+    **{
+        f"ring {overlap}": {
+            "allreduce": {"name": "ring", "overlap": overlap, "bucket_bytes": 512},
+        }
+        for overlap in ("none", "poll", "thread")
+    },
+    "topk": {
+        "sparse": {"allreduce": "allgather", "density": 1.0, "dense_below": 0},
+    },
+    "oktopk on a thread": {
+        "sparse": {"allreduce": "oktopk", "density": 1.0, "dense_below": 0, "overlap": 2},
+    },
+}
+CLIPPED = [*EXCHANGES][:5]
+
+
+@pytest.mark.parametrize("exchange", list(EXCHANGES))
+@pytest.mark.parametrize("name", ["gpipe", "interleaved", "chimera", "zb_h1", "zb_v"])
+def test_every_exchange_of_the_data_axis(name: str, exchange: str) -> None:
+    changes = EXCHANGES[exchange]
+    plain = settings(clip_norm=0.1 if exchange in CLIPPED else None)
+    found = pipelined(
+        on_mesh(settings(clip_norm=plain.clip_norm, **changes), 2, 2, name=name), num_steps=5
+    )
+    assert_same(found, clipped_alone() if plain.clip_norm else alone(num_steps=5))
+
+
+@functools.cache
+def clipped_alone() -> Trained:
+    return train_alone(settings(clip_norm=0.1), num_steps=5)
+
+
+STAGES = ("layers.0", "layers.7")
+
+
+def test_what_a_sparse_exchange_sends_does_not_depend_on_the_schedule() -> None:
+    """With the same stages, hence the same vectors to choose from."""
+    config = settings(sparse={"allreduce": "oktopk", "density": 0.1, "dense_below": 0})
+    runs = {
+        name: pipelined(on_mesh(config, 2, 2, name=name, stages=STAGES), num_steps=12)
+        for name in ("gpipe", "one_f_one_b", "zb_h1")
+    }
+    first = runs["gpipe"][0]
+    assert first.losses != alone(num_steps=12).losses
+    for found in runs.values():
+        assert_same(found, first)
+
+
+@pytest.mark.parametrize("kernel", ["torch", "numpy"])
+@pytest.mark.parametrize("name", ["one_f_one_b", "chimera", "zb_h1", "zb_v"])
+def test_layers_that_write_their_gradients_themselves(name: str, kernel: str) -> None:
+    """Wide enough to have gradient sinks, also where the backward pass is in two parts."""
+    model = ModelConfig(hidden=(8, 512, 300, 450, 6), activation="relu", dropout=0.1)
+    overlapped = {"name": "ring", "overlap": "poll", "bucket_bytes": 1 << 18}
+    config = settings(model=model, kernel=kernel, allreduce=overlapped)
+    found = pipelined(on_mesh(config, 2, 2, name=name), num_steps=4)
+    assert_same(found, wide_alone(), 1e-9)
+
+
+@functools.cache
+def wide_alone() -> Trained:
+    model = ModelConfig(hidden=(8, 512, 300, 450, 6), activation="relu", dropout=0.1)
+    return train_alone(settings(model=model), num_steps=4)
+
+
+@pytest.fixture
+def tied(monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """A model whose first and last block share a weight, and with a connection between them."""
+    monkeypatch.setitem(MODELS, "tied_skip", tied_skip)
+    return settings(model=ModelConfig("tied_skip", hidden=(6,) * 6), clip_norm=0.1)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("data", "pipeline"), [(1, 2), (2, 2), (1, 4), (2, 4)])
+@pytest.mark.parametrize(
+    "name", ["gpipe", "one_f_one_b", "interleaved", "chimera", "zb_h1", "zb_v"]
+)
+def test_a_shared_weight_and_a_connection_over_stages(
+    tied: TrainConfig, data: int, pipeline: int, name: str, recompute: bool
+) -> None:
+    found = pipelined(on_mesh(tied, data, pipeline, name=name, recompute=recompute), num_steps=4)
+    assert_same(found, train_alone(tied, num_steps=4))
+    weights = found[0].weights
+    assert weights is not None
+    assert torch.equal(weights["parts.enter.tied"], weights["parts.leave.tied"])
+
+
+def test_the_most_activations_held_are_those_that_were_proved() -> None:
+    from dist_ml.pipeline_parallel.peaks import memory
+
+    for name in SYNCHRONOUS:
+        config = on_mesh(settings(batch_size=30), 1, 4, name=name)
+
+        def body(comm: Communicator, config: TrainConfig = config) -> tuple[int, int]:
+            trainer = build_trainer(config, build_mesh(config, comm))
+            trainer.step(0, 0)
+            assert trainer.pipeline is not None
+            planned = memory(trainer.pipeline.schedule).activations[comm.rank]
+            return trainer._train_step._stages._runner.peak_kept, planned  # type: ignore[attr-defined]
+
+        assert all(found == planned for found, planned in run_ranks(4, body)), name
