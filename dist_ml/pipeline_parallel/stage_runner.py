@@ -49,8 +49,8 @@ class StageRunner:
 
     With `recompute`, a stage keeps what it received and nothing else, and runs forward once more
     before its backward pass. `final()` is called before the action that completes the gradients of
-    all stages of this rank. `intervals`, where a list is given, gets when each action computed,
-    waiting left out, in seconds of `time.perf_counter`.
+    all stages of this rank. `intervals` are those of the last step: when each action computed,
+    waiting left out, in seconds from the step's `begin`.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class StageRunner:
         self._kept: dict[tuple[int, int], _Kept] = {}
         self._sizes: Sequence[int] = ()
         self.peak_kept = 0  # micro-batches of a stage whose activations were held at once
-        self.intervals: list[Interval] | None = None
-        self._start = 0.0
+        self.intervals: list[Interval] = []
+        self._begin = self._start = 0.0
 
     @property
     def methods(self) -> Mapping[Kind, Callable[[Action], None]]:
@@ -92,7 +92,9 @@ class StageRunner:
     def begin(self, sizes: Sequence[int]) -> None:
         """A step of micro-batches of so many samples begins."""
         self._sizes = sizes
+        self.intervals = []
         self._messages.begin(sizes)
+        self._begin = time.perf_counter()
 
     def end(self) -> None:
         """All actions of the step have run."""
@@ -218,5 +220,5 @@ class StageRunner:
             self._messages.give(edge, action.microbatch, gradient, backward=True)
 
     def _took(self, action: Action) -> None:
-        if self.intervals is not None:
-            self.intervals.append(Interval(action, self._start, time.perf_counter()))
+        stop = time.perf_counter()
+        self.intervals.append(Interval(action, self._start - self._begin, stop - self._begin))
