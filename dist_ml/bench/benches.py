@@ -10,6 +10,7 @@ from dist_ml.bench import (
     kernel,
     memory,
     overlap,
+    pipeline,
     reproduce,
     selection,
     sharded,
@@ -37,6 +38,7 @@ BENCHES: dict[str, Bench] = {
     "sparse_accuracy": sparse_accuracy.BENCH,
     "sparse_curve": sparse_curve.BENCH,
     "kernel": kernel.BENCH,
+    "pipeline": pipeline.BENCH,
     "gemm": gemm.BENCH,
     "gemm_words": gemm_words.BENCH,
 }
