@@ -11,6 +11,7 @@ from dist_ml.bench import (
     memory,
     overlap,
     pipeline,
+    pipeline_torch,
     reproduce,
     selection,
     sharded,
@@ -39,6 +40,7 @@ BENCHES: dict[str, Bench] = {
     "sparse_curve": sparse_curve.BENCH,
     "kernel": kernel.BENCH,
     "pipeline": pipeline.BENCH,
+    "pipeline_torch": pipeline_torch.BENCH,
     "gemm": gemm.BENCH,
     "gemm_words": gemm_words.BENCH,
 }
