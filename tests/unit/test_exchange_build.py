@@ -54,7 +54,7 @@ def model() -> torch.nn.Module:
 
 def built(config: Any, comm: Communicator, num_steps: int = 8) -> tuple[torch.nn.Module, Exchange]:
     own = model()
-    return own, build_exchange(Setting(config, own, 2, comm, num_steps))
+    return own, build_exchange(Setting(config, dict(own.named_parameters()), 2, comm, num_steps))
 
 
 def step(own: torch.nn.Module, exchange: Exchange, inputs: torch.Tensor) -> ReducedGradients:

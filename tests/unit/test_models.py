@@ -15,7 +15,7 @@ from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets import open_dataset
 from dist_ml.errors import ConfigError
 from dist_ml.models import LOSSES, MLP, MODELS, build_model, choose_objective
-from dist_ml.models.blocks import BlockModel, forward
+from dist_ml.models.blocks import INPUTS, BlockModel, forward
 from dist_ml.models.dropout import Dropout
 from dist_ml.models.mlp import ACTIVATIONS
 from dist_ml.models.step_context import StepContext
@@ -291,7 +291,7 @@ def test_a_model_that_cannot_be_held_is_told_with_its_size(
 
 def test_a_new_model_or_loss_is_its_module_and_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "mine", MODELS["mlp"])
-    assert build_model(from_mapping(ModelConfig, {"name": "mine"}), 5, 3, seed=0).named_blocks()
+    assert build_model(from_mapping(ModelConfig, {"name": "mine"}), 5, 3, seed=0).blocks()
     monkeypatch.setitem(LOSSES, "absolute", lambda outputs, y: (outputs - y).abs().sum())
     objective = choose_objective(from_mapping(ModelConfig, {"loss": "absolute"}), "regression")
     assert objective.loss_sum is LOSSES["absolute"]
@@ -308,7 +308,7 @@ def test_a_models_blocks_run_on_the_chosen_kernel_and_fill_the_gradient_buffer(k
     config = ModelConfig(hidden=(400, 400))
     plain = build_model(config, 5, 3, seed=0, dtype=F64)
     model = build_model(config, 5, 3, seed=0, dtype=F64, linear=linear_factory(kernel))
-    held = [module for _, block in model.named_blocks() for module in block.modules()]
+    held = [module for block in model.blocks() for module in block.module.modules()]
     layers = [module for module in held if isinstance(module, nn.Linear)]
     assert all(a is b for a, b in zip(layers, model.layers, strict=True))
     assert isinstance(layers[1], TunedLinear)
@@ -331,14 +331,16 @@ def test_blocks_in_order_are_the_model_and_hold_its_parameters_in_order() -> Non
     expected = model(x)
     assert not torch.equal(expected, model(x.flip(0)).flip(0))
     passed, parameters = x, []
-    for _, block in model.named_blocks():
-        passed = block(passed)
-        parameters += list(block.parameters())
+    for block in model.blocks():
+        passed = block.module(passed)
+        parameters += list(block.module.parameters())
     assert torch.equal(passed, expected)
-    assert [name for name, _ in model.named_blocks()] == ["layers.0", "layers.1", "layers.2"]
+    names = ["layers.0", "layers.1", "layers.2"]
+    assert [block.name for block in model.blocks()] == names
+    assert [block.sources for block in model.blocks()] == [(INPUTS,), *zip(names[:-1])]
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
 
 
 def test_a_model_without_blocks_cannot_be_made() -> None:
-    with pytest.raises(TypeError, match="named_blocks"):
+    with pytest.raises(TypeError, match="blocks"):
         type("Nothing", (BlockModel,), {})()

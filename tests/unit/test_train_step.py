@@ -146,7 +146,7 @@ def test_what_runs_in_a_step_and_in_which_order(taken: bool) -> None:
     reduced = SimpleNamespace(slots=[0.25, 3.0])
     step = TrainStep(
         executor=Recorder(log, "executor"),  # type: ignore[arg-type]
-        stage=Recorder(log, "stage", begin=16),  # type: ignore[arg-type]
+        stages=Recorder(log, "stages", begin=16),  # type: ignore[arg-type]
         reducer=Recorder(log, "reducer", finish=reduced),  # type: ignore[arg-type]
         guard=Recorder(log, "guard", admits=taken),  # type: ignore[arg-type]
         updater=Recorder(log, "updater"),  # type: ignore[arg-type]
@@ -156,8 +156,9 @@ def test_what_runs_in_a_step_and_in_which_order(taken: bool) -> None:
     assert step.run(2, 5) == Step(40, 2, 16, 0.25, (3.0,) if taken else (0.0,), not taken)
     assert log == [
         ("reducer.begin",),
-        ("stage.begin", 40, 2, 5),
+        ("stages.begin", 40, 2, 5),
         ("executor.run",),
+        ("stages.end",),
         ("reducer.finish",),
         ("guard.admits", reduced, 2, 40),
         *([("updater.update", 0.25)] if taken else []),
@@ -177,9 +178,9 @@ def test_gradients_are_final_from_the_last_backward_pass_on_also_without_samples
     def body(comm: Communicator) -> list[str]:
         log: list[str] = []
         steps = Steps(comm, Points(num), num, num_microbatches=2)
-        start, batch = steps.reducer.start, steps.train_step._stage._split.batch
+        start, batch = steps.reducer.start, steps.train_step._stages._split.batch
         steps.reducer.start = lambda: (log.append("start"), start())[1]  # type: ignore[method-assign]
-        steps.train_step._stage._split.batch = (  # type: ignore[method-assign]
+        steps.train_step._stages._split.batch = (  # type: ignore[method-assign]
             lambda ids: (log.append(f"{len(ids)} samples"), batch(ids))[1]
         )
         steps.train_step.run(0, 0)
