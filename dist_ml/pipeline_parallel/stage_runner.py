@@ -11,7 +11,7 @@ import torch
 
 from dist_ml.datasets.dataset import Batch
 from dist_ml.measure.timer import Phases
-from dist_ml.models.blocks import INPUTS, run_blocks
+from dist_ml.models.blocks import INPUTS
 from dist_ml.pipeline_parallel.backward import Enter, SplitBackward
 from dist_ml.pipeline_parallel.dry_run import Interval
 from dist_ml.pipeline_parallel.messages import StageMessages
@@ -73,6 +73,7 @@ class StageRunner:
         self._recompute = recompute
         self._final = final
         self._last = next((a for a in reversed(actions) if a.kind in ("B", "W")), None)
+        self._runs = {number: stages[number].runner() for number in {a.stage for a in actions}}
         self._kept: dict[tuple[int, int], _Kept] = {}
         self._sizes: Sequence[int] = ()
         self.peak_kept = 0  # micro-batches of a stage whose activations were held at once
@@ -133,9 +134,8 @@ class StageRunner:
             values = {edge.value: self._enter(tensor) for edge, tensor in kept.received}
             if batch is not None:
                 values[INPUTS] = batch.inputs
-            given = [edge.value for edge in stage.gives]
             with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
-                run_blocks(stage.blocks, values, keep=given)
+                self._runs[stage.number](values)
             kept.outputs = [(edge, values[edge.value]) for edge in stage.gives]
             if stage.is_last:
                 assert batch is not None
