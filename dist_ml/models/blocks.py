@@ -4,6 +4,7 @@ blocks before it made.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -124,6 +125,11 @@ def forward(model: nn.Module, inputs: torch.Tensor, autocast: bool = False) -> t
 
     `autocast`: products in bfloat16, parameters and gradients in their own dtype.
     """
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with bf16_products(autocast):
         outputs: torch.Tensor = model(inputs)
     return outputs.to(inputs.dtype)
+
+
+def bf16_products(enabled: bool) -> AbstractContextManager[object]:
+    """Autocast where `enabled`; else nothing, since entering it disabled takes 10 µs, too."""
+    return torch.autocast("cpu", torch.bfloat16) if enabled else nullcontext()

@@ -11,7 +11,7 @@ import torch
 
 from dist_ml.datasets.dataset import Batch
 from dist_ml.measure.timer import Phases
-from dist_ml.models.blocks import INPUTS
+from dist_ml.models.blocks import INPUTS, bf16_products
 from dist_ml.pipeline_parallel.backward import Enter, SplitBackward
 from dist_ml.pipeline_parallel.dry_run import Interval
 from dist_ml.pipeline_parallel.messages import StageMessages
@@ -134,7 +134,7 @@ class StageRunner:
             values = {edge.value: self._enter(tensor) for edge, tensor in kept.received}
             if batch is not None:
                 values[INPUTS] = batch.inputs
-            with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
+            with bf16_products(self._autocast):
                 self._runs[stage.number](values)
             kept.outputs = [(edge, values[edge.value]) for edge in stage.gives]
             if stage.is_last:
