@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes every table of benchmarks/ again, on this machine, into a dated folder.
 #
-#   bash benchmarks/reproduce.sh                    all of them; leave the machine alone meanwhile
+#   bash benchmarks/reproduce.sh                    all of them: about an hour on 2 cores, left alone
 #   bash benchmarks/reproduce.sh --long             and those that take long
 #   bash benchmarks/reproduce.sh step selection     those whose label begins with one of these words
 #   bash benchmarks/reproduce.sh --resume FOLDER    those that FOLDER lacks, into it (words may follow)
@@ -42,7 +42,7 @@ memory              | memory
 collectives-mpich   | collectives --mpi mpich
 collectives-openmpi | collectives --mpi openmpi
 allreduce-node      | allreduce
-allreduce-1gbit     | allreduce network=emulated_1gbit
+allreduce-1gbit     | allreduce network=emulated_1gbit worlds=3 rounds=2
 allreduce_words     | allreduce_words
 overlap-node        | overlap
 overlap-1gbit       | overlap network=1gbit ranks=4 rounds=5 steps=1

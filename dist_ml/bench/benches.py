@@ -10,6 +10,8 @@ from dist_ml.bench import (
     kernel,
     memory,
     overlap,
+    pipeline,
+    pipeline_torch,
     reproduce,
     selection,
     sharded,
@@ -37,6 +39,8 @@ BENCHES: dict[str, Bench] = {
     "sparse_accuracy": sparse_accuracy.BENCH,
     "sparse_curve": sparse_curve.BENCH,
     "kernel": kernel.BENCH,
+    "pipeline": pipeline.BENCH,
+    "pipeline_torch": pipeline_torch.BENCH,
     "gemm": gemm.BENCH,
     "gemm_words": gemm_words.BENCH,
 }

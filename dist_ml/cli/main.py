@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "report": ("dist_ml.cli.report", "tabulate runs, and plot their losses and step times"),
     "bench": ("dist_ml.cli.bench", "run a benchmark and hold its figures against their limits"),
+    "schedule": ("dist_ml.cli.schedule", "prove, time and draw a pipeline schedule"),
     "gemm": ("dist_ml.cli.gemm", "plan and run distributed matrix products"),
     "launch": ("dist_ml.cli.launch", "start a program on P ranks of this machine"),
     "doctor": (

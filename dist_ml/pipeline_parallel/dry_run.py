@@ -39,6 +39,16 @@ class Costs(NamedTuple):
         half = (backward / 2,) * num_stages
         return cls((forward,) * num_stages, half, half, message)
 
+    @classmethod
+    def of_parts(cls, num_stages: int, parts: Sequence[float], message: float = 0.0) -> "Costs":
+        """The same on every stage: `parts` are forward, input and weight part, or forward and the
+        whole backward pass.
+        """
+        if len(parts) == 2:
+            return cls.uniform(num_stages, parts[0], parts[1], message)
+        forward, of_input, of_weight = ((part,) * num_stages for part in parts)
+        return cls(forward, of_input, of_weight, message)
+
     def of(self, action: Action) -> float:
         """Time units of one action."""
         stage = action.stage
@@ -64,8 +74,9 @@ class Timeline:
 
     @property
     def makespan(self) -> float:
-        """From the start of the step to the end of its last action."""
-        return max((actions[-1].stop for actions in self.ranks if actions), default=0.0)
+        """From the start of the step's first action to the end of its last."""
+        stop = max((actions[-1].stop for actions in self.ranks if actions), default=0.0)
+        return stop - min((actions[0].start for actions in self.ranks if actions), default=0.0)
 
     @property
     def span(self) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from dist_ml.errors import CommunicationError
 from dist_ml.pipeline_parallel.schedule import Action, Kind
 
 
@@ -20,6 +21,9 @@ class Executor:
         self._methods = dict(methods)
 
     def run(self) -> None:
-        """One step."""
+        """One step. `CommunicationError` names the action that it came in."""
         for action in self._actions:
-            self._methods[action.kind](action)
+            try:
+                self._methods[action.kind](action)
+            except CommunicationError as error:
+                raise CommunicationError(f"{error}; this rank was at {action}") from error

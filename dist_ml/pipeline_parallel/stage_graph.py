@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from dist_ml.errors import ConfigError
-from dist_ml.models.blocks import INPUTS, Block, BlockModel, run_blocks
+from dist_ml.models.blocks import INPUTS, Block, BlockModel, BlockRun
 from dist_ml.partition import Range
 
 
@@ -37,6 +37,10 @@ class Stage:
     gives: tuple[Edge, ...]
     reads_inputs: bool  # some block takes what the model is given
     is_last: bool
+
+    def runner(self) -> BlockRun:
+        """Runs its blocks, and keeps what it gives."""
+        return BlockRun(self.blocks, [edge.value for edge in self.gives])
 
     @property
     def output(self) -> str:
@@ -97,7 +101,7 @@ def output_shapes(model: BlockModel, sample: torch.Tensor) -> dict[str, Shape]:
     values = {INPUTS: sample.to("meta")}
     blocks = model.blocks()
     with torch.no_grad():
-        run_blocks(blocks, values, keep=[block.name for block in blocks])
+        BlockRun(blocks, [block.name for block in blocks])(values)
     shapes = {}
     for block in blocks:
         value = values[block.name]

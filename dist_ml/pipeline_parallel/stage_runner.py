@@ -11,7 +11,7 @@ import torch
 
 from dist_ml.datasets.dataset import Batch
 from dist_ml.measure.timer import Phases
-from dist_ml.models.blocks import INPUTS, run_blocks
+from dist_ml.models.blocks import INPUTS, bf16_products
 from dist_ml.pipeline_parallel.backward import Enter, SplitBackward
 from dist_ml.pipeline_parallel.dry_run import Interval
 from dist_ml.pipeline_parallel.messages import StageMessages
@@ -49,8 +49,8 @@ class StageRunner:
 
     With `recompute`, a stage keeps what it received and nothing else, and runs forward once more
     before its backward pass. `final()` is called before the action that completes the gradients of
-    all stages of this rank. `intervals`, where a list is given, gets when each action computed,
-    waiting left out, in seconds of `time.perf_counter`.
+    all stages of this rank. `intervals` are those of the last step: when each action computed,
+    waiting left out, in seconds from the step's `begin`.
     """
 
     def __init__(
@@ -73,11 +73,12 @@ class StageRunner:
         self._recompute = recompute
         self._final = final
         self._last = next((a for a in reversed(actions) if a.kind in ("B", "W")), None)
+        self._runs = {number: stages[number].runner() for number in {a.stage for a in actions}}
         self._kept: dict[tuple[int, int], _Kept] = {}
         self._sizes: Sequence[int] = ()
         self.peak_kept = 0  # micro-batches of a stage whose activations were held at once
-        self.intervals: list[Interval] | None = None
-        self._start = 0.0
+        self.intervals: list[Interval] = []
+        self._begin = self._start = 0.0
 
     @property
     def methods(self) -> Mapping[Kind, Callable[[Action], None]]:
@@ -92,7 +93,9 @@ class StageRunner:
     def begin(self, sizes: Sequence[int]) -> None:
         """A step of micro-batches of so many samples begins."""
         self._sizes = sizes
+        self.intervals = []
         self._messages.begin(sizes)
+        self._begin = time.perf_counter()
 
     def end(self) -> None:
         """All actions of the step have run."""
@@ -131,9 +134,8 @@ class StageRunner:
             values = {edge.value: self._enter(tensor) for edge, tensor in kept.received}
             if batch is not None:
                 values[INPUTS] = batch.inputs
-            given = [edge.value for edge in stage.gives]
-            with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
-                run_blocks(stage.blocks, values, keep=given)
+            with bf16_products(self._autocast):
+                self._runs[stage.number](values)
             kept.outputs = [(edge, values[edge.value]) for edge in stage.gives]
             if stage.is_last:
                 assert batch is not None
@@ -218,5 +220,5 @@ class StageRunner:
             self._messages.give(edge, action.microbatch, gradient, backward=True)
 
     def _took(self, action: Action) -> None:
-        if self.intervals is not None:
-            self.intervals.append(Interval(action, self._start, time.perf_counter()))
+        stop = time.perf_counter()
+        self.intervals.append(Interval(action, self._start - self._begin, stop - self._begin))

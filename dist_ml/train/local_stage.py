@@ -10,6 +10,7 @@ from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets.dataset import Split
 from dist_ml.measure.timer import Phases
 from dist_ml.models import BlockModel, Objective, forward
+from dist_ml.pipeline_parallel.dry_run import Interval
 from dist_ml.pipeline_parallel.schedule import Action
 
 
@@ -56,6 +57,11 @@ class LocalStage:
 
     def end(self) -> None:
         """All actions have run."""
+
+    @property
+    def intervals(self) -> list[Interval]:
+        """None: what takes how long on a whole model, its phases tell."""
+        return []
 
     def forward(self, action: Action) -> None:
         """Loss and metrics into the slots; a rank without samples adds nothing."""

@@ -6,7 +6,7 @@ import torch
 from dist_ml.comm.mesh import Mesh
 from dist_ml.datasets.dataset import Batch, Split
 from dist_ml.models import BlockModel, Objective
-from dist_ml.models.blocks import INPUTS, run_blocks
+from dist_ml.models.blocks import INPUTS, bf16_products
 from dist_ml.partition import Range, block, pieces
 from dist_ml.pipeline_parallel.messages import StageMessages
 from dist_ml.pipeline_parallel.schedule import Action, Schedule, one_pipe
@@ -85,8 +85,8 @@ class PipelineEvaluator:
         values = {edge.value: messages.take(edge, m) for edge in stage.takes}
         if batch is not None:
             values[INPUTS] = batch.inputs
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
-            run_blocks(stage.blocks, values, keep=[edge.value for edge in stage.gives])
+        with bf16_products(self._autocast):
+            stage.runner()(values)
         for edge in stage.gives:
             messages.give(edge, m, values[edge.value])
         if stage.is_last:

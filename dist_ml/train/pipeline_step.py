@@ -16,6 +16,7 @@ from dist_ml.data_parallel.sampler import GlobalSampler, Ids
 from dist_ml.datasets.dataset import Batch, Split
 from dist_ml.models import BlockModel, Objective
 from dist_ml.partition import block
+from dist_ml.pipeline_parallel.dry_run import Interval
 from dist_ml.pipeline_parallel.schedule import Action, Kind
 from dist_ml.pipeline_parallel.stage_runner import StageRunner
 from dist_ml.train.pipeline import Pipeline
@@ -93,6 +94,11 @@ class PipelineStages:
 
     def end(self) -> None:
         self._runner.end()
+
+    @property
+    def intervals(self) -> list[Interval]:
+        """When this rank computed which action of the last step."""
+        return self._runner.intervals
 
 
 class PipelineReducer(GradientReducer):

@@ -11,6 +11,7 @@ from dist_ml.config.convert import to_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import DataError, DistMLError
 from dist_ml.measure.environment import environment
+from dist_ml.pipeline_parallel import timeline_file
 from dist_ml.train import run_folder
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.display import Reporter, make_reporter
@@ -169,7 +170,14 @@ class Run:
                 self._folder.write_summary(summary)
 
     def _save(self) -> None:
-        """The trained weights, which rank 0 writes."""
+        """The trained weights, and a pipeline's last step, which rank 0 writes."""
+        pipeline = self._trainer.pipeline
+        if pipeline is not None:
+            ranks = self._trainer.intervals()
+            from_root(
+                self._world,
+                lambda: timeline_file.write(self._folder.timeline, pipeline.schedule, ranks),
+            )
         state = self._trainer.weights() or {}
         from_root(self._world, lambda: save_weights(state, self._folder.model))
 

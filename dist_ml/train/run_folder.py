@@ -3,6 +3,7 @@
     config.yaml           the whole configuration, resolved
     metrics.jsonl         one line a logged step
     summary.json          how the run ended
+    timeline.json         of a pipeline: when each rank computed what in the last step
     log/rank-0000.log …   one a rank
     checkpoints/          model.safetensors: the trained weights, a plain state dict
 
@@ -44,6 +45,10 @@ class RunFolder:
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def timeline(self) -> Path:
+        return self.path / "timeline.json"
 
     @property
     def log(self) -> Path:

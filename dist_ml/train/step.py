@@ -12,6 +12,7 @@ from typing import Protocol
 
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.measure.timer import Phases
+from dist_ml.pipeline_parallel.dry_run import Interval
 from dist_ml.pipeline_parallel.executor import Executor
 from dist_ml.train.guard import Guard
 from dist_ml.train.updater import Updater
@@ -40,6 +41,10 @@ class StepStages(Protocol):
     def end(self) -> None:
         """All actions have run."""
 
+    @property
+    def intervals(self) -> list[Interval]:
+        """When this rank computed which action of the last step, where that is recorded."""
+
 
 class TrainStep:
     """All that follows the reduction is computed from reduced values, hence the same on all
@@ -56,7 +61,7 @@ class TrainStep:
         phases: Phases,
     ) -> None:
         self._executor = executor
-        self._stages = stages
+        self.stages = stages
         self._reducer = reducer
         self._guard = guard
         self._updater = updater
@@ -69,9 +74,9 @@ class TrainStep:
         """
         number = self.num_steps
         self._reducer.begin()
-        num_samples = self._stages.begin(number, epoch, index)
+        num_samples = self.stages.begin(number, epoch, index)
         self._executor.run()
-        self._stages.end()
+        self.stages.end()
         with self._phases("exchange"):
             reduced = self._reducer.finish()
         with self._phases("update"):

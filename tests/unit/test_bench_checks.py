@@ -342,10 +342,15 @@ def test_products(bad: Figures, count: int) -> None:
 @pytest.mark.parametrize(
     ("check", "arguments", "count"),
     [
-        pytest.param(gemm_words.bound_checks, ([1.0, 1.2], [1.1], [1.1]), 0, id="good"),
-        pytest.param(gemm_words.bound_checks, ([1.5], [1.1], [1.1]), 1, id="above the bound"),
-        pytest.param(gemm_words.bound_checks, ([0.5], [1.1], [1.1]), 1, id="below the bound"),
-        pytest.param(gemm_words.bound_checks, ([1.0], [1.3], [1.3]), 2, id="limited memory"),
+        pytest.param(gemm_words.bound_checks, ([1.0, 1.2], [1.1], [1.1], [1.0]), 0, id="good"),
+        pytest.param(
+            gemm_words.bound_checks, ([1.5], [1.1], [1.1], [1.0]), 1, id="above the bound"
+        ),
+        pytest.param(
+            gemm_words.bound_checks, ([0.5], [1.1], [1.1], [0.5]), 1, id="below the bound"
+        ),
+        pytest.param(gemm_words.bound_checks, ([1.0], [1.3], [1.3], [1.0]), 2, id="limited memory"),
+        pytest.param(gemm_words.bound_checks, ([0.99], [1.1], [1.1], [1.0]), 0, id="an idle rank"),
         pytest.param(gemm_words.memory_checks, ([{"measured / planned": 0.9}],), 0, id="memory"),
         pytest.param(gemm_words.memory_checks, ([{"measured / planned": 1.2}],), 1, id="more"),
         pytest.param(gemm_words.memory_checks, ([{"measured / planned": 0.0}],), 1, id="unseen"),

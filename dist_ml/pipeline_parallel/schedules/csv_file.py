@@ -24,12 +24,7 @@ def from_file(request: Request) -> Schedule:
     """The schedule in `request.file`; `ScheduleError` where it doesn't fit the ranks."""
     if request.file is None:
         raise ScheduleError("schedule file needs a CSV: set pipeline.file to its path")
-    try:
-        text = Path(request.file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ScheduleError(f"{request.file} can't be read: {reason}") from error
-    schedule = parse_csv(text, Path(request.file).name)
+    schedule = read_csv(Path(request.file))
     if schedule.num_ranks != request.ranks:
         raise ScheduleError(
             f"{request.file} is for {schedule.num_ranks} ranks, but mesh.pipeline={request.ranks}; "
@@ -41,6 +36,16 @@ def from_file(request: Request) -> Schedule:
             f"{request.microbatches}; use {schedule.num_microbatches}"
         )
     return schedule
+
+
+def read_csv(file: Path) -> Schedule:
+    """The schedule that `file` holds; `ScheduleError` where it can't be read."""
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ScheduleError(f"{file} can't be read: {reason}") from error
+    return parse_csv(text, file.name)
 
 
 def parse_csv(text: str, name: str) -> Schedule:

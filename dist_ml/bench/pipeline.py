@@ -1,0 +1,128 @@
+"""`dist-ml bench pipeline`: what each schedule's step takes, holds and sends, planned and measured.
+
+Stages sleep known times, so that eight ranks run side by side on two cores; all schedules do the
+same work, in turn. Planned: the dry run with the same times. The first stage has no input to give a
+gradient to, planned or measured. Rows are in the form of Li and Hoefler, SC 2021, table 2.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dist_ml.bench.bench import Bench
+from dist_ml.bench.form import Check, Record, Result, most
+from dist_ml.bench.pipeline_part import make, measure, names_for
+from dist_ml.bench.worlds import Worlds
+from dist_ml.measure.compare import ratio
+from dist_ml.pipeline_parallel.dry_run import Costs, Timeline, dry_run
+from dist_ml.pipeline_parallel.proof import prove
+
+GPIPE, ONE_F_ONE_B = "gpipe", "one_f_one_b"
+_LIMIT = 1.03  # of the planned time
+
+
+@dataclass(frozen=True)
+class PipelineBench:
+    """What to run."""
+
+    mpi: str
+    ranks: tuple[int, ...]  # of the pipeline; each is a table
+    blocks: tuple[int, ...]  # micro-batches of a step, in multiples of the ranks
+    schedules: tuple[str, ...]  # chimera@2: with four pipes
+    milliseconds: tuple[float, ...]  # of a stage: forward, input part, weight part
+    rounds: int  # of alternation
+
+
+def run(config: PipelineBench, worlds: Worlds) -> Result:
+    records: list[Record] = []
+    checks: list[Check] = []
+    for ranks in config.ranks:
+        for block in config.blocks:
+            found = _measured(config, worlds, ranks, block * ranks)
+            records += found
+            checks += checks_of(found, f"D={ranks} N={block * ranks}")
+    return Result("pipeline", records, checks)
+
+
+def _measured(config: PipelineBench, worlds: Worlds, ranks: int, microbatches: int) -> list[Record]:
+    names = names_for(config.schedules, ranks, microbatches)
+    seconds = [1e-3 * value for value in config.milliseconds]
+    found = worlds.measure(
+        "pipeline",
+        {
+            "schedules": names,
+            "microbatches": microbatches,
+            "seconds": seconds,
+            "rounds": config.rounds,
+        },
+        ranks=ranks,
+        mpi=config.mpi,
+        environment={"OMP_NUM_THREADS": "1"},
+    )
+    return [record(name, ranks, microbatches, seconds, found) for name in names]
+
+
+def record(
+    name: str, ranks: int, microbatches: int, seconds: Sequence[float], found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One row: planned from the schedule alone, measured from what the ranks found."""
+    schedule = make(name, ranks, microbatches)
+    proof = prove(schedule)
+    planned = plan(name, ranks, microbatches, seconds)
+    taken = found["seconds"][name]
+    step = statistics.median(taken)
+    busy = (1 - planned.bubble) * planned.makespan
+    copies = sum(len(schedule.stages_of(rank)) for rank in range(ranks)) / schedule.num_stages
+
+    def over(other: str) -> float:
+        return ratio(found["seconds"][other], taken).median if other in found["seconds"] else 1.0
+
+    return {
+        "schedule": name,
+        "ranks": ranks,
+        "microbatches": microbatches,
+        "planned_ms": 1e3 * planned.makespan,
+        "measured_ms": 1e3 * step,
+        "planned_bubble": planned.bubble,
+        "measured_bubble": 1 - busy / step,
+        "planned_activations": max(proof.memory.activations),
+        "measured_activations": max(found["activations"][name]),
+        "same_activations": list(proof.memory.activations) == list(found["activations"][name]),
+        "weight_copies": copies,
+        "planned_messages": sum(proof.messages),
+        "sent_messages": found["messages"][name],
+        "samples_per_second": microbatches / step,
+        "over_gpipe": over(GPIPE),
+        "over_one_f_one_b": over(ONE_F_ONE_B),
+    }
+
+
+def plan(name: str, ranks: int, microbatches: int, seconds: Sequence[float]) -> Timeline:
+    """The dry run with the times that the stages sleep."""
+    schedule = make(name, ranks, microbatches)
+    part = ranks / schedule.num_stages
+    costs = Costs.of_parts(schedule.num_stages, [part * value for value in seconds])
+    no_input = (0.0, *costs.input_backward[1:])
+    return dry_run(schedule, costs._replace(input_backward=no_input))
+
+
+def checks_of(records: Sequence[Record], where: str) -> list[Check]:
+    """Of one table: times, activations and messages as planned."""
+    slower = most(row["measured_ms"] / row["planned_ms"] for row in records)
+    held = most(float(not row["same_activations"]) for row in records)
+    sent = most(abs(row["sent_messages"] - row["planned_messages"]) for row in records)
+    return [
+        Check(f"step over its plan, {where}", slower, _LIMIT, "lower"),
+        Check(f"ranks' peak activations unlike the plan, {where}", held, 0, "lower"),
+        Check(f"messages unlike the plan, {where}", sent, 0, "lower"),
+    ]
+
+
+BENCH = Bench(
+    "pipeline schedules, planned and measured with stages that sleep",
+    PipelineBench,
+    run,
+    {"pipeline": measure},
+    ranks=4,
+)

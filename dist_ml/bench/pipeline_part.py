@@ -1,0 +1,104 @@
+"""The ranks' part of `dist-ml bench pipeline`: steps of stages that sleep, under one schedule after
+the other.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from dist_ml.bench.sleeping_model import WIDTH, OneSample, SleepingModel
+from dist_ml.comm.communicator import Communicator
+from dist_ml.errors import ScheduleError
+from dist_ml.measure.compare import alternate
+from dist_ml.measure.timer import Phases
+from dist_ml.partition import Range
+from dist_ml.pipeline_parallel.executor import Executor
+from dist_ml.pipeline_parallel.messages import StageMessages
+from dist_ml.pipeline_parallel.schedule import Schedule
+from dist_ml.pipeline_parallel.schedules import family
+from dist_ml.pipeline_parallel.schedules.request import Request
+from dist_ml.pipeline_parallel.stage_graph import cut_into_stages, output_shapes
+from dist_ml.pipeline_parallel.stage_runner import StageRunner
+
+Seconds = tuple[float, float, float]  # of one stage: forward, input part, weight part
+
+
+class SleepingStep:
+    """One rank's steps of a schedule whose stages sleep.
+
+    A stage of a schedule with v times as many stages as another sleeps a v-th of the time, so that
+    all schedules do the same work.
+    """
+
+    def __init__(self, comm: Communicator, schedule: Schedule, seconds: Seconds) -> None:
+        self._comm, self._num_microbatches = comm, schedule.num_microbatches
+        part = comm.size / schedule.num_stages
+        shorter = (seconds[0] * part, seconds[1] * part, seconds[2] * part)
+        with torch.device("meta"):
+            model = SleepingModel(schedule.num_stages, shorter)
+        stages = cut_into_stages(model, [Range(s, s + 1) for s in range(schedule.num_stages)])
+        shapes = output_shapes(model, torch.zeros(1, WIDTH))
+        for stage in schedule.stages_of(comm.rank):
+            model.materialize(stages[stage].blocks)
+        messages = StageMessages(comm, schedule, stages, shapes, torch.float32)
+        actions = schedule.actions[comm.rank]
+        self.runner = StageRunner(stages, actions, messages, OneSample(), Phases())
+        self._executor = Executor(actions, self.runner.methods)
+
+    def run(self) -> float:
+        """Seconds from the first action of any rank to the last one's end. Collective."""
+        self._comm.barrier()
+        begin = time.perf_counter()  # of one clock: all ranks are on one machine
+        self.runner.begin([1] * self._num_microbatches)
+        self._executor.run()
+        self.runner.end()
+        intervals = self.runner.intervals
+        bounds = np.array([-(begin + intervals[0].start), begin + intervals[-1].stop])
+        self._comm.allreduce(bounds, "max")
+        return float(bounds[0] + bounds[1])
+
+
+def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """By schedule: seconds of a step in each round, the most activations that each rank held, and
+    the messages that all ranks sent in a step.
+    """
+    seconds: Seconds = tuple(arguments["seconds"])
+    steps = {
+        name: SleepingStep(comm, make(name, comm.size, arguments["microbatches"]), seconds)
+        for name in arguments["schedules"]
+    }
+    messages: dict[str, int] = {}
+    for name, step in steps.items():
+        before = comm.traffic.snapshot()
+        step.run()
+        sent = sum(
+            tally.messages
+            for (_, collective), tally in comm.traffic.since(before).items()
+            if collective == "send"
+        )
+        messages[name] = sum(comm.allgather_objects(sent))
+    found = alternate({name: step.run for name, step in steps.items()}, arguments["rounds"])
+    kept = {name: comm.allgather_objects(step.runner.peak_kept) for name, step in steps.items()}
+    return {"seconds": found, "activations": kept, "messages": messages}
+
+
+def make(name: str, ranks: int, microbatches: int) -> Schedule:
+    """The schedule called `name`; `chimera@F` has 2F pipes."""
+    kind, _, pairs = name.partition("@")
+    request = Request(ranks, microbatches, pipes=2 * int(pairs or 1))
+    return family.make(kind, request)
+
+
+def names_for(schedules: Sequence[str], ranks: int, microbatches: int) -> list[str]:
+    """Those of `schedules` that take so many ranks and micro-batches."""
+    taken = []
+    for name in schedules:
+        try:
+            make(name, ranks, microbatches)
+        except ScheduleError:
+            continue
+        taken.append(name)
+    return taken

@@ -1,0 +1,72 @@
+"""Timelines as a picture, one above the other on one time axis. Needs matplotlib: the `plot`
+extra.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+
+from dist_ml.errors import ConfigError
+from dist_ml.pipeline_parallel.dry_run import Timeline
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
+
+_COLOURS = {"F": "#4c78a8", "B": "#f58518", "I": "#e45756", "W": "#72b7b2"}
+_NAMES = {"F": "forward", "B": "backward", "I": "input part", "W": "weight part"}
+
+
+def draw(timelines: Mapping[str, Timeline], file: Path, unit: str) -> None:
+    """A panel for each timeline, a row a rank; darker boxes are later stages of a rank."""
+    num_ranks = max(len(timeline.ranks) for timeline in timelines.values())
+    height = 0.9 + len(timelines) * (0.5 + 0.32 * num_ranks)
+    figure, panels = plt.subplots(
+        len(timelines), figsize=(9.0, height), sharex=True, layout="constrained", squeeze=False
+    )
+    kinds: set[str] = set()
+    for axes, (title, timeline) in zip(panels[:, 0], timelines.items(), strict=True):
+        origin = min((rank[0].start for rank in timeline.ranks if rank), default=0.0)
+        for row, rank in enumerate(timeline.ranks):
+            stages = sorted({interval.action.stage for interval in rank})
+            for (stage, kind, m), start, stop in rank:
+                kinds.add(kind)
+                shade = 1.0 - 0.45 * stages.index(stage) / max(1, len(stages))
+                axes.barh(
+                    row,
+                    stop - start,
+                    left=start - origin,
+                    height=0.84,
+                    color=_COLOURS[kind],
+                    alpha=shade,
+                    edgecolor="white",
+                    linewidth=0.4,
+                )
+                axes.text(
+                    (start + stop) / 2 - origin, row, str(m), ha="center", va="center", fontsize=6
+                )
+        axes.set(
+            title=title,
+            yticks=range(len(timeline.ranks)),
+            yticklabels=[f"rank {row}" for row in range(len(timeline.ranks))],
+        )
+        axes.title.set_fontsize("medium")
+        axes.invert_yaxis()
+    panels[-1, 0].set_xlabel(unit)
+    figure.legend(
+        handles=[Rectangle((0, 0), 1, 1, color=_COLOURS[kind]) for kind in sorted(kinds)],
+        labels=[_NAMES[kind] for kind in sorted(kinds)],
+        loc="outside lower center",
+        ncols=4,
+        fontsize="small",
+    )
+    try:
+        figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"plot={file} can't be written ({error}); end it in .svg, .png or .pdf, in a folder "
+            "that is there"
+        ) from error
+    finally:
+        plt.close(figure)

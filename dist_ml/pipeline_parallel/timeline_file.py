@@ -1,0 +1,80 @@
+"""A step as it ran, in one JSON file of a run's folder: when each rank computed each action."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_ml.errors import DataError
+from dist_ml.pipeline_parallel.dry_run import Costs, Interval, Timeline
+from dist_ml.pipeline_parallel.schedule import Action, Schedule
+
+
+@dataclass(frozen=True)
+class MeasuredStep:
+    """A schedule, and when its actions ran, in seconds from the start of the step."""
+
+    schedule: Schedule
+    timeline: Timeline
+
+    def mean_costs(self) -> Costs:
+        """Seconds of each kind of action by stage, the mean over its micro-batches; a whole
+        backward pass counts as half input and half weight part.
+        """
+        num_stages = self.schedule.num_stages
+        means = {}
+        for kind in ("F", "I", "W"):
+            for stage in range(num_stages):
+                means[kind, stage] = self._mean(kind, stage)
+        return Costs(
+            tuple(means["F", stage] for stage in range(num_stages)),
+            tuple(means["I", stage] for stage in range(num_stages)),
+            tuple(means["W", stage] for stage in range(num_stages)),
+        )
+
+    def _mean(self, kind: str, stage: int) -> float:
+        taken = [
+            (interval.stop - interval.start) / (2 if interval.action.kind != kind else 1)
+            for rank in self.timeline.ranks
+            for interval in rank
+            if interval.action.stage == stage
+            and (interval.action.kind == kind or (kind != "F" and interval.action.kind == "B"))
+        ]
+        return sum(taken) / len(taken) if taken else 0.0
+
+
+def write(file: Path, schedule: Schedule, ranks: Sequence[Sequence[Interval]]) -> None:
+    """`DataError` where it can't be written."""
+    content = {
+        "schedule": schedule.name,
+        "pipes": schedule.pipes,
+        "pipe_of": schedule.pipe_of,
+        "ranks": [[[str(action), start, stop] for action, start, stop in rank] for rank in ranks],
+    }
+    try:
+        file.write_text(json.dumps(content) + "\n")
+    except OSError as error:
+        raise DataError(f"{file} can't be written: {error.strerror or error}") from error
+
+
+def read(file: Path) -> MeasuredStep:
+    """`DataError` where the file is missing or holds something else."""
+    try:
+        content = json.loads(file.read_text())
+        ranks = [
+            [Interval(Action.parse(text), float(start), float(stop)) for text, start, stop in rank]
+            for rank in content["ranks"]
+        ]
+        actions = tuple(tuple(interval.action for interval in rank) for rank in ranks)
+        pipes = tuple(tuple(int(rank) for rank in pipe) for pipe in content["pipes"])
+        schedule = Schedule(
+            str(content["schedule"]), actions, pipes, tuple(int(p) for p in content["pipe_of"])
+        )
+    except FileNotFoundError:
+        raise DataError(
+            f"{file} does not exist: only runs with mesh.pipeline above 1 that came to their end "
+            "leave it"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{file} holds no measured step ({error}); was it changed?") from error
+    return MeasuredStep(schedule, Timeline(tuple(tuple(rank) for rank in ranks)))
