@@ -61,7 +61,11 @@ class FixedBatch:
     def __init__(self, inputs: torch.Tensor, targets: torch.Tensor, num_microbatches: int) -> None:
         self.inputs, self.targets = inputs, targets
         self._parts = list(
-            zip(inputs.chunk(num_microbatches), targets.chunk(num_microbatches), strict=True)
+            zip(
+                inputs.tensor_split(num_microbatches),
+                targets.tensor_split(num_microbatches),
+                strict=True,
+            )
         )
         self.sizes = [len(part) for part, _ in self._parts]
 

@@ -4,6 +4,7 @@ extra.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -25,35 +26,15 @@ def draw(timelines: Mapping[str, Timeline], file: Path, unit: str) -> None:
     figure, panels = plt.subplots(
         len(timelines), figsize=(9.0, height), sharex=True, layout="constrained", squeeze=False
     )
-    kinds: set[str] = set()
     for axes, (title, timeline) in zip(panels[:, 0], timelines.items(), strict=True):
-        origin = min((rank[0].start for rank in timeline.ranks if rank), default=0.0)
-        for row, rank in enumerate(timeline.ranks):
-            stages = sorted({interval.action.stage for interval in rank})
-            for (stage, kind, m), start, stop in rank:
-                kinds.add(kind)
-                shade = 1.0 - 0.45 * stages.index(stage) / max(1, len(stages))
-                axes.barh(
-                    row,
-                    stop - start,
-                    left=start - origin,
-                    height=0.84,
-                    color=_COLOURS[kind],
-                    alpha=shade,
-                    edgecolor="white",
-                    linewidth=0.4,
-                )
-                axes.text(
-                    (start + stop) / 2 - origin, row, str(m), ha="center", va="center", fontsize=6
-                )
-        axes.set(
-            title=title,
-            yticks=range(len(timeline.ranks)),
-            yticklabels=[f"rank {row}" for row in range(len(timeline.ranks))],
-        )
-        axes.title.set_fontsize("medium")
-        axes.invert_yaxis()
+        _panel(axes, title, timeline)
     panels[-1, 0].set_xlabel(unit)
+    kinds = {
+        interval.action.kind
+        for timeline in timelines.values()
+        for rank in timeline.ranks
+        for interval in rank
+    }
     figure.legend(
         handles=[Rectangle((0, 0), 1, 1, color=_COLOURS[kind]) for kind in sorted(kinds)],
         labels=[_NAMES[kind] for kind in sorted(kinds)],
@@ -70,3 +51,26 @@ def draw(timelines: Mapping[str, Timeline], file: Path, unit: str) -> None:
         ) from error
     finally:
         plt.close(figure)
+
+
+def _panel(axes: Any, title: str, timeline: Timeline) -> None:
+    origin = min((rank[0].start for rank in timeline.ranks if rank), default=0.0)
+    for row, rank in enumerate(timeline.ranks):
+        stages = sorted({interval.action.stage for interval in rank})
+        for (stage, kind, m), start, stop in rank:
+            axes.barh(
+                row,
+                stop - start,
+                left=start - origin,
+                height=0.84,
+                color=_COLOURS[kind],
+                alpha=1.0 - 0.45 * stages.index(stage) / max(1, len(stages)),
+                edgecolor="white",
+                linewidth=0.4,
+            )
+            middle = (start + stop) / 2 - origin
+            axes.text(middle, row, str(m), ha="center", va="center", fontsize=6)
+    names = [f"rank {row}" for row in range(len(timeline.ranks))]
+    axes.set(yticks=range(len(names)), yticklabels=names)
+    axes.set_title(title, fontsize="medium")
+    axes.invert_yaxis()

@@ -6,7 +6,9 @@ ranks outnumber cores, that takes the core from the work being waited for: four 
 over a 1 Gbit/s network spent 3 times the processor time.
 """
 
+import ctypes
 import os
+import sys
 import time
 
 SPIN_SECONDS = 0.0002  # a message inside a node, or one over a fast network, has come by then
@@ -14,6 +16,17 @@ SHARE = (
     1 / 8
 )  # of the time waited so far that a pause may take: no wait is much longer than it must be
 PAUSE_SECONDS = 0.0002  # at most: the buffers of a TCP socket last longer than that
+
+
+_PR_SET_TIMERSLACK = 29  # linux/prctl.h
+
+
+def fine_timers() -> None:
+    """Have this thread, and those that it starts, wake when they asked to: Linux lets a sleep last
+    50 µs longer, to wake several at once, and a pause here is little more than that.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
 
 
 class Backoff:

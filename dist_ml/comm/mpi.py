@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from dist_ml.comm.backoff import fine_timers
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
@@ -62,6 +63,7 @@ def world(timing: bool = False) -> Communicator:
     """
     if not launched():
         return Communicator(Loopback(), traffic=Traffic(timing))
+    fine_timers()
     mpi = load()
     expected, size = launched_size(), mpi.COMM_WORLD.Get_size()
     if size == 1 and expected is not None and expected > 1:

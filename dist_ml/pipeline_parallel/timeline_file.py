@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_ml.errors import DataError
+from dist_ml.errors import DataError, ScheduleError
 from dist_ml.pipeline_parallel.dry_run import Costs, Interval, Timeline
 from dist_ml.pipeline_parallel.schedule import Action, Schedule
 
@@ -75,6 +75,6 @@ def read(file: Path) -> MeasuredStep:
             f"{file} does not exist: only runs with mesh.pipeline above 1 that came to their end "
             "leave it"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ScheduleError) as error:
         raise DataError(f"{file} holds no measured step ({error}); was it changed?") from error
     return MeasuredStep(schedule, Timeline(tuple(tuple(rank) for rank in ranks)))
