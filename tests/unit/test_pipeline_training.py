@@ -2,6 +2,7 @@
 with it.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline_world import (
+    HIDDEN,
     SYNCHRONOUS,
     Trained,
     assert_same,
@@ -25,24 +27,24 @@ from dist_ml.comm.loopback import Loopback
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.train import OptimizerConfig, TrainConfig
 from dist_ml.models import MODELS
+from dist_ml.pipeline_parallel.peaks import memory
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.trainer import Trainer
 
-SMALL, MORE = [(2, 2), (1, 4)], [(1, 2), (1, 3), (1, 5), (1, 6), (1, 7), (1, 8)]
-MORE += [(2, 3), (2, 4), (3, 2), (4, 2)]
+MESHES = [(1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (1, 7), (1, 8), (2, 3), (2, 4), (3, 2), (4, 2)]
 
 
 def takes(name: str, pipeline: int) -> bool:
     return name != "chimera" or pipeline % 2 == 0
 
 
-# All schedules on each small mesh for 20 steps; a third of them on each other mesh for 5.
-RUNS = [(*mesh, name, 20) for mesh in SMALL for name in SYNCHRONOUS if takes(name, mesh[1])]
+# All schedules on one mesh for 20 steps; a quarter of them on each other mesh for 5.
+RUNS = [(2, 2, name, 20) for name in SYNCHRONOUS]
 RUNS += [
     (*mesh, name, 5)
-    for i, mesh in enumerate(MORE)
+    for i, mesh in enumerate(MESHES)
     for j, name in enumerate(SYNCHRONOUS)
-    if (i + j) % 3 == 0 and takes(name, mesh[1])
+    if (i + j) % 4 == 0 and takes(name, mesh[1])
 ]
 
 
@@ -73,19 +75,29 @@ def test_every_schedule_trains_as_one_process(
 
 @pytest.mark.parametrize("name", SYNCHRONOUS)
 def test_fp32_stays_close(name: str) -> None:
-    config = on_mesh(settings(precision="fp32"), 2, 2, name=name)
-    assert_same(pipelined(config), alone("fp32"), 2e-5)
+    """On half as many layers: on 16, one process differs from itself by 3e-4 between one
+    micro-batch and four.
+    """
+    assert_same(pipelined(on_mesh(SHALLOW, 1, 2, name=name)), shallow_alone(), 2e-5)
 
 
-@pytest.mark.parametrize("name", ["gpipe", "chimera", "zb_h1", "zb_v"])
+SHALLOW = settings(
+    precision="fp32", model=ModelConfig(hidden=HIDDEN[:7], activation="tanh", dropout=0.1)
+)
+
+
+@functools.cache
+def shallow_alone() -> Trained:
+    return train_alone(SHALLOW)
+
+
+@pytest.mark.parametrize("name", ["chimera", "zb_v"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_bf16_products_stay_close(name: str, recompute: bool) -> None:
-    """Activations travel in fp32, which holds what was rounded: bits differ by order of sums
-    alone.
-    """
-    config = on_mesh(settings(precision="bf16"), 1, 2, name=name, recompute=recompute)
-    found, expected = pipelined(config, num_steps=3), alone("bf16", num_steps=3)
-    assert found[0].losses == pytest.approx(expected.losses, rel=5e-3)
+    config = dataclasses.replace(SHALLOW, precision="bf16")
+    found = pipelined(on_mesh(config, 1, 2, name=name, recompute=recompute), num_steps=4)
+    assert found[0].losses == pytest.approx(shallow_alone().losses[:4], rel=2e-2)
+    assert found[0].losses != pytest.approx(shallow_alone().losses[:4], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", SYNCHRONOUS)
@@ -107,7 +119,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
-@pytest.mark.parametrize("name", ["one_f_one_b", "chimera", "zb_v"])
+@pytest.mark.parametrize("name", ["chimera", "zb_v"])
 def test_what_the_ranks_must_agree_on(name: str, variant: str) -> None:
     config = settings(**VARIANTS[variant])
     found = pipelined(on_mesh(config, 2, 2, name=name), num_steps=8)
@@ -145,11 +157,11 @@ def poison(trainer: Trainer) -> None:
         found.inputs[torch.from_numpy(ids == POISONED)] = math.nan
         return found
 
-    split.batch = poisoned  # type: ignore[method-assign]
+    object.__setattr__(split, "batch", poisoned)  # a frozen dataclass
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.1])
-@pytest.mark.parametrize("name", ["gpipe", "chimera", "zb_h1", "zb_v"])
+@pytest.mark.parametrize("name", ["chimera", "zb_h1"])
 def test_a_step_that_is_not_finite_is_left_out_by_all(name: str, clip_norm: float | None) -> None:
     config = settings(nonfinite="skip", clip_norm=clip_norm)
     found = pipelined(on_mesh(config, 2, 2, name=name), num_steps=6, look=poison)
@@ -177,16 +189,13 @@ def test_a_gradient_that_only_one_stage_sees_overflow_is_left_out_by_all() -> No
 EXCHANGES: dict[str, dict[str, Any]] = {
     "zero1": {"data_parallel": {"name": "zero1"}},
     "zero2": {"data_parallel": {"name": "zero2"}, "allreduce": {"bucket_bytes": 512}},
+    "ring": {"allreduce": {"name": "ring"}},
     **{
-        f"ring {overlap}": {
-            "allreduce": {"name": "ring", "overlap": overlap, "bucket_bytes": 512},
-        }
-        for overlap in ("none", "poll", "thread")
+        f"ring {overlap}": {"allreduce": {"name": "ring", "overlap": overlap, "bucket_bytes": 512}}
+        for overlap in ("poll", "thread")
     },
-    "topk": {
-        "sparse": {"allreduce": "allgather", "density": 1.0, "dense_below": 0},
-    },
-    "oktopk on a thread": {
+    "sparse": {"sparse": {"allreduce": "allgather", "density": 1.0, "dense_below": 0}},
+    "sparse on a thread": {
         "sparse": {"allreduce": "oktopk", "density": 1.0, "dense_below": 0, "overlap": 2},
     },
 }
@@ -194,7 +203,7 @@ CLIPPED = [*EXCHANGES][:5]
 
 
 @pytest.mark.parametrize("exchange", list(EXCHANGES))
-@pytest.mark.parametrize("name", ["gpipe", "interleaved", "chimera", "zb_h1", "zb_v"])
+@pytest.mark.parametrize("name", ["one_f_one_b", "chimera", "zb_v"])
 def test_every_exchange_of_the_data_axis(name: str, exchange: str) -> None:
     changes = EXCHANGES[exchange]
     plain = settings(clip_norm=0.1 if exchange in CLIPPED else None)
@@ -225,8 +234,10 @@ def test_what_a_sparse_exchange_sends_does_not_depend_on_the_schedule() -> None:
         assert_same(found, first)
 
 
-@pytest.mark.parametrize("kernel", ["torch", "numpy"])
-@pytest.mark.parametrize("name", ["one_f_one_b", "chimera", "zb_h1", "zb_v"])
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [("one_f_one_b", "torch"), ("chimera", "torch"), ("zb_h1", "numpy"), ("zb_v", "torch")],
+)
 def test_layers_that_write_their_gradients_themselves(name: str, kernel: str) -> None:
     """Wide enough to have gradient sinks, also where the backward pass is in two parts."""
     model = ModelConfig(hidden=(8, 512, 300, 450, 6), activation="relu", dropout=0.1)
@@ -249,11 +260,10 @@ def tied(monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     return settings(model=ModelConfig("tied_skip", hidden=(6,) * 6), clip_norm=0.1)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize(("data", "pipeline"), [(1, 2), (2, 2), (1, 4), (2, 4)])
 @pytest.mark.parametrize(
-    "name", ["gpipe", "one_f_one_b", "interleaved", "chimera", "zb_h1", "zb_v"]
+    ("data", "pipeline", "recompute"), [(1, 2, False), (1, 4, False), (2, 2, True)]
 )
+@pytest.mark.parametrize("name", ["one_f_one_b", "interleaved", "chimera", "zb_h1", "zb_v"])
 def test_a_shared_weight_and_a_connection_over_stages(
     tied: TrainConfig, data: int, pipeline: int, name: str, recompute: bool
 ) -> None:
@@ -264,17 +274,16 @@ def test_a_shared_weight_and_a_connection_over_stages(
     assert torch.equal(weights["parts.enter.tied"], weights["parts.leave.tied"])
 
 
-def test_the_most_activations_held_are_those_that_were_proved() -> None:
-    from dist_ml.pipeline_parallel.peaks import memory
+@pytest.mark.parametrize("name", SYNCHRONOUS)
+def test_the_most_activations_held_are_those_that_were_proved(name: str) -> None:
+    config = on_mesh(settings(batch_size=30), 1, 4, name=name)
 
-    for name in SYNCHRONOUS:
-        config = on_mesh(settings(batch_size=30), 1, 4, name=name)
+    def body(comm: Communicator) -> tuple[int, int]:
+        trainer = build_trainer(config, build_mesh(config, comm))
+        trainer.step(0, 0)
+        assert trainer.pipeline is not None
+        runner = trainer._train_step.stages._runner  # type: ignore[attr-defined]
+        return runner.peak_kept, memory(trainer.pipeline.schedule).activations[comm.rank]
 
-        def body(comm: Communicator, config: TrainConfig = config) -> tuple[int, int]:
-            trainer = build_trainer(config, build_mesh(config, comm))
-            trainer.step(0, 0)
-            assert trainer.pipeline is not None
-            planned = memory(trainer.pipeline.schedule).activations[comm.rank]
-            return trainer._train_step._stages._runner.peak_kept, planned  # type: ignore[attr-defined]
-
-        assert all(found == planned for found, planned in run_ranks(4, body)), name
+    for held, proved in run_ranks(4, body):
+        assert held == proved
