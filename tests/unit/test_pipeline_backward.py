@@ -1,4 +1,4 @@
-"""The backward pass in two parts is the whole one: the same bits, each product once, in its part."""
+"""The backward pass in two parts is the whole one: the same bits, each product once."""
 
 import itertools
 from collections.abc import Callable
