@@ -53,6 +53,8 @@ sparse              | sparse
 sparse_scaling      | sparse_scaling
 sparse_accuracy     | sparse_accuracy
 sparse_curve        | sparse_curve
+pipeline            | pipeline
+pipeline_torch      | pipeline_torch
 gemm                | gemm
 gemm_words          | gemm_words
 '

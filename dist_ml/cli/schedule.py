@@ -66,8 +66,7 @@ def _show_plan(config: ScheduleConfig) -> None:
 
 def _show_run(config: ScheduleConfig, folder: Path) -> None:
     measured = timeline_file.read(RunFolder(folder).timeline)
-    planned = dry_run(measured.schedule, measured.mean_costs())
-    found = measured.timeline
+    planned, found = measured.planned(), measured.timeline
     _say(
         ("schedule", f"{measured.schedule.name} of {folder}, last step"),
         ("planned", f"{1e3 * planned.makespan:.3g} ms, bubble {100 * planned.bubble:.1f} %"),

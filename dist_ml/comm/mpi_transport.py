@@ -57,8 +57,8 @@ class MpiTransport:
 
     @property
     def largest_tag(self) -> int:
-        """Of a message; MPI grants at least 32,767."""
-        return int(self.comm.Get_attr(self._mpi.TAG_UB))
+        """Of a message; MPI grants at least 32,767. The attribute is the world's."""
+        return int(self._mpi.COMM_WORLD.Get_attr(self._mpi.TAG_UB))
 
     def allreduce(self, array: Array, op: str) -> None:
         if array.size <= MAX_COUNT:

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dist_ml.errors import DataError, ScheduleError
-from dist_ml.pipeline_parallel.dry_run import Costs, Interval, Timeline
+from dist_ml.pipeline_parallel.dry_run import Costs, Interval, Timeline, dry_run
 from dist_ml.pipeline_parallel.schedule import Action, Schedule
 
 
@@ -14,8 +14,19 @@ from dist_ml.pipeline_parallel.schedule import Action, Schedule
 class MeasuredStep:
     """A schedule, and when its actions ran, in seconds from the start of the step."""
 
-    schedule: Schedule
+    schedule: Schedule  # of the actions that ran: micro-batches without samples have none
     timeline: Timeline
+
+    @classmethod
+    def of(cls, schedule: Schedule, ranks: Sequence[Sequence[Interval]]) -> "MeasuredStep":
+        """`ranks[r]` is what rank r of `schedule` ran."""
+        timeline = Timeline(tuple(tuple(rank) for rank in ranks))
+        actions = tuple(tuple(interval.action for interval in rank) for rank in timeline.ranks)
+        return cls(replace(schedule, actions=actions), timeline)
+
+    def planned(self) -> Timeline:
+        """The dry run with the mean seconds of each kind of action."""
+        return dry_run(self.schedule, self.mean_costs())
 
     def mean_costs(self) -> Costs:
         """Seconds of each kind of action by stage, the mean over its micro-batches; a whole
@@ -43,13 +54,16 @@ class MeasuredStep:
         return sum(taken) / len(taken) if taken else 0.0
 
 
-def write(file: Path, schedule: Schedule, ranks: Sequence[Sequence[Interval]]) -> None:
+def write(file: Path, step: MeasuredStep) -> None:
     """`DataError` where it can't be written."""
     content = {
-        "schedule": schedule.name,
-        "pipes": schedule.pipes,
-        "pipe_of": schedule.pipe_of,
-        "ranks": [[[str(action), start, stop] for action, start, stop in rank] for rank in ranks],
+        "schedule": step.schedule.name,
+        "pipes": step.schedule.pipes,
+        "pipe_of": step.schedule.pipe_of,
+        "ranks": [
+            [[str(action), start, stop] for action, start, stop in rank]
+            for rank in step.timeline.ranks
+        ],
     }
     try:
         file.write_text(json.dumps(content) + "\n")
@@ -65,11 +79,9 @@ def read(file: Path) -> MeasuredStep:
             [Interval(Action.parse(text), float(start), float(stop)) for text, start, stop in rank]
             for rank in content["ranks"]
         ]
-        actions = tuple(tuple(interval.action for interval in rank) for rank in ranks)
         pipes = tuple(tuple(int(rank) for rank in pipe) for pipe in content["pipes"])
-        schedule = Schedule(
-            str(content["schedule"]), actions, pipes, tuple(int(p) for p in content["pipe_of"])
-        )
+        pipe_of = tuple(int(pipe) for pipe in content["pipe_of"])
+        return MeasuredStep.of(Schedule(str(content["schedule"]), (), pipes, pipe_of), ranks)
     except FileNotFoundError:
         raise DataError(
             f"{file} does not exist: only runs with mesh.pipeline above 1 that came to their end "
@@ -77,4 +89,3 @@ def read(file: Path) -> MeasuredStep:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, ScheduleError) as error:
         raise DataError(f"{file} holds no measured step ({error}); was it changed?") from error
-    return MeasuredStep(schedule, Timeline(tuple(tuple(rank) for rank in ranks)))

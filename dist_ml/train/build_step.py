@@ -18,7 +18,8 @@ from dist_ml.pipeline_parallel.schedule import Action, Kind, one_stage
 from dist_ml.pipeline_parallel.stage_runner import StageRunner
 from dist_ml.train.local_stage import LocalStage
 from dist_ml.train.pipeline import Pipeline
-from dist_ml.train.pipeline_step import PipelineReducer, PipelineStages, StepBatches
+from dist_ml.train.pipeline_reducer import PipelineReducer
+from dist_ml.train.pipeline_step import PipelineStages, StepBatches
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
 

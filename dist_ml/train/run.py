@@ -12,6 +12,7 @@ from dist_ml.config.train import TrainConfig
 from dist_ml.errors import DataError, DistMLError
 from dist_ml.measure.environment import environment
 from dist_ml.pipeline_parallel import timeline_file
+from dist_ml.pipeline_parallel.timeline_file import MeasuredStep
 from dist_ml.train import run_folder
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.display import Reporter, make_reporter
@@ -82,7 +83,7 @@ class Run:
             self._tell_failure(error, evaluation)
             raise
         self._save()
-        summary = {"status": "finished", **self._summary(evaluation)}
+        summary = {"status": "finished", **self._summary(evaluation), **self._timeline()}
         from_root(self._world, lambda: self._folder.write_summary(summary))
         self._reporter.finish(summary)
         return summary
@@ -170,16 +171,22 @@ class Run:
                 self._folder.write_summary(summary)
 
     def _save(self) -> None:
-        """The trained weights, and a pipeline's last step, which rank 0 writes."""
-        pipeline = self._trainer.pipeline
-        if pipeline is not None:
-            ranks = self._trainer.intervals()
-            from_root(
-                self._world,
-                lambda: timeline_file.write(self._folder.timeline, pipeline.schedule, ranks),
-            )
+        """The trained weights, which rank 0 writes."""
         state = self._trainer.weights() or {}
         from_root(self._world, lambda: save_weights(state, self._folder.model))
+
+    def _timeline(self) -> dict[str, Any]:
+        """A pipeline's last step, which rank 0 writes; its bubble, measured and planned."""
+        pipeline = self._trainer.pipeline
+        if pipeline is None:
+            return {}
+        step = MeasuredStep.of(pipeline.schedule, self._trainer.intervals())
+        from_root(self._world, lambda: timeline_file.write(self._folder.timeline, step))
+        return {
+            "schedule": pipeline.schedule.name,
+            "bubble": step.timeline.bubble,
+            "planned_bubble": step.planned().bubble,
+        }
 
 
 def evaluation_values(evaluation: Evaluation) -> dict[str, Any]:

@@ -132,7 +132,8 @@ class TestMeasuredStep:
         """A run folder whose last step took 10 ms a forward pass and 20 ms a backward one."""
         schedule = family.make("one_f_one_b", Request(2, 2))
         plan = dry_run(schedule, Costs.uniform(2, 0.01, 0.02))
-        timeline_file.write(tmp_path / "timeline.json", schedule, plan.ranks)
+        step = timeline_file.MeasuredStep.of(schedule, plan.ranks)
+        timeline_file.write(tmp_path / "timeline.json", step)
         return tmp_path
 
     def test_it_comes_back_with_the_times_of_its_actions(self, tmp_path: Path) -> None:

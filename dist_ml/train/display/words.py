@@ -36,6 +36,11 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"samples/s       {summary['samples_per_second']:,.0f}{seconds}")
     if summary.get("communication_share") is not None:
         lines.append(f"communication   {summary['communication_share']:.1%} of the time")
+    if summary.get("bubble") is not None:
+        lines.append(
+            f"bubble          {summary['bubble']:.1%} of the last step, "
+            f"{summary['planned_bubble']:.1%} planned ({summary['schedule']})"
+        )
     if summary.get("folder") is not None:
         lines.append(f"run folder      {summary['folder']}")
     return lines
