@@ -83,8 +83,8 @@ def _check_passes(schedule: Schedule, count: Counter[Action], stage: int, m: int
     else:
         missing = Action(stage, "W" if "I" in found else "I" if "W" in found else "B", m)
     raise ScheduleError(
-        f"schedule {schedule.name}: {missing} is missing; each micro-batch must pass each stage "
-        "forward once and backward once"
+        f"schedule {schedule.name}: {missing} is missing on rank {schedule.rank_of(missing)}; each "
+        "micro-batch must pass each stage forward once and backward once"
     )
 
 

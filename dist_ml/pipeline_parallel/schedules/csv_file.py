@@ -96,9 +96,16 @@ def _with_header(name: str, orders: tuple[tuple[Action, ...], ...]) -> Schedule:
     for m in range(num_microbatches):
         missing = [s for s in range(num_stages) if s not in places.get(m, {})]
         if missing:
-            raise ScheduleError(f"{name}: {missing[0]}F{m} is missing; each stage runs it once")
+            raise ScheduleError(_missing(name, places, missing[0], m))
         pipe = tuple(places[m][s] for s in range(num_stages))
         if pipe not in pipes:
             pipes.append(pipe)
         pipe_of.append(pipes.index(pipe))
     return Schedule(name, orders, tuple(pipes), tuple(pipe_of))
+
+
+def _missing(name: str, places: dict[int, dict[int, int]], stage: int, m: int) -> str:
+    """Where the forward pass would stand is known by the stage's others."""
+    ranks = sorted({ranks[stage] for ranks in places.values() if stage in ranks})
+    where = f" on rank {' or '.join(map(str, ranks))}" if ranks else ""
+    return f"{name}: {stage}F{m} is missing{where}; each stage runs it once"
