@@ -4,6 +4,7 @@ end by themselves, soon, and name it.
 Each rank runs under a shell that lives on, which is what the launcher watches.
 """
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -59,6 +60,8 @@ EXCHANGES = {
         "allreduce.bucket_bytes=4096",
     ],
     "sparse on a thread": ["sparse=topk", "sparse.allreduce=oktopk", "sparse.overlap=2"],
+    "pipeline": ["mesh.pipeline=3", "pipeline=one_f_one_b"],
+    "pipeline both ways round": ["mesh.pipeline=3", "pipeline=zb_v", "model.hidden=[300,9,8,7,9]"],
 }
 
 
@@ -86,3 +89,5 @@ def test_the_others_end_soon_and_name_it(
     assert "rank 2 (process" in completed.stderr, completed.stderr[-3000:]
     assert "died while others waited for it" in completed.stderr
     assert completed.stderr.count("died while others waited") == 1, completed.stderr
+    if exchange.startswith("pipeline"):  # which rank waited where
+        assert re.search(r"this rank was at \d[FBIW]\d", completed.stderr), completed.stderr[-3000:]

@@ -211,7 +211,7 @@ class TestFile:
             (b"0F0,0B0\n", "is for 1 ranks, but mesh.pipeline=2; use mesh.pipeline=1"),
             (b"0F0,0B0\n1F0,1B0\n", "is for 1 micro-batches, not 2; use 1"),
             (b"0F0,0B0\n1F0,1Q0\n", r"s\.csv, row 2 \(rank 1\): '1Q0' is no action"),
-            (b"0F0,0B0\n1F1,1B1\n", "1F0 is missing; each stage runs it once"),
+            (b"0F0,0B0\n1F1,1B1\n", "1F0 is missing on rank 1; each stage runs it once"),
             (b" , \n\n", "holds no action"),
         ],
         ids=["bytes", "ranks", "micro-batches", "cell", "stage", "empty"],
