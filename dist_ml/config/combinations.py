@@ -124,6 +124,12 @@ TABLE: tuple[Row, ...] = (
         by_member=True,
     ),
     Row(
+        ("pipeline.chunks", "pipeline.pipes", "pipeline.concatenation", "pipeline.file"),
+        "with pipeline.name={config.pipeline.name}",
+        "choose the schedule that reads it",
+        by_member=True,
+    ),
+    Row(
         ("kernel",),
         "with precision=bf16, whose products are torch's",
         "use precision=fp32",

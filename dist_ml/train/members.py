@@ -8,6 +8,7 @@ from dist_ml.config.combinations import check_combination
 from dist_ml.config.names import require_one_of
 from dist_ml.config.train import TrainConfig
 from dist_ml.data_parallel.selection import SELECTIONS
+from dist_ml.pipeline_parallel.schedules.family import SCHEDULES
 from dist_ml.train.exchange import DATA_PARALLEL
 from dist_ml.train.optimizer import LR_SCHEDULES, OPTIMIZERS
 
@@ -23,6 +24,7 @@ def check_members(config: TrainConfig) -> None:
         ("sparse.selection", config.sparse.selection, SELECTIONS),
         ("optimizer.name", config.optimizer.name, OPTIMIZERS),
         ("lr_schedule.name", config.lr_schedule.name, LR_SCHEDULES),
+        ("pipeline.name", config.pipeline.name, SCHEDULES),
     ):
         require_one_of(key, name, family)
     check_combination(config, keys_read(config))
@@ -35,6 +37,7 @@ def keys_read(config: TrainConfig) -> set[str]:
         *data_parallel,
         *OPTIMIZERS[config.optimizer.name].reads,
         *LR_SCHEDULES[config.lr_schedule.name].reads,
+        *(f"pipeline.{key}" for key in SCHEDULES[config.pipeline.name].reads),
     }
     if "allreduce.name" in data_parallel:
         read |= {f"allreduce.{key}" for key in ALLREDUCES[config.allreduce.name].reads}

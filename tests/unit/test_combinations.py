@@ -28,6 +28,14 @@ def checked(*overrides: str) -> None:
         ("data_parallel.period=2", "data_parallel.period=2 has no effect"),
         ("optimizer=adamw optimizer.momentum=0.5", "optimizer.momentum=0.5 has no effect"),
         ("lr_schedule=constant lr_schedule.final_fraction=0.5", "use lr_schedule=cosine"),
+        (
+            "mesh.pipeline=2 pipeline.chunks=3",
+            "pipeline.chunks=3 has no effect with pipeline.name=o",
+        ),
+        ("pipeline=interleaved pipeline.pipes=4", "pipeline.pipes=4 has no effect with pipeline"),
+        ("pipeline=zb_v pipeline.concatenation=direct", "concatenation=direct has no effect"),
+        ("pipeline=gpipe pipeline.file=x.csv", "pipeline.file=x.csv has no effect"),
+        ("pipeline.name=chimaera", "pipeline.name=chimaera is not one of gpipe.*mean chimera"),
         ("kernel=numpy precision=bf16", "kernel=numpy has no effect with precision=bf16"),
         ("precision=fp64 sparse=topk sparse.values=int4", "would round fp64 gradients"),
         ("allreduce.name=rings", r"is not one of native, ring.*did you mean ring"),
@@ -48,7 +56,14 @@ def test_refused(overrides: str, words: str) -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    ["", "sparse=dgc optimizer.momentum=0", "data_parallel=daso", "optimizer=adamw kernel=auto"],
+    [
+        "",
+        "sparse=dgc optimizer.momentum=0",
+        "data_parallel=daso",
+        "optimizer=adamw kernel=auto",
+        "pipeline=chimera pipeline.pipes=4",
+        "pipeline=file pipeline.file=x",
+    ],
 )
 def test_defaults_and_shipped_choices_are_never_refused(overrides: str) -> None:
     checked(*overrides.split())

@@ -262,3 +262,24 @@ def test_stages_by_hand() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             cut_by_hand(names, first)
+
+
+class Reading:
+    """A request that notes which of its fields are read."""
+
+    def __init__(self, request: Request) -> None:
+        self._request, self.read = request, set[str]()
+
+    def __getattr__(self, name: str) -> object:
+        self.read.add(name)
+        return getattr(self._request, name)
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+def test_a_schedule_reads_the_keys_that_it_says_it_reads(name: str, tmp_path: Path) -> None:
+    """A key that is listed and never looked at would be accepted and ignored."""
+    (tmp_path / "x.csv").write_text(write_csv(make("gpipe", Request(4, 8))))
+    reading = Reading(Request(4, 8, file=str(tmp_path / "x.csv")))
+    SCHEDULES[name].make(reading)  # type: ignore[arg-type]
+    common = {"ranks", "microbatches", "forward", "backward"}
+    assert reading.read - common == set(SCHEDULES[name].reads)

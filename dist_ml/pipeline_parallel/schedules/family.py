@@ -1,6 +1,7 @@
 """All schedules by name. A new one is a module with a pure function, and an entry here."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from dist_ml.errors import ScheduleError
 from dist_ml.pipeline_parallel.proof import prove
@@ -16,19 +17,25 @@ from dist_ml.pipeline_parallel.schedules.request import Request
 from dist_ml.pipeline_parallel.schedules.zb_v import zb_v
 from dist_ml.pipeline_parallel.schedules.zero_bubble import zb_h1, zb_h2
 
-MakeSchedule = Callable[[Request], Schedule]
 
-SCHEDULES: dict[str, MakeSchedule] = {
-    "gpipe": gpipe,
-    "one_f_one_b": one_f_one_b,
-    "interleaved": interleaved,
-    "chimera": chimera,
-    "zb_h1": zb_h1,
-    "zb_h2": zb_h2,
-    "zb_v": zb_v,
-    "dualpipe_v": dualpipe_v,
-    "pipedream_2bw": pipedream_2bw,
-    "file": from_file,
+class ScheduleMember(NamedTuple):
+    """How a schedule is made, and the keys of `pipeline` that it reads beside those of all."""
+
+    make: Callable[[Request], Schedule]
+    reads: tuple[str, ...] = ()
+
+
+SCHEDULES: dict[str, ScheduleMember] = {
+    "gpipe": ScheduleMember(gpipe),
+    "one_f_one_b": ScheduleMember(one_f_one_b),
+    "interleaved": ScheduleMember(interleaved, ("chunks",)),
+    "chimera": ScheduleMember(chimera, ("pipes", "concatenation")),
+    "zb_h1": ScheduleMember(zb_h1),
+    "zb_h2": ScheduleMember(zb_h2),
+    "zb_v": ScheduleMember(zb_v),
+    "dualpipe_v": ScheduleMember(dualpipe_v),
+    "pipedream_2bw": ScheduleMember(pipedream_2bw),
+    "file": ScheduleMember(from_file, ("file",)),
 }
 
 _STEPS_PROVED = 3  # of an asynchronous schedule: one to fill the pipe, one full, one to drain it
@@ -45,6 +52,6 @@ def make(name: str, request: Request) -> Schedule:
             f"a schedule needs at least 1 rank and 1 micro-batch, not {request.ranks} and "
             f"{request.microbatches}"
         )
-    schedule = SCHEDULES[name](request)
+    schedule = SCHEDULES[name].make(request)
     prove(unrolled(schedule, _STEPS_PROVED) if schedule.weight_versions > 1 else schedule)
     return schedule
