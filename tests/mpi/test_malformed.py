@@ -27,10 +27,15 @@ def outcome(world: Communicator, mapping: dict[str, object]) -> tuple[str, bool]
         config = from_mapping(TrainConfig, mapping)  # on all ranks alike
     except DistMLError as error:
         return str(error), True
+    mesh = None
     try:
-        build_trainer(config, build_mesh(config, world)).close()
+        mesh = build_mesh(config, world)
+        build_trainer(config, mesh).close()
     except DistMLError as error:
         return str(error), error.agreed
+    finally:
+        if mesh is not None:
+            mesh.free()  # MPICH has 2,048 communicators for all that a process makes
     return "", True
 
 
