@@ -15,11 +15,12 @@ from dist_ml.launch import mpi_installation, mpiexec
 
 LIMIT_SECONDS = 15.0
 PROGRAM = """
-import os, signal, sys, threading, time
+import itertools, os, signal, sys, threading, time
 from pathlib import Path
 from dist_ml.cli import arguments, compose, ranks
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
+from dist_ml.pipeline_parallel.messages import StageMessages
 from dist_ml.train import run_folder
 from dist_ml.train.build import build_mesh, build_trainer
 
@@ -36,7 +37,11 @@ def body(world):
     trainer = build_trainer(config, build_mesh(config, world))
     trainer.step(0, 0)
     if world.rank == world.size - 1:
-        threading.Timer(0.5, die).start()
+        if trainer.pipeline is None:
+            threading.Timer(0.5, die).start()
+        else:  # while the others wait for its second gradient
+            give, given = StageMessages.give, itertools.count()
+            StageMessages.give = lambda *args, **kw: die() if next(given) else give(*args, **kw)
     while True:
         trainer.step(0, trainer.num_steps % trainer.sampler.steps_per_epoch)
 

@@ -46,7 +46,7 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
     try:
         from dist_ml.comm import mpi
         from dist_ml.comm.mpi_transport import MpiTransport
-        from dist_ml.comm.peer_monitor import death_among
+        from dist_ml.comm.peer_monitor import death_soon
 
         world = mpi.world()
     except MachineError as error:
@@ -78,7 +78,7 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
             _log_failure(error)
             raise
         # What MPI raises when it finds a dead rank's memory gone tells less than who died.
-        death = death_among(world.transport.peers)
+        death = death_soon(world.transport.peers) if isinstance(error, RuntimeError) else None
         cause = error if death is None else CommunicationError(death)
         _end_alone(world, cause, debug=death is None)
     raise AssertionError("an abort returned")

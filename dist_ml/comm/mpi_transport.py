@@ -15,9 +15,10 @@ import numpy as np
 
 from dist_ml.comm.blocked_calls import BlockedCalls
 from dist_ml.comm.buffer import Array
-from dist_ml.comm.peer_monitor import Peer, PeerMonitor
+from dist_ml.comm.peer_monitor import Peer, PeerMonitor, death_soon
 from dist_ml.comm.request import Request
 from dist_ml.comm.thread_level import LEVELS
+from dist_ml.errors import CommunicationError
 from dist_ml.partition import pieces
 
 MAX_COUNT = 2**31 - 1
@@ -276,10 +277,15 @@ class PolledRequest:
         self._peers = peers
 
     def Wait(self) -> None:  # noqa: N802 - as `Pending` names it
-        if not self.Test():
-            monitor = PeerMonitor(self._peers)
-            while not self.Test():
-                monitor.between_looks()
+        try:
+            if not self.Test():
+                monitor = PeerMonitor(self._peers)
+                while not self.Test():
+                    monitor.between_looks()
+        except RuntimeError:  # MPI's own: it has found a dead rank's memory gone, for example
+            if death := death_soon(self._peers):
+                raise CommunicationError(death) from None
+            raise
 
 
 class SharedWindow:

@@ -5,6 +5,7 @@ and so would a rank that looks at shared memory.
 """
 
 import os
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from dist_ml.errors import CommunicationError
 # A rank may be busy for long (an evaluation, a checkpoint), but not for ever.
 LIMIT_SECONDS = 1800.0
 _LOOK_SECONDS = 0.25
+_DYING_SECONDS = 1.0  # a large process's memory takes a while to be given back
 
 
 class Peer(NamedTuple):
@@ -72,6 +74,14 @@ def death_among(peers: Sequence[Peer]) -> str | None:
                 "it; start again"
             )
     return None
+
+
+def death_soon(peers: Sequence[Peer]) -> str | None:
+    """As `death_among`, of ranks that may be dying: their memory is gone before they have ended."""
+    deadline = time.monotonic() + _DYING_SECONDS
+    while (death := death_among(peers)) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return death
 
 
 def is_alive(peer: Peer) -> bool:

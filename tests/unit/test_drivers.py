@@ -14,7 +14,8 @@ from thread_world import run_ranks
 
 from dist_ml.comm.allreduce import family
 from dist_ml.comm.communicator import Communicator
-from dist_ml.comm.peer_monitor import Peer, death_among, is_alive, this_process
+from dist_ml.comm.mpi_transport import PolledRequest
+from dist_ml.comm.peer_monitor import Peer, death_among, death_soon, is_alive, this_process
 from dist_ml.comm.request import Request
 from dist_ml.data_parallel.dense_reducer import DenseReducer, _covered
 from dist_ml.data_parallel.drivers import PollingDriver, ThreadDriver, drain
@@ -182,6 +183,30 @@ class TestPeers:
         finally:
             os.waitpid(pid, 0)
         assert death_among([this_process(0)]) is None
+
+    def test_a_process_that_is_still_dying_is_waited_for(self) -> None:
+        pid = os.posix_spawn("/bin/sleep", ["sleep", "0.3"], {})
+        peer = this_process(1)._replace(pid=pid)
+        assert death_among([peer]) is None
+        try:
+            words = death_soon([this_process(0), peer])
+            assert words is not None
+            assert words.startswith(f"rank 1 (process {pid}")
+        finally:
+            os.waitpid(pid, 0)
+        start = time.monotonic()
+        assert death_soon([this_process(0)]) is None
+        assert time.monotonic() - start < 5
+
+    def test_what_mpi_raises_tells_who_has_died(self, dead: Peer) -> None:
+        class Broken:
+            def Test(self) -> bool:  # noqa: N802
+                raise RuntimeError("process_vm_readv failed")
+
+        with pytest.raises(CommunicationError, match="died while others waited"):
+            PolledRequest(Broken(), [this_process(0), dead]).Wait()
+        with pytest.raises(RuntimeError, match="process_vm_readv"):
+            PolledRequest(Broken(), [this_process(0)]).Wait()
 
 
 @pytest.mark.parametrize(
