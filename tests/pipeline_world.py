@@ -13,7 +13,7 @@ from dist_ml.config.model import ModelConfig
 from dist_ml.config.pipeline import PipelineConfig
 from dist_ml.config.train import MeshConfig, TrainConfig
 from dist_ml.counter_random import stream
-from dist_ml.models.blocks import INPUTS, Block, BlockModel, LinearFactory
+from dist_ml.models.blocks import Block, BlockModel, LinearFactory, chain
 from dist_ml.models.initialise import initialise_linear
 from dist_ml.pipeline_parallel.schedules.family import SCHEDULES
 from dist_ml.train.build import build_mesh, build_trainer
@@ -129,12 +129,20 @@ class Leave(nn.Module):
 
 
 class TiedSkip(BlockModel):
-    """The first block's output skips to the last, and these two share a weight."""
+    """The first block's output skips to the block `leave`, and these two share a weight. `leave` is
+    the last one but `num_after`.
+    """
 
     WIDTH = 6
 
     def __init__(
-        self, num_features: int, num_outputs: int, seed: int, dtype: torch.dtype, num_middle: int
+        self,
+        num_features: int,
+        num_outputs: int,
+        seed: int,
+        dtype: torch.dtype,
+        num_middle: int,
+        num_after: int = 0,
     ) -> None:
         super().__init__()
         width = self.WIDTH
@@ -145,13 +153,13 @@ class TiedSkip(BlockModel):
         for number in range(num_middle):
             modules[f"middle{number}"] = Middle(nn.Linear(width, width, dtype=dtype))
         modules["leave"] = Leave(nn.Linear(width, num_outputs, dtype=dtype), tied)
+        for number in range(num_after):
+            modules[f"after{number}"] = Middle(nn.Linear(num_outputs, num_outputs, dtype=dtype))
         self.parts = nn.ModuleDict(modules)
-        names = list(modules)
         self._blocks = tuple(
-            Block(name, module, (names[i - 1],) if i else (INPUTS,))
-            for i, (name, module) in enumerate(modules.items())
+            block._replace(sources=(*block.sources, "enter")) if block.name == "leave" else block
+            for block in chain([*modules.items()])
         )
-        self._blocks = (*self._blocks[:-1], self._blocks[-1]._replace(sources=(names[-2], "enter")))
         self._seed = seed
         if not tied.is_meta:
             self.materialize()
@@ -177,5 +185,10 @@ def tied_skip(
     dtype: torch.dtype,
     linear: LinearFactory,
 ) -> TiedSkip:
-    """As many blocks in the middle as `config` has hidden widths."""
-    return TiedSkip(num_features, num_outputs, seed, dtype, len(config.hidden))
+    """As many blocks in the middle as `config` has hidden widths, and after `leave` as it has more
+    than six.
+    """
+    num_middle = min(len(config.hidden), 6)
+    return TiedSkip(
+        num_features, num_outputs, seed, dtype, num_middle, len(config.hidden) - num_middle
+    )

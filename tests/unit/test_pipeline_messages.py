@@ -53,11 +53,14 @@ def messages(schedule: Schedule, comm: Any) -> StageMessages:
     return StageMessages(comm, schedule, stages_of(schedule), shapes(schedule.num_stages), F32)
 
 
+@pytest.mark.parametrize("num_ranks", [2, 4])
 @pytest.mark.parametrize("name", SYNCHRONOUS)
-def test_every_message_has_a_tag_of_its_own_and_is_received_as_it_is_sent(name: str) -> None:
+def test_every_message_has_a_tag_of_its_own_and_is_received_as_it_is_sent(
+    name: str, num_ranks: int
+) -> None:
     """A step in the order of a dry run: what a rank sends, another one has posted or will post."""
-    schedule = make(name, Request(4, 8))
-    ranks = [Noting(rank) for rank in range(4)]
+    schedule = make(name, Request(num_ranks, 8))
+    ranks = [Noting(rank) for rank in range(num_ranks)]
     ways = [messages(schedule, comm) for comm in ranks]
     sizes = [m % 3 for m in range(8)]  # some have no samples
     for way in ways:

@@ -261,17 +261,38 @@ def tied(monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
 
 
 @pytest.mark.parametrize(
-    ("data", "pipeline", "recompute"), [(1, 2, False), (1, 4, False), (2, 2, True)]
+    ("data", "pipeline", "recompute", "overlap"),
+    [(1, 2, False, "none"), (1, 4, False, "none"), (2, 2, True, "poll")],
 )
 @pytest.mark.parametrize("name", ["one_f_one_b", "interleaved", "chimera", "zb_h1", "zb_v"])
 def test_a_shared_weight_and_a_connection_over_stages(
-    tied: TrainConfig, data: int, pipeline: int, name: str, recompute: bool
+    tied: TrainConfig, data: int, pipeline: int, name: str, recompute: bool, overlap: str
 ) -> None:
-    found = pipelined(on_mesh(tied, data, pipeline, name=name, recompute=recompute), num_steps=4)
-    assert_same(found, train_alone(tied, num_steps=4))
+    expected = train_alone(tied, num_steps=4)
+    exchange = {"name": "ring", "overlap": overlap}
+    if overlap != "none":
+        exchange["bucket_bytes"] = 64  # type: ignore[assignment]
+    config = settings(model=tied.model, clip_norm=tied.clip_norm, allreduce=exchange)
+    found = pipelined(on_mesh(config, data, pipeline, name=name, recompute=recompute), num_steps=4)
+    assert_same(found, expected)
     weights = found[0].weights
     assert weights is not None
     assert torch.equal(weights["parts.enter.tied"], weights["parts.leave.tied"])
+
+
+@pytest.mark.parametrize("batch_size", [13, 1])
+@pytest.mark.parametrize(("data", "name"), [(1, "chimera"), (2, "chimera"), (2, "zb_h1")])
+def test_a_weight_that_is_shared_by_copies_of_stages_on_different_ranks(
+    tied: TrainConfig, data: int, name: str, batch_size: int
+) -> None:
+    """Of four stages, the first and the third; with chimera each is on two ranks. Also where a
+    replica has no sample.
+    """
+    model = dataclasses.replace(tied.model, hidden=(6,) * 8)
+    config = dataclasses.replace(tied, model=model, batch_size=batch_size)
+    stages = ("enter", "middle1", "leave", "after0")
+    found = pipelined(on_mesh(config, data, 4, name=name, stages=stages), num_steps=4)
+    assert_same(found, train_alone(config, num_steps=4))
 
 
 @pytest.mark.parametrize("name", SYNCHRONOUS)
