@@ -56,7 +56,8 @@ def train(
     look: Callable[[Trainer], None] = lambda _: None,
 ) -> Trained:
     """`look` sees the trainer before its first step. Collective."""
-    trainer = build_trainer(config, build_mesh(config, comm))
+    mesh = build_mesh(config, comm)
+    trainer = build_trainer(config, mesh)
     look(trainer)
     a_epoch = trainer.sampler.steps_per_epoch
     steps = [trainer.step(*divmod(number, a_epoch)) for number in range(num_steps)]
@@ -64,6 +65,7 @@ def train(
     weights = trainer.weights() if comm.rank == 0 else (trainer.weights(), None)[1]
     kept = {name: tensor.clone() for name, tensor in weights.items()} if weights else None
     trainer.close()
+    mesh.free()
     return Trained(
         [step.loss for step in steps],
         [step.skipped for step in steps],

@@ -23,7 +23,6 @@ import torch
 from dist_ml.cli import arguments, compose
 from dist_ml.comm.allreduce.family import ALLREDUCES
 from dist_ml.comm.communicator import Communicator
-from dist_ml.comm.mesh import Mesh
 from dist_ml.comm.sparse.family import SPARSE_ALLREDUCES
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
@@ -31,7 +30,6 @@ from dist_ml.errors import ConfigError
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.exchange import DATA_PARALLEL
 from dist_ml.train.members import check_members
-from dist_ml.train.trainer import Trainer
 
 pytestmark = pytest.mark.mpi
 
@@ -102,38 +100,40 @@ LOCAL: dict[str, dict[str, Any]] = {"periodic": {"period": 1}}
 
 
 @pytest.fixture(scope="module")
-def mesh(world: Communicator) -> Mesh:
-    return build_mesh(BASE, world)
-
-
-@pytest.fixture(scope="module")
-def dense_losses(mesh: Mesh) -> dict[tuple[str, float | None], list[float]]:
+def dense_losses(world: Communicator) -> dict[tuple[str, float | None], list[float]]:
     """The reference, by precision and clip_norm."""
     return {
-        (precision, clip_norm): losses(
-            build_trainer(replace(BASE, precision=precision, clip_norm=clip_norm), mesh)  # type: ignore[arg-type]
-        )
+        (precision, clip_norm): trained(
+            replace(BASE, precision=precision, clip_norm=clip_norm),  # type: ignore[arg-type]
+            world,
+        )[0]
         for precision in ("fp32", "fp64", "bf16")
         for clip_norm in (None, CLIP_NORM)
     }
 
 
-def losses(trainer: Trainer) -> list[float]:
-    found = [step.loss for epoch in range(3) for step in trainer.epoch(epoch)]
+def trained(config: TrainConfig, world: Communicator) -> tuple[list[float], list[bytes]]:
+    """Losses, and the weights that each rank ends with."""
+    mesh = build_mesh(BASE, world)
+    trainer = build_trainer(config, mesh)
+    losses = [step.loss for epoch in range(3) for step in trainer.epoch(epoch)]
     trainer.close()
-    return found
+    weights = torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()])
+    everywhere = world.allgather_objects(weights.numpy().tobytes())
+    mesh.free()
+    return losses, everywhere
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16"])
 @pytest.mark.parametrize("data_parallel", list(DATA_PARALLEL))
 def test_every_combination_trains_or_is_refused(
-    mesh: Mesh,
+    world: Communicator,
     dense_losses: dict[tuple[str, float | None], list[float]],
     data_parallel: str,
     precision: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    trained, shared, refused = 0, 0, 0
+    num_trained, shared, refused = 0, 0, 0
     for config in combinations(data_parallel, precision):
         if isinstance(config, ConfigError):
             assert any(word in str(config) for word in ("leave it at", "use ", "set ")), config
@@ -141,15 +141,15 @@ def test_every_combination_trains_or_is_refused(
         elif trains_like_another(config):
             shared += 1
         else:
-            check(config, mesh, dense_losses[precision, config.clip_norm])
-            trained += 1
+            check(config, world, dense_losses[precision, config.clip_norm])
+            num_trained += 1
     assert refused > 0
-    assert trained > 0
-    if mesh.world.rank == 0:
+    assert num_trained > 0
+    if world.rank == 0:
         with capsys.disabled():
             print(  # noqa: T201 - the numbers are part of what is asked
-                f"\n{data_parallel} {precision}: {trained} trained, {shared} the same as one of "
-                f"those, {refused} refused"
+                f"\n{data_parallel} {precision}: {num_trained} trained, {shared} the same as one "
+                f"of those, {refused} refused"
             )
 
 
@@ -166,18 +166,15 @@ def trains_like_another(config: TrainConfig) -> bool:
     )
 
 
-def check(config: TrainConfig, mesh: Mesh, expected: list[float]) -> None:
-    trainer = build_trainer(config, mesh)
-    found = losses(trainer)
+def check(config: TrainConfig, world: Communicator, expected: list[float]) -> None:
+    found, everywhere = trained(config, world)
     told = f"{config.data_parallel} {config.allreduce} {config.sparse} {config.clip_norm}"
     told += f" {config.nonfinite} {config.accumulation}"
-    if config.data_parallel.name == "periodic" and config.clip_norm and mesh.world.size > 1:
+    if config.data_parallel.name == "periodic" and config.clip_norm and world.size > 1:
         assert all(math.isfinite(loss) for loss in found), told
         assert found[-1] < found[0], told
     else:
         assert found == pytest.approx(expected, rel=tolerance(config)), told
-    weights = torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()])
-    everywhere = mesh.world.allgather_objects(weights.numpy().tobytes())
     assert all(bits == everywhere[0] for bits in everywhere), told
 
 

@@ -13,7 +13,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.pipeline_parallel.schedules import csv_file, family
 from dist_ml.pipeline_parallel.schedules.request import Request
 
-WIDTH, CLASSES, MICROBATCHES = 6, 6, 8
+WIDTH, CLASSES, MICROBATCHES = 6, 6, 12  # a multiple of 2, 3 and 4 ranks
 
 
 @pytest.mark.parametrize("name", ["zb_v", "interleaved", "dualpipe_v"])
