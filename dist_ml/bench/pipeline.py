@@ -73,7 +73,6 @@ def record(
     taken = found["seconds"][name]
     step = statistics.median(taken)
     busy = (1 - planned.bubble) * planned.makespan
-    copies = sum(len(schedule.stages_of(rank)) for rank in range(ranks)) / schedule.num_stages
 
     def over(other: str) -> float:
         return ratio(found["seconds"][other], taken).median if other in found["seconds"] else 1.0
@@ -89,7 +88,7 @@ def record(
         "planned_activations": max(proof.memory.activations),
         "measured_activations": max(found["activations"][name]),
         "same_activations": list(proof.memory.activations) == list(found["activations"][name]),
-        "weight_copies": copies,
+        "weight_copies": schedule.weight_copies,
         "planned_messages": sum(proof.messages),
         "sent_messages": found["messages"][name],
         "samples_per_second": microbatches / step,

@@ -7,6 +7,7 @@ from pathlib import Path
 from dist_ml.cli import arguments, compose, configured, terminal
 from dist_ml.cli.timeline_chart import chart
 from dist_ml.config.convert import from_mapping
+from dist_ml.config.names import require_one_of
 from dist_ml.config.schedule import ScheduleConfig
 from dist_ml.errors import ConfigError, MachineError
 from dist_ml.launch.extras import install_command
@@ -43,8 +44,6 @@ def _show_plan(config: ScheduleConfig) -> None:
     proof = prove(schedule)
     costs = Costs.of_parts(schedule.num_stages, config.costs, config.message)
     timeline = dry_run(schedule, costs)
-    copies = max(len(schedule.stages_of(r)) for r in range(schedule.num_ranks))
-    share = copies * schedule.num_ranks / schedule.num_stages * schedule.weight_versions
     _say(
         (
             "schedule",
@@ -55,7 +54,7 @@ def _show_plan(config: ScheduleConfig) -> None:
         ("a rank", f"{timeline.span:g} time units from its first action to its last, at most"),
         ("activations", f"{_spread(proof.memory.activations)} micro-batches of a stage at once"),
         ("messages", f"{_spread(proof.messages)} sent by a rank; {_in_flight(proof)}"),
-        ("weights", f"{share:g} times the model's over all ranks"),
+        ("weights", f"{schedule.weight_copies:g} times the model's over all ranks"),
     )
     terminal.say("\n".join(["", *_chart(timeline)]))
     if config.csv is not None:
@@ -87,7 +86,7 @@ def _make(config: ScheduleConfig) -> Schedule:
         ranks = found.num_ranks if ranks is None else ranks
         microbatches = found.num_microbatches if microbatches is None else microbatches
     elif ranks is None and config.stages is not None:
-        ranks = _ranks_for(config)
+        ranks = _ranks_for(config, config.stages)
     ranks = 4 if ranks is None else ranks
     request = Request(
         ranks,
@@ -108,16 +107,16 @@ def _make(config: ScheduleConfig) -> Schedule:
     return schedule
 
 
-def _ranks_for(config: ScheduleConfig) -> int:
-    """How many ranks hold `config.stages`, each as many as the schedule gives one."""
-    assert config.stages is not None
-    held = {"interleaved": config.chunks, "zb_v": 2, "dualpipe_v": 2}.get(config.name, 1)
-    if config.stages % held:
+def _ranks_for(config: ScheduleConfig, stages: int) -> int:
+    """How many ranks hold so many stages, each as many as the schedule gives one."""
+    require_one_of("name", config.name, family.SCHEDULES)
+    held = family.SCHEDULES[config.name].stages_a_rank(Request(1, 1, chunks=config.chunks))
+    if stages % held:
         raise ConfigError(
-            f"stages={config.stages} can't be dealt out: schedule {config.name} has {held} on each "
-            f"rank; use {config.stages + held - config.stages % held}"
+            f"stages={stages} can't be dealt out: schedule {config.name} has {held} on each rank; "
+            f"use {stages + held - stages % held}"
         )
-    return config.stages // held
+    return stages // held
 
 
 def _chart(timeline: Timeline) -> list[str]:

@@ -46,8 +46,7 @@ def draw(timelines: Mapping[str, Timeline], file: Path, unit: str) -> None:
         figure.savefig(file, dpi=150)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"plot={file} can't be written ({error}); end it in .svg, .png or .pdf, in a folder "
-            "that is there"
+            f"plot={file} can't be written ({error}); choose a folder that is there"
         ) from error
     finally:
         plt.close(figure)

@@ -1,9 +1,12 @@
 """The configuration of `dist-ml schedule`: one pipeline schedule, planned and drawn."""
 
-import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from dist_ml.errors import ConfigError
+
+_LARGEST_COST = 1e12
+_PICTURES = (".svg", ".png", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class ScheduleConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"{key}={value} must be at least 1")
-        good = all(math.isfinite(cost) and cost >= 0 for cost in self.costs)
-        if len(self.costs) not in (2, 3) or not good or not sum(self.costs):
+        good = all(0 <= cost <= _LARGEST_COST for cost in self.costs)
+        if len(self.costs) not in (2, 3) or not good or not any(self.costs):
             raise ConfigError(
-                f"costs={list(self.costs)} must be two or three numbers of at least 0, not all 0: "
-                "[forward,backward] or [forward,input,weight]"
+                f"costs={list(self.costs)} must be two or three numbers from 0 to "
+                f"{_LARGEST_COST:g}, not all 0: [forward,backward] or [forward,input,weight]"
             )
-        if not 0 <= self.message < math.inf:
-            raise ConfigError(f"message={self.message} must be at least 0 and finite")
+        if not 0 <= self.message <= _LARGEST_COST:
+            raise ConfigError(f"message={self.message} must be from 0 to {_LARGEST_COST:g}")
+        if self.plot is not None and Path(self.plot).suffix not in _PICTURES:
+            raise ConfigError(f"plot={self.plot} must end in one of {', '.join(_PICTURES)}")

@@ -105,8 +105,9 @@ def _least_in_flight(
     waits_for: dict[Action, tuple[Action, ...]],
     sends: dict[Action, list[Action]],
 ) -> int:
-    most = max((sum(map(len, sends.values())), 1))
-    low, high = 0, most
+    low, high = 0, 1
+    while not _runs_without_buffers(schedule, waits_for, sends, high):  # a few, as a rule
+        low, high = high + 1, 2 * high
     while low < high:
         middle = (low + high) // 2
         if _runs_without_buffers(schedule, waits_for, sends, middle):

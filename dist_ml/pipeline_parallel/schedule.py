@@ -84,6 +84,12 @@ class Schedule:
         """The stages whose weights `rank` holds, in ascending order."""
         return tuple(sorted({s for pipe in self.pipes for s, r in enumerate(pipe) if r == rank}))
 
+    @property
+    def weight_copies(self) -> float:
+        """How often all ranks together hold the model's weights."""
+        held = sum(len(self.stages_of(rank)) for rank in range(self.num_ranks))
+        return held / self.num_stages * self.weight_versions
+
     def __str__(self) -> str:
         return "\n".join(" ".join(map(str, actions)) for actions in self.actions)
 

@@ -19,7 +19,8 @@ from dist_ml.pipeline_parallel.stage_runner import StageRunner
 from dist_ml.train.local_stage import LocalStage
 from dist_ml.train.pipeline import Pipeline
 from dist_ml.train.pipeline_reducer import PipelineReducer
-from dist_ml.train.pipeline_step import PipelineStages, StepBatches
+from dist_ml.train.pipeline_step import PipelineStages
+from dist_ml.train.step_batches import StepBatches
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
 
@@ -49,37 +50,21 @@ class StepParts(NamedTuple):
 
 def whole(parts: StepParts) -> tuple[LocalStage, Executor, GradientReducer]:
     """All layers on each rank: one stage."""
-    accumulation = parts.config.accumulation
-    stage = LocalStage(
-        parts.task.model,
-        parts.task.objective,
-        parts.task.dataset.train,
-        parts.sampler,
-        parts.mesh.comm("data"),
-        parts.reducer,
-        parts.phases,
-        accumulation,
-        parts.autocast,
-    )
+    accumulation, reducer = parts.config.accumulation, parts.reducer
+    batches = _batches(parts, accumulation)
+    model, autocast = parts.task.model, parts.autocast
+    stage = LocalStage(model, batches, reducer, parts.phases, accumulation, autocast)
     methods: dict[Kind, Callable[[Action], None]] = {"F": stage.forward, "B": stage.backward}
-    return stage, Executor(one_stage(accumulation).actions[0], methods), parts.reducer
+    return stage, Executor(one_stage(accumulation).actions[0], methods), reducer
 
 
 def pipelined(
     parts: StepParts, pipeline: Pipeline
 ) -> tuple[PipelineStages, Executor, GradientReducer]:
     """This rank's stages of a pipeline."""
-    schedule, task = pipeline.schedule, parts.task
+    schedule = pipeline.schedule
     reducer = PipelineReducer(parts.reducer, pipeline)
-    batches = StepBatches(
-        task.model,
-        task.objective,
-        task.dataset.train,
-        parts.sampler,
-        parts.mesh.comm("data"),
-        schedule.num_microbatches,
-        reducer.slots,
-    )
+    batches = _batches(parts, schedule.num_microbatches)
     dtype = DTYPES[parts.config.precision]
     messages = StageMessages(pipeline.comm, schedule, pipeline.stages, pipeline.shapes, dtype)
     actions = schedule.actions[pipeline.comm.rank]
@@ -94,3 +79,15 @@ def pipelined(
         final=reducer.start,
     )
     return PipelineStages(runner, batches), Executor(actions, runner.methods), reducer
+
+
+def _batches(parts: StepParts, num_microbatches: int) -> StepBatches:
+    return StepBatches(
+        parts.task.model,
+        parts.task.objective,
+        parts.task.dataset.train,
+        parts.sampler,
+        parts.mesh.comm("data"),
+        num_microbatches,
+        parts.reducer.slots,
+    )

@@ -19,6 +19,13 @@ class Evaluation:
     loss: float
     accuracy: float | None  # None where nothing is classified
 
+    @classmethod
+    def of(cls, sums: torch.Tensor, objective: Objective, num_samples: int) -> "Evaluation":
+        """From loss and metrics summed over all samples, float64 [num_slots]."""
+        means = (sums / (num_samples * objective.items_per_sample)).tolist()
+        named = dict(zip(objective.metric_names, means[1:], strict=True))
+        return cls(num_samples, means[0], named.get("correct"))
+
 
 class Evaluator:
     """Each rank of `data` computes its block of a split. One allreduce of a word a sum."""
@@ -42,13 +49,8 @@ class Evaluator:
                 ids = np.arange(mine.start + piece.start, mine.start + piece.stop, dtype=np.int64)
                 batch = split.batch(ids)
                 outputs = forward(self.model, batch.inputs, self._autocast)
-                sums[0] += self._objective.loss_sum(outputs, batch.targets).double()
-                for slot, value in enumerate(
-                    self._objective.metric_sums(outputs, batch.targets), 1
-                ):
-                    sums[slot] += value
+                loss = self._objective.loss_sum(outputs, batch.targets).double()
+                self._objective.add_sums(sums, loss, outputs, batch.targets)
         self.model.train()
         self._data.allreduce(sums)
-        means = (sums / (split.num_samples * self._objective.items_per_sample)).tolist()
-        named = dict(zip(self._objective.metric_names, means[1:], strict=True))
-        return Evaluation(split.num_samples, means[0], named.get("correct"))
+        return Evaluation.of(sums, self._objective, split.num_samples)

@@ -69,11 +69,14 @@ def build_pipeline(
         own = [block for number in schedule.stages_of(comm.rank) for block in stages[number].blocks]
         _require_fits(own)
         model.materialize(own)
-    both = mesh.comm("data", "pipeline")
-    replicas = both.split(min(copies), both.rank, axis="data") if len(copies) > 1 else None
-    return Pipeline(
-        schedule, stages, shapes, shared, comm, replicas or mesh.comm("data"), len(copies)
-    )
+    # All ranks split, or none: in a file some stages may have copies and others none.
+    if any(len(schedule.holders(stage.number)) > 1 for stage in stages):
+        both = mesh.comm("data", "pipeline")
+        replicas = both.split(min(copies), both.rank, axis="data")
+        assert replicas is not None
+    else:
+        replicas = mesh.comm("data")
+    return Pipeline(schedule, stages, shapes, shared, comm, replicas, len(copies))
 
 
 def check_axes(config: TrainConfig, mesh: Mesh) -> None:
@@ -148,13 +151,18 @@ def _cost(block: Block) -> float:
 def _copies(schedule: Schedule, rank: int) -> tuple[int, ...]:
     """The ranks of the pipeline that hold the same stages as `rank`, itself among them."""
     holders = {schedule.holders(stage) for stage in schedule.stages_of(rank)}
+    if not holders:
+        raise ScheduleError(
+            f"schedule {schedule.name}: rank {rank} holds no stage; leave it out, with one rank "
+            "less along mesh.pipeline"
+        )
     if len(holders) > 1:
         raise ScheduleError(
             f"schedule {schedule.name}: the stages of rank {rank} have copies on different ranks, "
             f"{' and '.join(map(str, sorted(holders)))}; ranks must share all of their stages or "
             "none"
         )
-    return holders.pop() if holders else (rank,)
+    return holders.pop()
 
 
 def _require_fits(blocks: list[Block]) -> None:

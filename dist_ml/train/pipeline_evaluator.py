@@ -53,9 +53,7 @@ class PipelineEvaluator:
                 self._pass(split, ranges, sums)
         self.model.train()
         self._mesh.comm("data", "pipeline").allreduce(sums)
-        means = (sums / (split.num_samples * self._objective.items_per_sample)).tolist()
-        named = dict(zip(self._objective.metric_names, means[1:], strict=True))
-        return Evaluation(split.num_samples, means[0], named.get("correct"))
+        return Evaluation.of(sums, self._objective, split.num_samples)
 
     def _pass(self, split: Split, ranges: list[Range], sums: torch.Tensor) -> None:
         """Each range of samples through all stages; what the last one finds into `sums`."""
@@ -92,9 +90,8 @@ class PipelineEvaluator:
         if stage.is_last:
             assert batch is not None
             outputs = values[stage.output].to(batch.inputs.dtype)
-            sums[0] += self._objective.loss_sum(outputs, batch.targets).double()
-            for slot, value in enumerate(self._objective.metric_sums(outputs, batch.targets), 1):
-                sums[slot] += value
+            loss = self._objective.loss_sum(outputs, batch.targets).double()
+            self._objective.add_sums(sums, loss, outputs, batch.targets)
 
 
 def forward_schedule(schedule: Schedule, num_microbatches: int) -> Schedule:

@@ -64,6 +64,10 @@ def test_stages_or_ranks_say_how_many_there_are(
         (["name=zb_v", "stages=8", "microbatches=2"], "use 7 micro-batches"),
         (["costs=[1]"], "two or three numbers"),
         (["costs=[0,0]"], "not all 0"),
+        (["costs=[1e308,1]"], "from 0 to 1e+12"),
+        (["microbatches=100000000"], "use fewer micro-batches"),
+        (["name=interleaved", "chunks=100000000"], "use fewer micro-batches"),
+        (["plot=/tmp"], "must end in one of .svg, .png, .pdf"),
         (["message=-1"], "message=-1"),
         (["ranks=0"], "ranks=0 must be at least 1"),
         (["name=file"], "needs a CSV"),
@@ -99,7 +103,9 @@ def test_a_picture_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path
     lines(capsys, "name=gpipe", "stages=2", f"plot={file}")
     assert "<svg" in file.read_text()
     told = lines(capsys, "name=gpipe", "stages=2", f"plot={tmp_path}/x.nope", status=2)
-    assert ".svg, .png or .pdf" in told[-1]
+    assert "must end in one of .svg, .png, .pdf" in told[-1]
+    told = lines(capsys, "name=gpipe", "stages=2", f"plot={tmp_path}/none/x.svg", status=2)
+    assert "choose a folder that is there" in told[-1]
 
 
 class TestChart:

@@ -177,10 +177,11 @@ def test_gradients_are_final_from_the_last_backward_pass_on_also_without_samples
 
     def body(comm: Communicator) -> list[str]:
         log: list[str] = []
-        steps = Steps(comm, Points(num), num, num_microbatches=2)
-        start, batch = steps.reducer.start, steps.train_step.stages._split.batch
+        points = Points(num)
+        steps = Steps(comm, points, num, num_microbatches=2)
+        start, batch = steps.reducer.start, points.batch
         steps.reducer.start = lambda: (log.append("start"), start())[1]  # type: ignore[method-assign]
-        steps.train_step.stages._split.batch = (  # type: ignore[method-assign]
+        points.batch = (  # type: ignore[method-assign]
             lambda ids: (log.append(f"{len(ids)} samples"), batch(ids))[1]
         )
         steps.train_step.run(0, 0)

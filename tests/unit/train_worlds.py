@@ -32,6 +32,7 @@ from dist_ml.train.guard import Guard, Nonfinite
 from dist_ml.train.local_stage import LocalStage
 from dist_ml.train.optimizer import build_lr_schedule
 from dist_ml.train.step import TrainStep
+from dist_ml.train.step_batches import StepBatches
 from dist_ml.train.updater import Updater
 
 FEATURES, CLASSES = 5, 3
@@ -117,16 +118,17 @@ class Steps:
         gradients = FlatGradients(self.model.parameters(), self.objective.num_slots)
         self.reducer = DenseReducer(gradients, family.make("ring", comm))
         self.phases = Phases()
-        stage = LocalStage(
+        batches = StepBatches(
             self.model,
             self.objective,
             split,
             self.sampler,
             comm,
-            self.reducer,
-            self.phases,
             num_microbatches,
-            autocast=False,
+            self.reducer.slots,
+        )
+        stage = LocalStage(
+            self.model, batches, self.reducer, self.phases, num_microbatches, autocast=False
         )
         executor = Executor(
             one_stage(num_microbatches).actions[0], {"F": stage.forward, "B": stage.backward}

@@ -19,25 +19,29 @@ from dist_ml.pipeline_parallel.schedules.zero_bubble import zb_h1, zb_h2
 
 
 class ScheduleMember(NamedTuple):
-    """How a schedule is made, and the keys of `pipeline` that it reads beside those of all."""
+    """How a schedule is made, the keys of `pipeline` that it reads beside those of all, and how
+    many stages a rank has.
+    """
 
     make: Callable[[Request], Schedule]
     reads: tuple[str, ...] = ()
+    stages_a_rank: Callable[[Request], int] = lambda _request: 1
 
 
 SCHEDULES: dict[str, ScheduleMember] = {
     "gpipe": ScheduleMember(gpipe),
     "one_f_one_b": ScheduleMember(one_f_one_b),
-    "interleaved": ScheduleMember(interleaved, ("chunks",)),
+    "interleaved": ScheduleMember(interleaved, ("chunks",), lambda request: request.chunks),
     "chimera": ScheduleMember(chimera, ("pipes", "concatenation")),
     "zb_h1": ScheduleMember(zb_h1),
     "zb_h2": ScheduleMember(zb_h2),
-    "zb_v": ScheduleMember(zb_v),
-    "dualpipe_v": ScheduleMember(dualpipe_v),
+    "zb_v": ScheduleMember(zb_v, (), lambda _: 2),
+    "dualpipe_v": ScheduleMember(dualpipe_v, (), lambda _: 2),
     "pipedream_2bw": ScheduleMember(pipedream_2bw),
     "file": ScheduleMember(from_file, ("file",)),
 }
 
+_MOST_PASSES = 1 << 17  # proved in seconds
 _STEPS_PROVED = 3  # of an asynchronous schedule: one to fill the pipe, one full, one to drain it
 
 
@@ -52,6 +56,14 @@ def make(name: str, request: Request) -> Schedule:
             f"a schedule needs at least 1 rank and 1 micro-batch, not {request.ranks} and "
             f"{request.microbatches}"
         )
-    schedule = SCHEDULES[name].make(request)
+    member = SCHEDULES[name]
+    passes = request.ranks * member.stages_a_rank(request) * request.microbatches
+    if passes > _MOST_PASSES:
+        raise ScheduleError(
+            f"schedule {name} would have {passes:,} forward passes, {request.microbatches:,} "
+            f"micro-batches through all stages; a step can have {_MOST_PASSES:,}: use fewer "
+            "micro-batches"
+        )
+    schedule = member.make(request)
     prove(unrolled(schedule, _STEPS_PROVED) if schedule.weight_versions > 1 else schedule)
     return schedule
