@@ -171,3 +171,10 @@ def test_a_shared_weight_needs_an_exchange_that_sums_it(
 def test_counts_are_at_least_one(key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key}=0 must be at least 1"):
         on_mesh(settings(), 1, 2, **{key: 0})
+
+
+def test_a_rank_without_a_stage_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "hole.csv"
+    file.write_text("0F0,0B0\n\n1F0,1B0\n")
+    config = on_mesh(settings(), 1, 3, name="file", file=str(file), microbatches=1)
+    assert "rank 1 holds no stage" in refusal(config, 3)

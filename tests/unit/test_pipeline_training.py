@@ -5,6 +5,7 @@ with it.
 import dataclasses
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,17 @@ def test_every_schedule_trains_as_one_process(
     """
     config = on_mesh(settings(), data, pipeline, name=name)
     assert_same(pipelined(config, num_steps=num_steps), alone(num_steps=num_steps))
+
+
+@pytest.mark.parametrize("data", [1, 2])
+def test_some_stages_of_a_file_may_have_copies_and_others_none(data: int, tmp_path: Path) -> None:
+    """Both micro-batches begin on rank 0; the last stage of each is on a rank of its own."""
+    file = tmp_path / "fork.csv"
+    file.write_text("0F0,0F1,0B0,0B1\n1F0,1B0\n1F1,1B1\n")
+    config = on_mesh(settings(), data, 3, name="file", file=str(file), microbatches=2)
+    config = dataclasses.replace(config, clip_norm=0.1)
+    expected = train_alone(dataclasses.replace(settings(), clip_norm=0.1), num_steps=4)
+    assert_same(pipelined(config, num_steps=4), expected)
 
 
 @pytest.mark.parametrize("name", SYNCHRONOUS)
