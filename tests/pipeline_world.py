@@ -169,7 +169,7 @@ class TiedSkip(BlockModel):
     def blocks(self) -> tuple[Block, ...]:
         return self._blocks
 
-    def initialize(self, block: Block) -> None:
+    def initialise(self, block: Block) -> None:
         layer: Any = block.module.layer
         initialise_linear(layer, 1.0, stream(f"initial weights {block.name}", self._seed))
         if hasattr(block.module, "tied"):

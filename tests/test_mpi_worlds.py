@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dist_ml.launch import mpi_installation, mpiexec
-from dist_ml.launch.extras import install_command
+from dist_ml.launch import mpiexec
 from dist_ml.launch.job import Completed
 
 TIME_LIMIT_SECONDS = 300.0
@@ -26,14 +25,6 @@ class Outcome(NamedTuple):
     test: str
     outcome: str
     text: str
-
-
-@pytest.fixture(params=["mpich", "openmpi"])
-def flavour(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(f"the {name} wheel is not installed: {install_command(name)}")
-    return name
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])

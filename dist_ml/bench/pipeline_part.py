@@ -55,8 +55,8 @@ class SleepingStep:
         self.runner.begin([1] * self._num_microbatches)
         self._executor.run()
         self.runner.end()
-        intervals = self.runner.intervals
-        bounds = np.array([-(begin + intervals[0].start), begin + intervals[-1].stop])
+        timed_actions = self.runner.timed_actions
+        bounds = np.array([-(begin + timed_actions[0].start), begin + timed_actions[-1].stop])
         self._comm.allreduce(bounds, "max")
         return float(bounds[0] + bounds[1])
 

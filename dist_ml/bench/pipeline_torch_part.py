@@ -49,7 +49,7 @@ class DenseModel(BlockModel):
     def blocks(self) -> tuple[Block, ...]:
         return self._blocks
 
-    def initialize(self, block: Block) -> None:
+    def initialise(self, block: Block) -> None:
         for layer in block.module.modules():
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()

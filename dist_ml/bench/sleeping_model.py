@@ -62,7 +62,7 @@ class SleepingModel(BlockModel):
     def blocks(self) -> tuple[Block, ...]:
         return self._blocks
 
-    def initialize(self, block: Block) -> None:
+    def initialise(self, block: Block) -> None:
         for parameter in block.module.parameters():
             parameter.detach().zero_()
 

@@ -1,6 +1,6 @@
 """A timeline as text, a line a rank, for terminals of any width."""
 
-from dist_ml.pipeline_parallel.dry_run import Interval, Timeline
+from dist_ml.pipeline_parallel.dry_run import TimedAction, Timeline
 
 _IDLE = "·"
 
@@ -32,16 +32,16 @@ def chart(timeline: Timeline, width: int) -> list[str]:
     return [f"{name:{left}}{row}" for name, row in zip(names, rows, strict=True)]
 
 
-def _labelled(rank: tuple[Interval, ...], start: float, scale: float, columns: int) -> str:
+def _labelled(rank: tuple[TimedAction, ...], start: float, scale: float, columns: int) -> str:
     """`scale` columns a time unit."""
     row = [_IDLE] * columns
-    for interval in rank:
-        first, end = (round((time - start) * scale) for time in (interval.start, interval.stop))
-        row[first:end] = _label(interval).ljust(end - first, "-")[: end - first]
+    for timed in rank:
+        first, end = (round((time - start) * scale) for time in (timed.start, timed.stop))
+        row[first:end] = _label(timed).ljust(end - first, "-")[: end - first]
     return "".join(row)
 
 
-def _kinds(rank: tuple[Interval, ...], start: float, length: float, columns: int) -> str:
+def _kinds(rank: tuple[TimedAction, ...], start: float, length: float, columns: int) -> str:
     """Each column, `length` time units, shows what runs at its middle."""
     row = [_IDLE] * columns
     place = 0
@@ -54,5 +54,5 @@ def _kinds(rank: tuple[Interval, ...], start: float, length: float, columns: int
     return "".join(row)
 
 
-def _label(interval: Interval) -> str:
-    return f"{interval.action.kind}{interval.action.microbatch}"
+def _label(timed: TimedAction) -> str:
+    return f"{timed.action.kind}{timed.action.microbatch}"

@@ -30,10 +30,10 @@ def draw(timelines: Mapping[str, Timeline], file: Path, unit: str) -> None:
         _panel(axes, title, timeline)
     panels[-1, 0].set_xlabel(unit)
     kinds = {
-        interval.action.kind
+        timed.action.kind
         for timeline in timelines.values()
         for rank in timeline.ranks
-        for interval in rank
+        for timed in rank
     }
     figure.legend(
         handles=[Rectangle((0, 0), 1, 1, color=_COLOURS[kind]) for kind in sorted(kinds)],
@@ -55,7 +55,7 @@ def draw(timelines: Mapping[str, Timeline], file: Path, unit: str) -> None:
 def _panel(axes: Any, title: str, timeline: Timeline) -> None:
     origin = min((rank[0].start for rank in timeline.ranks if rank), default=0.0)
     for row, rank in enumerate(timeline.ranks):
-        stages = sorted({interval.action.stage for interval in rank})
+        stages = sorted({timed.action.stage for timed in rank})
         for (stage, kind, m), start, stop in rank:
             axes.barh(
                 row,

@@ -4,7 +4,6 @@ Counts above 2^31 - 1 elements fail in some MPI libraries (MPI_ERR_ARG on Open M
 buffers go in pieces on all of them.
 """
 
-import atexit
 import os
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -15,10 +14,11 @@ import numpy as np
 
 from dist_ml.comm.blocked_calls import BlockedCalls
 from dist_ml.comm.buffer import Array
-from dist_ml.comm.peer_monitor import Peer, PeerMonitor, death_soon
+from dist_ml.comm.peer_monitor import Peer, PeerMonitor
+from dist_ml.comm.polled_request import PolledRequest
 from dist_ml.comm.request import Request
+from dist_ml.comm.shared_window import SharedWindow
 from dist_ml.comm.thread_level import LEVELS
-from dist_ml.errors import CommunicationError
 from dist_ml.partition import pieces
 
 MAX_COUNT = 2**31 - 1
@@ -265,47 +265,6 @@ class MpiTransport:
         """End all ranks. MPICH may run on for some milliseconds after Abort, so leave at once."""
         self.comm.Abort(status)
         os._exit(status)
-
-
-class PolledRequest:
-    """MPI's request, looked at until it is done, as long as the ranks of this node live."""
-
-    __slots__ = ("Test", "_peers")
-
-    def __init__(self, request: Any, peers: Sequence[Peer]) -> None:
-        self.Test = request.Test
-        self._peers = peers
-
-    def Wait(self) -> None:  # noqa: N802 - as `Pending` names it
-        try:
-            if not self.Test():
-                monitor = PeerMonitor(self._peers)
-                while not self.Test():
-                    monitor.between_looks()
-        except RuntimeError:  # MPI's own: it has found a dead rank's memory gone, for example
-            if death := death_soon(self._peers):
-                raise CommunicationError(death) from None
-            raise
-
-
-class SharedWindow:
-    """An MPI shared window: the first rank's memory, mapped by all ranks of a group on one node.
-    Collective.
-    """
-
-    def __init__(self, mpi: Any, comm: Any, num_bytes: int) -> None:
-        self._window = mpi.Win.Allocate_shared(
-            num_bytes if comm.Get_rank() == 0 else 0, 1, comm=comm
-        )
-        memory, _ = self._window.Shared_query(0)
-        self.array: Array = np.frombuffer(memory, dtype=np.uint8)
-        atexit.register(
-            self.free
-        )  # MPICH's Finalize fails over some networks while a window exists
-
-    def free(self) -> None:
-        atexit.unregister(self.free)
-        self._window.Free()
 
 
 def _parts(array: Array) -> list[Array]:

@@ -109,7 +109,7 @@ def difference(minuends: Sequence[float], subtrahends: Sequence[float]) -> Sprea
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """A mean and its 95 % confidence interval."""
 
     mean: float
@@ -126,13 +126,13 @@ _T = (
 _NORMAL = 1.960
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
+def mean_interval(values: Sequence[float]) -> ConfidenceInterval:
     """Of at least two independent values that are about normally distributed."""
     degrees = len(values) - 1
     quantile = _T[degrees - 1] if degrees <= len(_T) else _NORMAL
     mean = statistics.mean(values)
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half)
+    return ConfidenceInterval(mean, mean - half, mean + half)
 
 
 def fastest(seconds: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ class BlockModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def initialize(self, block: Block) -> None:
+    def initialise(self, block: Block) -> None:
         """Fill the block's parameters with their first values, whatever they hold; the same on any
         rank and in any order of blocks.
         """
@@ -98,7 +98,7 @@ class BlockModel(nn.Module, ABC):
         for block in self.blocks() if blocks is None else blocks:
             for module in block.module.modules():
                 self._allocate(module)
-            self.initialize(block)
+            self.initialise(block)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Outputs of the last block for the inputs of the first."""

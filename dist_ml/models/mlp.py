@@ -73,7 +73,7 @@ class MLP(BlockModel):
     def blocks(self) -> tuple[Block, ...]:
         return self._blocks
 
-    def initialize(self, block: Block) -> None:
+    def initialise(self, block: Block) -> None:
         index = int(block.name.rpartition(".")[2])
         layer = self.layers[index]
         assert isinstance(layer, nn.Linear)

@@ -58,7 +58,7 @@ class Costs(NamedTuple):
         return whole[0] * self.input_backward[stage] + whole[1] * self.weight_backward[stage]
 
 
-class Interval(NamedTuple):
+class TimedAction(NamedTuple):
     """When one action runs."""
 
     action: Action
@@ -70,7 +70,7 @@ class Interval(NamedTuple):
 class Timeline:
     """What every rank does when, in the order of its actions."""
 
-    ranks: tuple[tuple[Interval, ...], ...]
+    ranks: tuple[tuple[TimedAction, ...], ...]
 
     @property
     def makespan(self) -> float:
@@ -90,7 +90,7 @@ class Timeline:
     @property
     def bubble(self) -> float:
         """The idle share of the ranks' time up to the common end."""
-        busy = sum(interval.stop - interval.start for rank in self.ranks for interval in rank)
+        busy = sum(timed.stop - timed.start for rank in self.ranks for timed in rank)
         total = self.makespan * len(self.ranks)
         return 1 - busy / total if total else 0.0
 
@@ -99,14 +99,14 @@ def dry_run(schedule: Schedule, costs: Costs) -> Timeline:
     """When everything runs; `ScheduleError` names the actions that wait for each other."""
     waits_for = dependencies(schedule)
     finished: dict[Action, float] = {}
-    ranks: list[list[Interval]] = [[] for _ in schedule.actions]
+    ranks: list[list[TimedAction]] = [[] for _ in schedule.actions]
     for rank, action in topological_order(schedule, waits_for):
         start = ranks[rank][-1].stop if ranks[rank] else 0.0
         for earlier in waits_for[action]:
             crosses = schedule.rank_of(earlier) != rank
             start = max(start, finished[earlier] + (costs.message if crosses else 0.0))
         finished[action] = start + costs.of(action)
-        ranks[rank].append(Interval(action, start, finished[action]))
+        ranks[rank].append(TimedAction(action, start, finished[action]))
     return Timeline(tuple(tuple(rank) for rank in ranks))
 
 

@@ -13,7 +13,7 @@ from dist_ml.datasets.dataset import Batch
 from dist_ml.measure.timer import Phases
 from dist_ml.models.blocks import INPUTS, bf16_products
 from dist_ml.pipeline_parallel.backward import Enter, SplitBackward
-from dist_ml.pipeline_parallel.dry_run import Interval
+from dist_ml.pipeline_parallel.dry_run import TimedAction
 from dist_ml.pipeline_parallel.messages import StageMessages
 from dist_ml.pipeline_parallel.schedule import Action, Kind
 from dist_ml.pipeline_parallel.stage_graph import Edge, Stage
@@ -49,7 +49,7 @@ class StageRunner:
 
     With `recompute`, a stage keeps what it received and nothing else, and runs forward once more
     before its backward pass. `final()` is called before the action that completes the gradients of
-    all stages of this rank. `intervals` are those of the last step: when each action computed,
+    all stages of this rank. `timed_actions` are those of the last step: when each action computed,
     waiting left out, in seconds from the step's `begin`.
     """
 
@@ -77,7 +77,7 @@ class StageRunner:
         self._kept: dict[tuple[int, int], _Kept] = {}
         self._sizes: Sequence[int] = ()
         self.peak_kept = 0  # micro-batches of a stage whose activations were held at once
-        self.intervals: list[Interval] = []
+        self.timed_actions: list[TimedAction] = []
         self._begin = self._start = 0.0
 
     @property
@@ -93,7 +93,7 @@ class StageRunner:
     def begin(self, sizes: Sequence[int]) -> None:
         """A step of micro-batches of so many samples begins."""
         self._sizes = sizes
-        self.intervals = []
+        self.timed_actions = []
         self._messages.begin(sizes)
         self._begin = time.perf_counter()
 
@@ -220,5 +220,5 @@ class StageRunner:
             self._messages.give(edge, action.microbatch, gradient, backward=True)
 
     def _took(self, action: Action) -> None:
-        stop = time.perf_counter()
-        self.intervals.append(Interval(action, self._start - self._begin, stop - self._begin))
+        start, stop = self._start - self._begin, time.perf_counter() - self._begin
+        self.timed_actions.append(TimedAction(action, start, stop))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dist_ml.errors import DataError, ScheduleError
-from dist_ml.pipeline_parallel.dry_run import Costs, Interval, Timeline, dry_run
+from dist_ml.pipeline_parallel.dry_run import Costs, TimedAction, Timeline, dry_run
 from dist_ml.pipeline_parallel.schedule import Action, Schedule
 
 
@@ -18,10 +18,10 @@ class MeasuredStep:
     timeline: Timeline
 
     @classmethod
-    def of(cls, schedule: Schedule, ranks: Sequence[Sequence[Interval]]) -> "MeasuredStep":
+    def of(cls, schedule: Schedule, ranks: Sequence[Sequence[TimedAction]]) -> "MeasuredStep":
         """`ranks[r]` is what rank r of `schedule` ran."""
         timeline = Timeline(tuple(tuple(rank) for rank in ranks))
-        actions = tuple(tuple(interval.action for interval in rank) for rank in timeline.ranks)
+        actions = tuple(tuple(timed.action for timed in rank) for rank in timeline.ranks)
         return cls(replace(schedule, actions=actions), timeline)
 
     def planned(self) -> Timeline:
@@ -45,11 +45,11 @@ class MeasuredStep:
 
     def _mean(self, kind: str, stage: int) -> float:
         taken = [
-            (interval.stop - interval.start) / (2 if interval.action.kind != kind else 1)
+            (timed.stop - timed.start) / (2 if timed.action.kind != kind else 1)
             for rank in self.timeline.ranks
-            for interval in rank
-            if interval.action.stage == stage
-            and (interval.action.kind == kind or (kind != "F" and interval.action.kind == "B"))
+            for timed in rank
+            if timed.action.stage == stage
+            and (timed.action.kind == kind or (kind != "F" and timed.action.kind == "B"))
         ]
         return sum(taken) / len(taken) if taken else 0.0
 
@@ -76,7 +76,7 @@ def read(file: Path) -> MeasuredStep:
     try:
         content = json.loads(file.read_text())
         ranks = [
-            [Interval(Action.parse(text), float(start), float(stop)) for text, start, stop in rank]
+            [TimedAction(Action.parse(text), float(a), float(b)) for text, a, b in rank]
             for rank in content["ranks"]
         ]
         pipes = tuple(tuple(int(rank) for rank in pipe) for pipe in content["pipes"])

@@ -7,7 +7,7 @@ import torch
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.measure.timer import Phases
 from dist_ml.models import BlockModel, forward
-from dist_ml.pipeline_parallel.dry_run import Interval
+from dist_ml.pipeline_parallel.dry_run import TimedAction
 from dist_ml.pipeline_parallel.schedule import Action
 from dist_ml.train.step_batches import StepBatches
 
@@ -44,7 +44,7 @@ class LocalStage:
         """All actions have run."""
 
     @property
-    def intervals(self) -> list[Interval]:
+    def timed_actions(self) -> list[TimedAction]:
         """None: what takes how long on a whole model, its phases tell."""
         return []
 

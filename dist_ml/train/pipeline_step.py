@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from dist_ml.pipeline_parallel.dry_run import Interval
+from dist_ml.pipeline_parallel.dry_run import TimedAction
 from dist_ml.pipeline_parallel.schedule import Action, Kind
 from dist_ml.pipeline_parallel.stage_runner import StageRunner
 from dist_ml.train.step_batches import StepBatches
@@ -31,6 +31,6 @@ class PipelineStages:
         self._runner.end()
 
     @property
-    def intervals(self) -> list[Interval]:
+    def timed_actions(self) -> list[TimedAction]:
         """When this rank computed which action of the last step."""
-        return self._runner.intervals
+        return self._runner.timed_actions

@@ -180,7 +180,7 @@ class Run:
         pipeline = self._trainer.pipeline
         if pipeline is None:
             return {}
-        step = MeasuredStep.of(pipeline.schedule, self._trainer.intervals())
+        step = MeasuredStep.of(pipeline.schedule, self._trainer.timed_actions())
         from_root(self._world, lambda: timeline_file.write(self._folder.timeline, step))
         return {
             "schedule": pipeline.schedule.name,

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.measure.timer import Phases
-from dist_ml.pipeline_parallel.dry_run import Interval
+from dist_ml.pipeline_parallel.dry_run import TimedAction
 from dist_ml.pipeline_parallel.executor import Executor
 from dist_ml.train.guard import Guard
 from dist_ml.train.updater import Updater
@@ -42,7 +42,7 @@ class StepStages(Protocol):
         """All actions have run."""
 
     @property
-    def intervals(self) -> list[Interval]:
+    def timed_actions(self) -> list[TimedAction]:
         """When this rank computed which action of the last step, where that is recorded."""
 
 

@@ -11,7 +11,7 @@ from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets.dataset import Dataset, Split
 from dist_ml.measure.timer import Phases
 from dist_ml.models import BlockModel, Objective
-from dist_ml.pipeline_parallel.dry_run import Interval
+from dist_ml.pipeline_parallel.dry_run import TimedAction
 from dist_ml.train.evaluator import Evaluation, Evaluator
 from dist_ml.train.pipeline import Pipeline
 from dist_ml.train.pipeline_evaluator import PipelineEvaluator
@@ -71,10 +71,10 @@ class Trainer:
             return gather_state(self.model, self.mesh, self.pipeline)
         return self.model.state_dict()
 
-    def intervals(self) -> list[list[Interval]]:
+    def timed_actions(self) -> list[list[TimedAction]]:
         """When each rank of this rank's pipeline computed what in the last step. Collective."""
         assert self.pipeline is not None
-        return self.pipeline.comm.allgather_objects(self._train_step.stages.intervals)
+        return self.pipeline.comm.allgather_objects(self._train_step.stages.timed_actions)
 
     def close(self) -> None:
         """Let no exchange be under way any more, and end threads: for a run that is over, or ends

@@ -10,9 +10,7 @@ from dist_ml.errors import DataError
 
 
 def save_weights(state: Mapping[str, torch.Tensor], file: Path) -> None:
-    """Write a state dict to `file`, whole or not at all; `DataError` where it can't
-    be.
-    """
+    """Write a state dict to `file`, whole or not at all; `DataError` where it can't be."""
     unfinished = file.with_suffix(".part")
     try:
         safetensors.torch.save_file(dict(state), unfinished)

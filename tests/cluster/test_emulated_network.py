@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_ml.launch import mpi_installation, mpiexec
+from dist_ml.launch import mpiexec
 from dist_ml.launch.emulated_network import EmulatedNetwork, missing
-from dist_ml.launch.extras import install_command
 
 pytestmark = [
     pytest.mark.cluster,
@@ -54,14 +53,6 @@ print(os.uname().nodename, x[0].item())
 
 def python(program: str) -> list[str]:
     return [sys.executable, "-c", program]
-
-
-@pytest.fixture(params=["mpich", "openmpi"])
-def flavour(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(f"the {name} wheel is not installed: {install_command(name)}")
-    return name
 
 
 def test_ranks_fill_hosts_that_mpi_takes_for_nodes(flavour: str) -> None:

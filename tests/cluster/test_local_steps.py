@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_ml.launch import mpi_installation, mpiexec
+from dist_ml.launch import mpiexec
 from dist_ml.launch.emulated_network import EmulatedNetwork, missing
-from dist_ml.launch.extras import install_command
 from dist_ml.launch.job import Completed
 
 pytestmark = [
@@ -50,14 +49,6 @@ sys.exit(ranks.run_on_ranks(body))
 def network() -> Iterator[EmulatedNetwork]:
     with EmulatedNetwork(HOSTS) as network:
         yield network
-
-
-@pytest.fixture(params=["mpich", "openmpi"])
-def flavour(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(f"the {name} wheel is not installed: {install_command(name)}")
-    return name
 
 
 @pytest.fixture

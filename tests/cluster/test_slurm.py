@@ -7,21 +7,10 @@ from pathlib import Path
 import pytest
 from virtual_slurm import VirtualSlurm
 
-from dist_ml.launch import mpi_installation
-from dist_ml.launch.extras import install_command
-
 pytestmark = pytest.mark.cluster
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SCRIPT = str(REPOSITORY / "slurm" / "train.sbatch")
-
-
-@pytest.fixture(params=["mpich", "openmpi"])
-def flavour(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(f"the {name} wheel is not installed: {install_command(name)}")
-    return name
 
 
 def variables(flavour: str) -> dict[str, str]:

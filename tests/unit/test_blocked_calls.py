@@ -1,10 +1,9 @@
 """A blocking call that can't end is noticed, and none that may still end."""
 
-import multiprocessing
-import os
 import time
 
 import pytest
+from dead_peer import dead_peer
 
 from dist_ml.comm.blocked_calls import BlockedCalls
 from dist_ml.comm.peer_monitor import Peer, this_process
@@ -19,11 +18,7 @@ class Call:
 
 @pytest.fixture(scope="module")
 def dead() -> Peer:
-    process = multiprocessing.get_context("spawn").Process(target=os.getpid)
-    process.start()
-    process.join()
-    assert process.pid is not None
-    return this_process(2)._replace(pid=process.pid)
+    return dead_peer(2)
 
 
 def told(peers: list[Peer], calls: list[Call]) -> list[str]:

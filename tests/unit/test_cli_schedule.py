@@ -9,7 +9,7 @@ from dist_ml.cli.main import main
 from dist_ml.cli.timeline_chart import chart
 from dist_ml.errors import DataError
 from dist_ml.pipeline_parallel import timeline_file
-from dist_ml.pipeline_parallel.dry_run import Costs, Interval, Timeline, dry_run
+from dist_ml.pipeline_parallel.dry_run import Costs, TimedAction, Timeline, dry_run
 from dist_ml.pipeline_parallel.proof import prove
 from dist_ml.pipeline_parallel.schedule import Action
 from dist_ml.pipeline_parallel.schedules import csv_file, family
@@ -111,14 +111,15 @@ def test_a_picture_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path
 class TestChart:
     def timeline(self) -> Timeline:
         actions = (
-            Interval(Action(0, "F", 0), 0.0, 1.0),
-            Interval(Action(0, "B", 0), 2.0, 4.0),
+            TimedAction(Action(0, "F", 0), 0.0, 1.0),
+            TimedAction(Action(0, "B", 0), 2.0, 4.0),
         )
         return Timeline((actions, ()))
 
     def test_labels_where_there_is_room_kinds_where_not(self) -> None:
         assert chart(self.timeline(), 80) == ["rank 0  F0··B0--", "rank 1  ········"]
-        long = Timeline((tuple(Interval(Action(0, "F", m), float(m), m + 1.0) for m in range(30)),))
+        forward = [TimedAction(Action(0, "F", m), float(m), m + 1.0) for m in range(30)]
+        long = Timeline((tuple(forward),))
         (row,) = chart(long, 60)
         assert row == "rank 0  " + "F" * 30  # labels of three letters would take 90
 

@@ -2,7 +2,6 @@
 early; and what is told of the time that was hidden.
 """
 
-import multiprocessing
 import os
 import threading
 import time
@@ -10,12 +9,13 @@ from collections import deque
 
 import pytest
 import torch
+from dead_peer import dead_peer
 from thread_world import run_ranks
 
 from dist_ml.comm.allreduce import family
 from dist_ml.comm.communicator import Communicator
-from dist_ml.comm.mpi_transport import PolledRequest
 from dist_ml.comm.peer_monitor import Peer, death_among, death_soon, is_alive, this_process
+from dist_ml.comm.polled_request import PolledRequest
 from dist_ml.comm.request import Request
 from dist_ml.data_parallel.dense_reducer import DenseReducer, _covered
 from dist_ml.data_parallel.drivers import PollingDriver, ThreadDriver, drain
@@ -43,11 +43,7 @@ class Pending:
 
 @pytest.fixture(scope="module")
 def dead() -> Peer:
-    process = multiprocessing.get_context("spawn").Process(target=os.getpid)
-    process.start()
-    process.join()
-    assert process.pid is not None
-    return this_process(3)._replace(pid=process.pid)
+    return dead_peer(3)
 
 
 class TestThreadDriver:

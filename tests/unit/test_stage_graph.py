@@ -41,7 +41,7 @@ class Named(BlockModel):
     def blocks(self) -> tuple[Block, ...]:
         return self._blocks
 
-    def initialize(self, block: Block) -> None:
+    def initialise(self, block: Block) -> None:
         pass
 
 
