@@ -19,8 +19,11 @@ MakeLinear: TypeAlias = Callable[[str, int, int], nn.Linear]
 class LayerFactory(ABC):
     """Makes layers by their name in the state dict and their global sizes.
 
-    Each method is given how the layer's inputs lie, and returns the layer with how its outputs do.
+    `num_parts`: into how many parts layers are cut. Each method is given how the layer's inputs
+    lie, and returns the layer with how its outputs do.
     """
+
+    num_parts = 1
 
     @abstractmethod
     def linear(

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from dist_ml.errors import DataError, DistMLError
 from dist_ml.measure.environment import environment
 from dist_ml.pipeline_parallel import timeline_file
 from dist_ml.pipeline_parallel.timeline_file import MeasuredStep
+from dist_ml.placement import share_of
 from dist_ml.train import run_folder
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.display import Reporter, make_reporter
@@ -137,7 +139,10 @@ class Run:
 
     @property
     def _num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self._trainer.model.parameters())
+        return sum(
+            parameter.numel() if (share := share_of(parameter)) is None else math.prod(share.shape)
+            for parameter in self._trainer.model.parameters()
+        )
 
     def _summary(self, evaluation: Mapping[str, Any]) -> dict[str, Any]:
         seconds = max(self._train_seconds, 1e-9)

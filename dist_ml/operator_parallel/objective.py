@@ -1,0 +1,62 @@
+"""A model's objective where ranks hold different parts of its outputs."""
+
+from dataclasses import dataclass
+
+import torch
+
+from dist_ml.models.objective import Objective, cross_entropy
+from dist_ml.models.spread import WHOLE, Spread
+from dist_ml.operator_parallel import collectives
+from dist_ml.operator_parallel.conversion import Conversion
+from dist_ml.operator_parallel.cross_entropy import cross_entropy_sums
+from dist_ml.operator_parallel.grid import OperatorGrid
+
+
+@dataclass(frozen=True)
+class ParallelObjective(Objective):
+    """`base`'s sums of outputs that lie as `spread` over `grid`: the same on all its ranks.
+
+    Cross-entropy leaves split classes where they are; other losses are computed on whole outputs,
+    which are gathered first (words: outputs times (P-1)/P).
+    """
+
+    base: Objective | None = None
+    spread: Spread = WHOLE
+    grid: OperatorGrid | None = None
+    num_outputs: int = 0
+
+    def sums(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        grid, base = self.grid, self.base
+        assert grid is not None
+        assert base is not None
+        if base.loss_sum is not cross_entropy or not self.spread.features:
+            gather = Conversion(self.spread, WHOLE, grid, self.num_outputs)
+            return base.sums(gather(outputs), targets)
+        classes = self.spread.feature_range(self.num_outputs)
+        own = targets[self.spread.row_range(len(targets)).slice]
+        comm = grid.along(*(cut.axis for cut in self.spread.features))
+        loss, correct = cross_entropy_sums(outputs, own, classes, comm)
+        if not self.spread.rows:
+            return loss, correct
+        holders = grid.along(*(cut.axis for cut in self.spread.rows))
+        correct = correct.to(loss.dtype)
+        holders.allreduce(correct)
+        return collectives.reduce(loss, holders), correct
+
+
+def parallel_objective(
+    base: Objective, spread: Spread, grid: OperatorGrid, num_outputs: int
+) -> Objective:
+    """`base` itself where all ranks hold the whole outputs."""
+    if spread.is_whole:
+        return base
+    return ParallelObjective(
+        base.loss_sum,
+        base.metric_names,
+        base.metric_sums,
+        base.items_per_sample,
+        base=base,
+        spread=spread,
+        grid=grid,
+        num_outputs=num_outputs,
+    )
