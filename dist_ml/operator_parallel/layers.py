@@ -13,6 +13,7 @@ from dist_ml.operator_parallel.conversion import Conversion
 from dist_ml.operator_parallel.grid import OperatorGrid
 from dist_ml.operator_parallel.layout import WHOLE_LAYER, cut_for
 from dist_ml.operator_parallel.linear import ParallelLinear
+from dist_ml.operator_parallel.words import Layer
 
 
 class ParallelLayers(LayerFactory):
@@ -28,6 +29,7 @@ class ParallelLayers(LayerFactory):
         self._kernel, self._tuner = kernel, Tuner()
         self._make_linear = linear_factory(kernel)
         self._used: set[str] = set()
+        self._first = True  # nothing was made yet: the next layer's inputs are the data
 
     def linear(
         self,
@@ -42,8 +44,15 @@ class ParallelLayers(LayerFactory):
             return self._whole(name, inputs, outputs, given, units)
         cut = cut_for(layout, given, self.grid)
         enter = Conversion(given, cut.given(self.grid), self.grid, inputs, units[0])
+        first, self._first = self._first, False
         layer = ParallelLinear(
-            (inputs, outputs), units, cut, self.grid, enter, self._kernel, self._tuner
+            Layer(name, inputs, outputs, units),
+            cut,
+            self.grid,
+            enter,
+            self._kernel,
+            self._tuner,
+            reads_data=first,
         )
         return layer, cut.made(self.grid)
 

@@ -28,7 +28,6 @@ from itertools import product
 from math import prod
 from typing import NamedTuple
 
-from dist_ml.config.names import require_one_of
 from dist_ml.errors import ConfigError
 from dist_ml.models.spread import Spread
 from dist_ml.operator_parallel.grid import Place, Sides
@@ -88,7 +87,6 @@ def sides_for(name: str, num_ranks: int, wanted: Sequence[int]) -> Sides:
     """The grid of layout `name` on `num_ranks` ranks: of the `wanted` sides, or else the sides that
     differ least. `ConfigError` for sides that don't fit.
     """
-    require_one_of("operator_parallel.layout", name, LAYOUTS)
     makes = LAYOUTS[name].sides
     if not wanted:
         return min(all_sides(name, num_ranks), key=lambda sides: (sum(sides), sides[::-1]))

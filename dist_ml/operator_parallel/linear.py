@@ -11,6 +11,7 @@ from dist_ml.operator_parallel.conversion import Conversion
 from dist_ml.operator_parallel.gathered_product import Gathering, gathered_product
 from dist_ml.operator_parallel.grid import OperatorGrid
 from dist_ml.operator_parallel.layout import LayerCut
+from dist_ml.operator_parallel.words import Layer, LayerWords, layer_words
 from dist_ml.partition import Range, counts
 from dist_ml.placement import Share
 
@@ -25,16 +26,18 @@ class ParallelLinear(TunedLinear):
 
     def __init__(
         self,
-        sizes: tuple[int, int],
-        units: tuple[int, int],
+        layer: Layer,
         cut: LayerCut,
         grid: OperatorGrid,
         enter: Conversion,
         kernel: str,
         tuner: Tuner,
+        reads_data: bool = False,
     ) -> None:
-        """`sizes`: inputs and outputs of the whole layer; `enter`: to how the layer wants them."""
-        inputs, outputs = sizes
+        """`layer`: the whole one; `enter`: to how it wants its inputs; `reads_data`: these have no
+        gradient.
+        """
+        _, inputs, outputs, units = layer
         columns = own_range(inputs, grid.cuts(cut.inputs), units[0])
         own_outputs = own_range(outputs, grid.cuts(cut.outputs), units[1])
         rows = own_range(own_outputs.size, grid.cuts("rows"))
@@ -49,6 +52,7 @@ class ParallelLinear(TunedLinear):
         copies *= grid.size("rows", cut.inputs)
         self.bias.share = Share((outputs,), (own_outputs,), copies)  # type: ignore[attr-defined]
         self._cut, self._grid, self._enter = cut, grid, enter
+        self._layer, self._reads_data = layer, reads_data
         self._to_outputs, self._to_inputs = grid.along(cut.outputs), grid.along(cut.inputs)
         self._gathering = None
         if grid.size("rows", "copies") > 1:
@@ -56,6 +60,10 @@ class ParallelLinear(TunedLinear):
         replicated = cut.layout.replicated
         rows_sides = ("copies", "rows") if replicated else ("copies", "rows", cut.inputs)
         self._bias_holders = grid.along(*rows_sides)
+
+    def words(self, num_rows: int) -> LayerWords:
+        """What this rank sends for `num_rows` rows over all ranks."""
+        return layer_words(self._grid, self._cut, self._layer, num_rows, not self._reads_data)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, …, inputs] -> [rows, …, outputs], this rank's part of each."""

@@ -1,6 +1,7 @@
 """A model's objective where ranks hold different parts of its outputs."""
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -10,6 +11,7 @@ from dist_ml.operator_parallel import collectives
 from dist_ml.operator_parallel.conversion import Conversion
 from dist_ml.operator_parallel.cross_entropy import cross_entropy_sums
 from dist_ml.operator_parallel.grid import OperatorGrid
+from dist_ml.operator_parallel.words import allreduce_words
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,30 @@ class ParallelObjective(Objective):
     grid: OperatorGrid | None = None
     num_outputs: int = 0
 
+    def words(self, num_rows: int) -> int:
+        """What this rank sends for the sums of `num_rows` rows, forward and backward."""
+        grid, spread = self.grid, self.spread
+        assert grid is not None
+        b, classes = spread.row_range(num_rows).size, spread.feature_range(self.num_outputs).size
+        if not self._splits_classes:
+            others = prod(cut.parts for cut in (*spread.rows, *spread.features)) - 1
+            return b * classes * others
+        axes = [cut.axis for cut in spread.features]
+        words = allreduce_words(b, grid, *axes) + allreduce_words(3 * b, grid, *axes)
+        if spread.rows:
+            words += 2 * allreduce_words(1, grid, *(cut.axis for cut in spread.rows))
+        return words
+
+    @property
+    def _splits_classes(self) -> bool:
+        assert self.base is not None
+        return self.base.loss_sum is cross_entropy and bool(self.spread.features)
+
     def sums(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         grid, base = self.grid, self.base
         assert grid is not None
         assert base is not None
-        if base.loss_sum is not cross_entropy or not self.spread.features:
+        if not self._splits_classes:
             gather = Conversion(self.spread, WHOLE, grid, self.num_outputs)
             return base.sums(gather(outputs), targets)
         classes = self.spread.feature_range(self.num_outputs)

@@ -57,10 +57,10 @@ def layer_words(
     x, y, w = b * m, b * n, n * m
     gather_x, keep_x = own_x * (outputs - 1), x - own_x
     gather_w, keep_w = own_w * (rows - 1), w - own_w
-    forward, backward = gather_w, keep_w + _allreduce(own_w, place, "copies")
+    forward, backward = gather_w, keep_w + allreduce_words(own_w, place, "copies")
     if cut.layout.replicated:
-        forward += _allreduce(y, place, cut.inputs)
-        backward += _allreduce(x, place, cut.outputs) if input_gradient else 0
+        forward += allreduce_words(y, place, cut.inputs)
+        backward += allreduce_words(x, place, cut.outputs) if input_gradient else 0
     else:
         forward += gather_x + y - own_y
         backward += own_y * (inputs - 1) + (keep_x if input_gradient else 0)
@@ -68,7 +68,7 @@ def layer_words(
         backward += gather_x + (gather_w if input_gradient else 0)
     others = () if cut.layout.replicated else (cut.inputs,)
     if bias:
-        backward += _allreduce(n, place, "copies", "rows", *others)
+        backward += allreduce_words(n, place, "copies", "rows", *others)
     return LayerWords(forward, backward)
 
 
@@ -101,7 +101,8 @@ def fewest_words(
     return min(candidates, key=lambda one: sum(map(sum, model_words(*one, layers, num_rows))))
 
 
-def _allreduce(n: int, place: Place, *sides: str) -> int:
+def allreduce_words(n: int, place: Place, *sides: str) -> int:
+    """Of n words over the ranks along `sides`."""
     size = place.size(*sides)
     own = block(n, size, place.position(sides))
     return traffic.allreduce_words(n, own.size, size).sent if size > 1 else 0

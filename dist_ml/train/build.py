@@ -66,14 +66,14 @@ def build_task(config: TrainConfig, mesh: Mesh) -> Task:
     rank's.
     """
     with raise_on_all_ranks(mesh.world):
-        layers = _layers(config, mesh)
-    with raise_on_all_ranks(mesh.world):
         dtype = DTYPES[config.precision]
         dataset = open_dataset(config.data, dtype)
         train = dataset.train
+        samples = Samples(train.sample_shape, train.num_outputs, train.task)
+    layers = _layers(config, mesh, samples)
+    with raise_on_all_ranks(mesh.world):
         spread = mesh.sizes["pipeline"] > 1
         with torch.device("meta" if spread else "cpu"):
-            samples = Samples(train.sample_shape, train.num_outputs, train.task)
             model = build_model(config.model, samples, config.seed, dtype, layers)
         objective = choose_objective(config.model, train.task)
         if isinstance(layers, ParallelLayers):
@@ -84,11 +84,11 @@ def build_task(config: TrainConfig, mesh: Mesh) -> Task:
         return Task(dataset, model, objective)
 
 
-def _layers(config: TrainConfig, mesh: Mesh) -> LayerFactory:
+def _layers(config: TrainConfig, mesh: Mesh, samples: Samples) -> LayerFactory:
     """What makes the model's layers: whole ones, or this rank's parts. Collective."""
     if mesh.sizes["operator"] == 1:
         return WholeLayers(linear_factory(config.kernel))
-    return build_layers(config, mesh)
+    return build_layers(config, mesh, samples)
 
 
 def _check_layers(densities: Mapping[str, float], model: torch.nn.Module) -> None:

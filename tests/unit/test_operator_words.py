@@ -82,7 +82,20 @@ def test_where_sizes_divide_it_is_the_textbooks(
 
 def test_two_dimensions_beat_one_from_the_batch_on_that_they_should() -> None:
     """Pairs of square layers of m on P = 4 ranks: from b = 6 m / (4 sqrt(P) - 1) = 0.86 m on."""
-    m = 70
-    square = layers((m,) * 9)
-    small, large = (fewest_words(square, rows, 4, ["1d", "2d"])[0] for rows in (58, 62))
-    assert (small, large) == ("1d", "2d")
+    square, grid = layers((70, 70, 70)), Sides(rows=2, first=2)
+
+    def words(layout: str, sides: Sides, num_rows: int) -> int:
+        planned = model_words(layout, sides, square, num_rows, first_gradient=True, bias=False)
+        return sum(map(sum, planned))
+
+    assert words("1d", Sides(first=4), 58) < words("2d", grid, 58)
+    assert words("1d", Sides(first=4), 62) > words("2d", grid, 62)
+
+
+def test_the_fewest_words_are_found_among_all_grids() -> None:
+    """A wide batch has its rows cut, a narrow one its layers."""
+    square = layers((64,) * 5)
+    name, sides = fewest_words(square, 4096, 4)
+    assert (LAYOUTS[name].replicated, sides.first) == (False, 1)
+    _, sides = fewest_words(square, 4, 4)
+    assert (sides.copies, sides.rows) == (1, 1)
