@@ -98,7 +98,11 @@ def fewest_words(
 ) -> tuple[str, Sides]:
     """The layout, of `names`, and the sides of its grid with the fewest words a step."""
     candidates = [(name, sides) for name in names for sides in all_sides(name, num_ranks)]
-    return min(candidates, key=lambda one: sum(map(sum, model_words(*one, layers, num_rows))))
+
+    def total(candidate: tuple[str, Sides]) -> int:
+        return sum(sum(words) for words in model_words(*candidate, layers, num_rows))
+
+    return min(candidates, key=total)
 
 
 def allreduce_words(n: int, place: Place, *sides: str) -> int:

@@ -16,6 +16,7 @@ from dist_ml.operator_parallel.words import fewest_words
 
 AUTO = "auto"
 NAMES = (AUTO, *LAYOUTS)
+_COPYING = "2.5d"  # the layout that keeps several copies of its weights
 
 
 def build_layers(config: TrainConfig, mesh: Mesh, samples: Samples) -> ParallelLayers:
@@ -43,6 +44,8 @@ def choose_layout(
     with torch.device("meta"):
         build_model(config.model, samples, config.seed, layers=recorded)
     names = [name for name in LAYOUTS if _suits(name, mesh_sizes, recorded.only_linear)]
+    if config.sparse.allreduce != "none":
+        names = [name for name in names if name != _COPYING]
     return fewest_words(recorded.linear_layers, num_rows, num_ranks, names)
 
 
@@ -65,6 +68,12 @@ def check_operator_axis(config: TrainConfig, mesh: Mesh) -> None:
         raise ConfigError(
             f"operator_parallel.grid={list(chosen.grid)} has no effect with layout=auto, which "
             "chooses it; name a layout"
+        )
+    if chosen.layout == _COPYING and config.sparse.allreduce != "none":
+        raise ConfigError(
+            f"sparse={config.sparse.allreduce} has nothing to select from with operator_parallel."
+            f"layout={chosen.layout}, whose copies of weights would select differently; use 1d, 2d "
+            "or 3d, or sparse=none"
         )
     for key, name in _named(chosen):
         _check_layout(key, name, chosen, mesh)

@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
+from operator_world import SHALLOW, on_mesh
 from pipeline_world import settings
-from test_operator_training import SHALLOW, on_mesh
 from thread_world import run_ranks
 
 from dist_ml.comm.communicator import Communicator

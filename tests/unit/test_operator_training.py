@@ -2,22 +2,19 @@
 what goes with it.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
 import pytest
-from pipeline_world import HIDDEN, Trained, assert_same, settings, train
+from operator_world import SHALLOW, on_mesh
+from pipeline_world import Trained, assert_same, settings, train
 from thread_world import run_ranks
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.config.model import ModelConfig
-from dist_ml.config.operator import OperatorConfig
-from dist_ml.config.pipeline import PipelineConfig
-from dist_ml.config.train import MeshConfig, OptimizerConfig, TrainConfig
+from dist_ml.config.train import OptimizerConfig, TrainConfig
 
-SHALLOW = ModelConfig(hidden=HIDDEN[:5], activation="tanh", dropout=0.1)
 # layout, ranks of the operator axis, sides of the grid
 LAYOUTS: list[tuple[str, int, tuple[int, ...]]] = [
     ("1d", 2, ()),
@@ -36,19 +33,6 @@ LAYOUTS: list[tuple[str, int, tuple[int, ...]]] = [
     ("3d", 6, (1, 2, 3)),
     ("3d", 4, (2, 1, 2)),
 ]
-
-
-def on_mesh(
-    config: TrainConfig, data: int, pipeline: int, operator: int, **choices: Any
-) -> TrainConfig:
-    """`config` on data x pipeline x operator ranks."""
-    stages = PipelineConfig(choices.pop("schedule")) if pipeline > 1 else PipelineConfig()
-    return dataclasses.replace(
-        config,
-        mesh=MeshConfig(data, pipeline, operator),
-        pipeline=stages,
-        operator_parallel=OperatorConfig(**choices),
-    )
 
 
 def alone(num_steps: int = 4, **changes: Any) -> Trained:
