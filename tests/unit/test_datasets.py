@@ -652,9 +652,7 @@ class TestConfig:
             open_dataset(DataConfig("ones"))
         with pytest.raises(ConfigError, match=r"^data.seed=3 .*or use data=synthetic$"):
             open_dataset(DataConfig("ones", path="here", seed=3))
-        with pytest.raises(
-            ConfigError, match=r"one of digits, mnist, .*synthetic, ones"
-        ):
+        with pytest.raises(ConfigError, match=r"one of digits, mnist, .*synthetic, ones"):
             open_dataset(DataConfig("one of mine"))
 
     def test_the_packaged_value_files_fill_the_configuration(self) -> None:
