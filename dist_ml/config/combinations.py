@@ -124,7 +124,17 @@ TABLE: tuple[Row, ...] = (
         by_member=True,
     ),
     Row(
-        ("model.hidden", "model.activation", "model.dropout"),
+        (
+            "model.hidden",
+            "model.activation",
+            "model.dropout",
+            "model.width",
+            "model.depth",
+            "model.heads",
+            "model.feedforward",
+            "model.positions",
+            "model.tied",
+        ),
         "with model={config.model.name}",
         "choose the model that reads it",
         by_member=True,

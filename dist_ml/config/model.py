@@ -1,6 +1,7 @@
 """The network and its loss."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dist_ml.errors import ConfigError
 
@@ -16,6 +17,15 @@ class ModelConfig:
     hidden: tuple[int, ...] = (128, 64)
     activation: str = "relu"  # between the layers: one of models.mlp's ACTIVATIONS
     dropout: float = 0.0  # probability that a hidden activation is dropped, in steps of 2^-16
+    width: int = 128  # features of a token between the layers (transformer)
+    depth: int = 4  # layers of attention and feed-forward (transformer)
+    heads: int = 4  # of each attention; must divide the width (transformer)
+    # features between the two layers of a feed-forward; null = 4 width (transformer)
+    feedforward: int | None = None
+    # how an attention knows where tokens are: rotary turns queries and keys, learned adds vectors
+    # (transformer)
+    positions: Literal["rotary", "learned"] = "rotary"
+    tied: bool = False  # the head uses the weights of the tokens' embedding (transformer, texts)
     # one of LOSSES; null = cross-entropy for classes, mean squared error for values
     loss: str | None = None
 
@@ -25,6 +35,10 @@ class ModelConfig:
                 raise ConfigError(
                     f"hidden[{index}]={width} is no width; every hidden layer needs 1 unit or more"
                 )
+        for key in ("width", "depth", "heads", "feedforward"):
+            size = getattr(self, key)
+            if size is not None and size < 1:
+                raise ConfigError(f"{key}={size} makes no layer; it must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ConfigError(
                 f"dropout={self.dropout} is no probability below 1; use 0 for none, 0.5 for half"

@@ -75,7 +75,7 @@ def build_task(config: TrainConfig, mesh: Mesh) -> Task:
         spread = mesh.sizes["pipeline"] > 1
         with torch.device("meta" if spread else "cpu"):
             model = build_model(config.model, samples, config.seed, dtype, layers)
-        objective = choose_objective(config.model, train.task)
+        objective = choose_objective(config.model, train.task, samples.items)
         if isinstance(layers, ParallelLayers):
             layers.check_names()
             objective = parallel_objective(
@@ -146,7 +146,7 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
     level = "MULTIPLE" if shared else "SERIALIZED"
     replicated = replicated_names(task.model, mesh.sizes["operator"])
     exchange = build_exchange(Setting(config, own, slots, replicas, num_steps, level, replicated))
-    tune(task.model, {-(-config.batch_size // (mesh.sizes["data"] * num_pieces))}, mesh.world)
+    tune(task.model, {share * task.model.rows_per_sample}, mesh.world)
     lr_schedule = build_lr_schedule(config.lr_schedule, exchange.optimizer, num_steps)
     updater = Updater(exchange.optimizer, lr_schedule, exchange.gather, exchange.averager)
     phases = Phases()
