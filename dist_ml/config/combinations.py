@@ -124,7 +124,14 @@ TABLE: tuple[Row, ...] = (
         by_member=True,
     ),
     Row(
-        ("model.hidden", "model.activation", "model.dropout"),
+        (
+            "model.hidden",
+            "model.activation",
+            "model.dropout",
+            "model.channels",
+            "model.blocks_per_stage",
+            "model.groups",
+        ),
         "with model={config.model.name}",
         "choose the model that reads it",
         by_member=True,

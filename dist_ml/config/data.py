@@ -34,7 +34,7 @@ class DataConfig:
     """
 
     name: str = "digits"  # which dataset: one of DATASETS
-    path: str | None = None  # folder that holds the files (mnist, arrays)
+    path: str | None = None  # folder that holds the files (mnist, cifar, arrays)
     # training samples to use: the first ones; null = all (synthetic: any number, and required)
     num_train: int | None = None
     num_test: int | None = None  # test samples to use, likewise
