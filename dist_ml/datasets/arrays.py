@@ -36,17 +36,9 @@ def arrays(config: DataConfig, dtype: torch.dtype) -> Dataset:
         pair: Pair, locate: Locate, available: int, wanted: int | None, key: str
     ) -> StoredSplit:
         num = limited(available, wanted, key, str(folder))
-        return StoredSplit(
-            pair.x,
-            pair.y,
-            pair.x_file,
-            pair.y_file,
-            locate,
-            num,
-            num_outputs,
-            dtype,
-            shape=pair.shape,
-        )
+        x, y, x_file, y_file, shape = pair
+        sizes = num, num_outputs
+        return StoredSplit(x, y, x_file, y_file, locate, *sizes, dtype, shape=shape)
 
     every = config.test_every
     if every is None:
