@@ -20,12 +20,14 @@ from dist_ml.bench import (
     sparse_curve,
     sparse_scaling,
     step,
+    transformer,
 )
 from dist_ml.bench.bench import Bench, Part
 
 BENCHES: dict[str, Bench] = {
     "reproduce": reproduce.BENCH,
     "step": step.BENCH,
+    "transformer": transformer.BENCH,
     "collectives": collectives.BENCH,
     "allreduce": allreduce.BENCH,
     "allreduce_words": allreduce_words.BENCH,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from dist_ml.errors import ConfigError
 
@@ -22,6 +23,15 @@ class ModelConfig:
     channels: tuple[int, ...] = (32, 64)
     blocks_per_stage: int = 2  # residual blocks in each stage (cnn)
     groups: int = 8  # of channels that are normalised together; must divide all channels (cnn)
+    width: int = 128  # features of a token between the layers (transformer)
+    depth: int = 4  # layers of attention and feed-forward (transformer)
+    heads: int = 4  # of each attention; must divide the width (transformer)
+    # features between the two layers of a feed-forward; null = 4 width (transformer)
+    feedforward: int | None = None
+    # how an attention knows where tokens are: rotary turns queries and keys, learned adds vectors
+    # (transformer)
+    positions: Literal["rotary", "learned"] = "rotary"
+    tied: bool = False  # the head uses the weights of the tokens' embedding (transformer, texts)
     # one of LOSSES; null = cross-entropy for classes, mean squared error for values
     loss: str | None = None
 
@@ -31,6 +41,10 @@ class ModelConfig:
                 raise ConfigError(
                     f"hidden[{index}]={width} is no width; every hidden layer needs 1 unit or more"
                 )
+        for key in ("width", "depth", "heads", "feedforward"):
+            size = getattr(self, key)
+            if size is not None and size < 1:
+                raise ConfigError(f"{key}={size} makes no layer; it must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ConfigError(
                 f"dropout={self.dropout} is no probability below 1; use 0 for none, 0.5 for half"

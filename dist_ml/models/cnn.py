@@ -21,7 +21,7 @@ from dist_ml.models.initialise import initialise_convolution, initialise_linear,
 from dist_ml.models.layers import LayerFactory, WholeLayers
 from dist_ml.models.residual import Head, ResidualBlock, Stem
 from dist_ml.models.samples import Samples
-from dist_ml.models.size import require_cnn_fits
+from dist_ml.models.size import require_parameters_fit
 from dist_ml.models.spread import WHOLE
 
 _RELU_GAIN = 2**0.5
@@ -105,19 +105,23 @@ def cnn(
         )
     shape = samples.shape[0], samples.shape[1], samples.shape[2]
     _check_groups(config, shape)
-    if torch.get_default_device().type != "meta":
-        require_cnn_fits(config, shape[0], samples.num_outputs, dtype)
-    return CNN(
-        shape,
-        config.channels,
-        samples.num_outputs,
-        config.blocks_per_stage,
-        config.groups,
-        config.dropout,
-        seed,
-        dtype,
-        layers,
-    )
+    wanted = torch.get_default_device()
+    with torch.device("meta"):
+        model = CNN(
+            shape,
+            config.channels,
+            samples.num_outputs,
+            config.blocks_per_stage,
+            config.groups,
+            config.dropout,
+            seed,
+            dtype,
+            layers,
+        )
+    if wanted.type != "meta":
+        require_parameters_fit(model, "model.channels or model.blocks_per_stage")
+        model.materialize()
+    return model
 
 
 def _check_groups(config: ModelConfig, shape: tuple[int, int, int]) -> None:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch
 from torch import nn
 
 from dist_ml.models.spread import WHOLE, Spread
@@ -59,6 +60,30 @@ class LayerFactory(ABC):
         mean 0 and variance 1, then scaled and shifted by channel. `given` keeps groups together.
         """
 
+    @abstractmethod
+    def embedding(self, name: str, num: int, width: int) -> tuple[nn.Embedding, Spread]:
+        """int64 [b, positions], 0 … num-1, which every rank has -> [b, positions, width]."""
+
+    @abstractmethod
+    def positions(self, name: str, num: int, width: int, given: Spread) -> nn.Embedding:
+        """int64 [n], 0 … num-1 -> [n, width], to be added to each sample of an activation that lies
+        as `given`: this rank's features of it.
+        """
+
+    @abstractmethod
+    def norm(self, name: str, width: int, given: Spread) -> nn.LayerNorm:
+        """[..., width] -> the same, which lies as it was; mean and variance are over all features,
+        whichever ranks hold them.
+        """
+
+    @abstractmethod
+    def tied_linear(
+        self, name: str, embedding: nn.Embedding, given: Spread
+    ) -> tuple[nn.Module, Spread]:
+        """[..., width] -> [..., num], by the weights of an embedding that this factory made, which
+        the module holds: one parameter with two uses.
+        """
+
 
 def plain_linear(name: str, inputs: int, outputs: int) -> nn.Linear:  # noqa: ARG001
     """Torch's own layer."""
@@ -97,3 +122,31 @@ class WholeLayers(LayerFactory):
 
     def group_norm(self, name: str, groups: int, channels: int, given: Spread) -> nn.GroupNorm:  # noqa: ARG002
         return nn.GroupNorm(groups, channels)
+
+    def embedding(self, name: str, num: int, width: int) -> tuple[nn.Embedding, Spread]:  # noqa: ARG002
+        return nn.Embedding(num, width), WHOLE
+
+    def positions(self, name: str, num: int, width: int, given: Spread) -> nn.Embedding:  # noqa: ARG002
+        return nn.Embedding(num, width)
+
+    def norm(self, name: str, width: int, given: Spread) -> nn.LayerNorm:  # noqa: ARG002
+        return nn.LayerNorm(width)
+
+    def tied_linear(
+        self,
+        name: str,  # noqa: ARG002
+        embedding: nn.Embedding,
+        given: Spread,
+    ) -> tuple[nn.Module, Spread]:
+        return TiedLinear(embedding), given
+
+
+class TiedLinear(nn.Module):
+    """[..., width] -> [..., num]: the product with each vector of `embedding`."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.embedding.weight)

@@ -591,7 +591,7 @@ class TestConfig:
             ({"name": "synthetic"}, "data.num_train=null is not enough for data=synthetic"),
             (
                 {"name": "digit"},
-                "data.name=digit is not one of digits, mnist, cifar, arrays, synthetic "
+                "data.name=digit is not one of digits, mnist, cifar, arrays, text, synthetic "
                 "(did you mean digits?)",
             ),
         ],
@@ -652,7 +652,7 @@ class TestConfig:
             open_dataset(DataConfig("ones"))
         with pytest.raises(ConfigError, match=r"^data.seed=3 .*or use data=synthetic$"):
             open_dataset(DataConfig("ones", path="here", seed=3))
-        with pytest.raises(ConfigError, match=r"one of digits, mnist, .*, synthetic, ones"):
+        with pytest.raises(ConfigError, match=r"one of digits, mnist, .*synthetic, ones"):
             open_dataset(DataConfig("one of mine"))
 
     def test_the_packaged_value_files_fill_the_configuration(self) -> None:
