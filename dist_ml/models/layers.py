@@ -68,6 +68,12 @@ class LayerFactory(ABC):
         """int64 [b, positions], 0 … num-1, which every rank has -> [b, positions, width]."""
 
     @abstractmethod
+    def projection(self, name: str, inputs: int, width: int) -> tuple[nn.Linear, Spread]:
+        """[b, ..., inputs], numbers that every rank has -> [b, ..., width], which lies as an
+        embedding's vectors would.
+        """
+
+    @abstractmethod
     def positions(self, name: str, num: int, width: int, given: Spread) -> nn.Embedding:
         """int64 [n], 0 … num-1 -> [n, width], to be added to each sample of an activation that lies
         as `given`: this rank's features of it.
@@ -128,6 +134,9 @@ class WholeLayers(LayerFactory):
 
     def embedding(self, name: str, num: int, width: int) -> tuple[nn.Embedding, Spread]:  # noqa: ARG002
         return nn.Embedding(num, width), WHOLE
+
+    def projection(self, name: str, inputs: int, width: int) -> tuple[nn.Linear, Spread]:
+        return self._make_linear(name, inputs, width), WHOLE
 
     def positions(self, name: str, num: int, width: int, given: Spread) -> nn.Embedding:  # noqa: ARG002
         return nn.Embedding(num, width)

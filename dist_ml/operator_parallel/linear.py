@@ -1,5 +1,7 @@
 """A linear layer of which each rank of the operator axis holds a part."""
 
+from math import prod
+
 import torch
 from torch import nn
 
@@ -11,12 +13,12 @@ from dist_ml.operator_parallel.conversion import Conversion
 from dist_ml.operator_parallel.gathered_product import Gathering, gathered_product
 from dist_ml.operator_parallel.grid import OperatorGrid
 from dist_ml.operator_parallel.layout import LayerCut
-from dist_ml.operator_parallel.words import Layer, LayerWords, layer_words
+from dist_ml.operator_parallel.words import Layer, LayerWords, SharedLayer, layer_words
 from dist_ml.partition import Range, counts
 from dist_ml.placement import Share
 
 
-class ParallelLinear(TunedLinear):
+class ParallelLinear(TunedLinear, SharedLayer):
     """This rank's part of a linear layer; `layout.py` says which, and what moves when.
 
     Parameters, with their shares of the whole, are the part's. The local product runs on the tuned
@@ -53,6 +55,7 @@ class ParallelLinear(TunedLinear):
         self.bias.share = Share((outputs,), (own_outputs,), copies)  # type: ignore[attr-defined]
         self._cut, self._grid, self._enter = cut, grid, enter
         self._layer, self._reads_data = layer, reads_data
+        self._row_items = 1  # vectors of a row, as last seen
         self._to_outputs, self._to_inputs = grid.along(cut.outputs), grid.along(cut.inputs)
         self._gathering = None
         if grid.size("rows", "copies") > 1:
@@ -62,11 +65,18 @@ class ParallelLinear(TunedLinear):
         self._bias_holders = grid.along(*rows_sides)
 
     def words(self, num_rows: int) -> LayerWords:
-        """What this rank sends for `num_rows` rows over all ranks."""
-        return layer_words(self._grid, self._cut, self._layer, num_rows, not self._reads_data)
+        return layer_words(
+            self._grid,
+            self._cut,
+            self._layer,
+            num_rows,
+            not self._reads_data,
+            row_items=self._row_items,
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, …, inputs] -> [rows, …, outputs], this rank's part of each."""
+        self._row_items = prod(x.shape[1:-1])
         x = self._enter(x)
         bias = collectives.copy(self.bias, self._bias_holders)
         if self._gathering is not None:

@@ -31,7 +31,8 @@ class ParallelObjective(Objective):
         """What this rank sends for the sums of `num_rows` rows, forward and backward."""
         grid, spread = self.grid, self.spread
         assert grid is not None
-        b, classes = spread.row_range(num_rows).size, spread.feature_range(self.num_outputs).size
+        b = spread.row_range(num_rows).size * self.items_per_sample
+        classes = spread.feature_range(self.num_outputs).size
         if not self._splits_classes:
             others = prod(cut.parts for cut in (*spread.rows, *spread.features)) - 1
             return b * classes * others
@@ -40,6 +41,11 @@ class ParallelObjective(Objective):
         if spread.rows:
             words += 2 * allreduce_words(1, grid, *(cut.axis for cut in spread.rows))
         return words
+
+    def whole(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Words: outputs times (P-1)/P."""
+        assert self.grid is not None
+        return Conversion(self.spread, WHOLE, self.grid, self.num_outputs)(outputs)
 
     @property
     def _splits_classes(self) -> bool:
@@ -51,8 +57,7 @@ class ParallelObjective(Objective):
         assert grid is not None
         assert base is not None
         if not self._splits_classes:
-            gather = Conversion(self.spread, WHOLE, grid, self.num_outputs)
-            return base.sums(gather(outputs), targets)
+            return base.sums(self.whole(outputs), targets)
         classes = self.spread.feature_range(self.num_outputs)
         own = targets[self.spread.row_range(len(targets)).slice]
         comm = grid.along(*(cut.axis for cut in self.spread.features))
@@ -76,6 +81,7 @@ def parallel_objective(
         base.metric_names,
         base.metric_sums,
         base.items_per_sample,
+        base.bytewise,
         base=base,
         spread=spread,
         grid=grid,

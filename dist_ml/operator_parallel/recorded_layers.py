@@ -1,5 +1,7 @@
 """The layers that a model asks for, without making them twice: sizes, for choosing a layout."""
 
+from typing import Any
+
 from torch import nn
 
 from dist_ml.models.layers import WholeLayers
@@ -8,14 +10,18 @@ from dist_ml.operator_parallel.words import Layer
 
 
 class RecordedLayers(WholeLayers):
-    """Whole layers; `linear_layers` are those asked for so far, in order. `only_linear`: no other
-    kind was.
+    """Whole layers; `linear_layers` are those asked for so far, in order. `convolves`: some were
+    convolutions.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.linear_layers: list[Layer] = []
-        self.only_linear = True
+        self.convolves = False
+
+    def convolution(self, *arguments: Any, **named: Any) -> tuple[nn.Conv2d, Spread]:
+        self.convolves = True
+        return super().convolution(*arguments, **named)
 
     def linear(
         self,

@@ -9,6 +9,7 @@ are, with b rows, m inputs, n outputs and P ranks of the operator axis:
 so that for pairs of square layers 2-D moves less than 1-D from b = 6 m / (4 sqrt(P) - 1) on.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -35,6 +36,14 @@ class LayerWords(NamedTuple):
     backward: int
 
 
+class SharedLayer(ABC):
+    """A layer that ranks share, which tells what it moves."""
+
+    @abstractmethod
+    def words(self, num_rows: int) -> LayerWords:
+        """What this rank sends for `num_rows` rows over all ranks, of the shape last seen."""
+
+
 def layer_words(
     place: Place,
     cut: LayerCut,
@@ -42,19 +51,20 @@ def layer_words(
     num_rows: int,
     input_gradient: bool = True,
     bias: bool = True,
+    row_items: int = 1,
 ) -> LayerWords:
-    """Of the rank at `place`, for `num_rows` rows over all ranks; without `input_gradient` for a
-    layer whose inputs are the data.
+    """Of the rank at `place`, for `num_rows` rows over all ranks, of `row_items` vectors each
+    (tokens); without `input_gradient` for a layer whose inputs are the data.
     """
     outputs, inputs = place.size(cut.outputs), place.size(cut.inputs)
     n = own_range(layer.outputs, place.cuts(cut.outputs), layer.units[1]).size
     m = own_range(layer.inputs, place.cuts(cut.inputs), layer.units[0]).size
     b = own_range(num_rows, place.cuts("copies", "rows")).size
-    own_x = own_range(b, place.cuts(cut.outputs)).size * m
-    own_y = own_range(b, place.cuts(cut.inputs)).size * n
+    own_x = own_range(b, place.cuts(cut.outputs)).size * row_items * m
+    own_y = own_range(b, place.cuts(cut.inputs)).size * row_items * n
     own_w = own_range(n, place.cuts("rows")).size * m
     rows, copies = place.size("rows"), place.size("copies")
-    x, y, w = b * m, b * n, n * m
+    x, y, w = b * row_items * m, b * row_items * n, n * m
     gather_x, keep_x = own_x * (outputs - 1), x - own_x
     gather_w, keep_w = own_w * (rows - 1), w - own_w
     forward, backward = gather_w, keep_w + allreduce_words(own_w, place, "copies")
@@ -110,3 +120,21 @@ def allreduce_words(n: int, place: Place, *sides: str) -> int:
     size = place.size(*sides)
     own = block(n, size, place.position(sides))
     return traffic.allreduce_words(n, own.size, size).sent if size > 1 else 0
+
+
+def boundary_words(
+    place: Place, cut: LayerCut, num_rows: int, x_words: int, y_words: int
+) -> LayerWords:
+    """Of X and Y, of `x_words` and `y_words` a row on this rank, before and after a layer whose
+    weights needn't move.
+    """
+    b = own_range(num_rows, place.cuts("copies", "rows")).size
+    x, y = b * x_words, b * y_words
+    if cut.layout.replicated:
+        return LayerWords(
+            allreduce_words(y, place, cut.inputs), allreduce_words(x, place, cut.outputs)
+        )
+    own_x = own_range(b, place.cuts(cut.outputs)).size * x_words
+    own_y = own_range(b, place.cuts(cut.inputs)).size * y_words
+    forward = own_x * (place.size(cut.outputs) - 1) + y - own_y
+    return LayerWords(forward, own_y * (place.size(cut.inputs) - 1) + x - own_x)

@@ -7,15 +7,18 @@ puts beside those that its ledger holds.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
+
+from torch import nn
 
 from dist_ml.comm.mesh import Mesh
 from dist_ml.comm.traffic import allreduce_words
 from dist_ml.config.train import TrainConfig
 from dist_ml.models import BlockModel, Objective
-from dist_ml.operator_parallel.linear import ParallelLinear
+from dist_ml.models.blocks import Block
 from dist_ml.operator_parallel.objective import ParallelObjective
+from dist_ml.operator_parallel.words import SharedLayer
 from dist_ml.partition import block
 from dist_ml.pipeline_parallel.messages import used_by
 from dist_ml.train.pipeline import Pipeline
@@ -32,7 +35,6 @@ def planned_words(config: TrainConfig, trainer: Trainer) -> dict[str, float]:
     if mesh.sizes["data"] > 1 and summed and config.sparse.allreduce == "none":
         planned["data"] = data_words(trainer.model, trainer.objective.num_slots, mesh)
     num_microbatches = pipeline.schedule.num_microbatches if pipeline else config.accumulation
-    has_outputs = pipeline is None or any(stage.is_last for stage in pipeline.own)
     sampler, data = trainer.sampler, mesh.comm("data")
     batches = Counter(sampler.batch_size_at(index) for index in range(sampler.steps_per_epoch))
     for batch_size, times in batches.items():
@@ -41,7 +43,7 @@ def planned_words(config: TrainConfig, trainer: Trainer) -> dict[str, float]:
         weight = times / sampler.steps_per_epoch
         found = {
             "pipeline": pipeline_words(pipeline, sizes),
-            "operator": operator_words(trainer.model, trainer.objective, sizes, has_outputs),
+            "operator": operator_words(config, trainer, sizes),
         }
         for axis, words in found.items():
             if mesh.sizes[axis] > 1:
@@ -72,19 +74,44 @@ def pipeline_words(pipeline: Pipeline | None, sizes: Sequence[int]) -> int:
     return words
 
 
-def operator_words(
-    model: BlockModel, objective: Objective, sizes: Sequence[int], has_outputs: bool
-) -> int:
-    """Of one step of micro-batches of so many samples; `has_outputs`: this rank has the last
-    layers.
-    """
-    layers = [
-        module
-        for block_ in model.blocks()
-        for module in block_.module.modules()
-        if isinstance(module, ParallelLinear) and not module.weight.is_meta
-    ]
-    words = sum(sum(layer.words(size)) for layer in layers for size in sizes if size)
-    if has_outputs and isinstance(objective, ParallelObjective):
-        words += sum(objective.words(size) for size in sizes if size)
+def operator_words(config: TrainConfig, trainer: Trainer, sizes: Sequence[int]) -> int:
+    """Of one step of micro-batches of so many samples, through all layers or this rank's stages."""
+    pipeline, objective = trainer.pipeline, trainer.objective
+    if pipeline is None:
+        return passes_words(trainer.model.blocks(), objective, sizes)
+    words = 0
+    for stage in pipeline.own:
+        own = [
+            sizes[m]
+            for number, kind, m in pipeline.schedule.actions[pipeline.comm.rank]
+            if (number, kind) == (stage.number, "F")
+        ]
+        ends = objective if stage.is_last else None
+        words += passes_words(stage.blocks, ends, own, config.pipeline.recompute)
     return words
+
+
+def passes_words(
+    blocks: Sequence[Block],
+    objective: Objective | None,
+    sizes: Sequence[int],
+    recompute: bool = False,
+) -> int:
+    """Of passes of so many samples each through `blocks`, and to the `objective` where the model's
+    last one is among them; `recompute`: forward passes run twice.
+    """
+    layers = [layer for block_ in blocks for layer in _shared_layers(block_.module)]
+    moved = [layer.words(size) for layer in layers for size in sizes if size]
+    words = sum((1 + recompute) * one.forward + one.backward for one in moved)
+    if isinstance(objective, ParallelObjective):
+        words += (1 + recompute) * sum(objective.words(size) for size in sizes if size)
+    return words
+
+
+def _shared_layers(module: nn.Module) -> Iterator[SharedLayer]:
+    """Those in a module; what one of them holds (a tied weight's other layer) is its own to tell."""
+    if isinstance(module, SharedLayer):
+        yield module
+        return
+    for child in module.children():
+        yield from _shared_layers(child)

@@ -43,7 +43,7 @@ def choose_layout(
     recorded = RecordedLayers()
     with torch.device("meta"):
         build_model(config.model, samples, config.seed, layers=recorded)
-    names = [name for name in LAYOUTS if _suits(name, mesh_sizes, recorded.only_linear)]
+    names = [name for name in LAYOUTS if _suits(name, mesh_sizes, recorded.convolves)]
     if config.sparse.allreduce != "none":
         names = [name for name in names if name != _COPYING]
     return fewest_words(recorded.linear_layers, num_rows, num_ranks, names)
@@ -103,6 +103,6 @@ def _check_layout(key: str, name: str, chosen: OperatorConfig, mesh: Mesh) -> No
         )
 
 
-def _suits(name: str, mesh_sizes: dict[str, int], only_linear: bool) -> bool:
+def _suits(name: str, mesh_sizes: dict[str, int], convolves: bool) -> bool:
     """Can stages and all of the model's layers take this layout?"""
-    return LAYOUTS[name].replicated or (mesh_sizes["pipeline"] == 1 and only_linear)
+    return LAYOUTS[name].replicated or (mesh_sizes["pipeline"] == 1 and not convolves)
