@@ -13,6 +13,7 @@ from dist_ml.bench import (
     pipeline,
     pipeline_torch,
     reproduce,
+    same_numbers,
     selection,
     sharded,
     sparse,
@@ -25,6 +26,7 @@ from dist_ml.bench.bench import Bench, Part
 
 BENCHES: dict[str, Bench] = {
     "reproduce": reproduce.BENCH,
+    "same_numbers": same_numbers.BENCH,
     "step": step.BENCH,
     "collectives": collectives.BENCH,
     "allreduce": allreduce.BENCH,
