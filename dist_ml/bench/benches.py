@@ -9,6 +9,7 @@ from dist_ml.bench import (
     gemm_words,
     kernel,
     memory,
+    models,
     overlap,
     pipeline,
     pipeline_torch,
@@ -20,14 +21,13 @@ from dist_ml.bench import (
     sparse_curve,
     sparse_scaling,
     step,
-    transformer,
 )
 from dist_ml.bench.bench import Bench, Part
 
 BENCHES: dict[str, Bench] = {
     "reproduce": reproduce.BENCH,
     "step": step.BENCH,
-    "transformer": transformer.BENCH,
+    "models": models.BENCH,
     "collectives": collectives.BENCH,
     "allreduce": allreduce.BENCH,
     "allreduce_words": allreduce_words.BENCH,
