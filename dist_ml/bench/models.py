@@ -2,7 +2,9 @@
 its best settings, on one rank.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from dist_ml.bench import cnn, transformer
 from dist_ml.bench.bench import Bench
@@ -12,7 +14,10 @@ from dist_ml.bench.transformer import TransformerBench
 from dist_ml.bench.worlds import Worlds
 from dist_ml.errors import ConfigError
 
-COMPARED = {"cnn": cnn.run, "transformer": transformer.run}
+COMPARED: dict[str, Callable[[Any, Worlds], Result]] = {
+    "cnn": cnn.run,
+    "transformer": transformer.run,
+}
 
 
 @dataclass(frozen=True)
