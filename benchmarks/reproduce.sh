@@ -38,6 +38,7 @@ reproduce-openmpi   | reproduce --mpi openmpi
 same_numbers        | same_numbers
 step                | step
 step-kernel         | step kernel=auto rounds=7
+models              | models
 kernel              | kernel
 memory              | memory
 collectives-mpich   | collectives --mpi mpich

@@ -69,6 +69,9 @@ class ThreadTransport:
     def iallgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> Request:
         return Request(finish=lambda: self.allgather(send, receive, counts))
 
+    def broadcast(self, array: Array, root: int) -> None:
+        array[...] = self.allgather_objects(array.copy())[root]
+
     def isend(self, array: Array, destination: int, tag: int) -> Request:
         message = self.shared.mailboxes.send(array, self.rank, destination, tag)
         buffered = self.shared.world.sends == "buffered"
