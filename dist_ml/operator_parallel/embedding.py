@@ -149,7 +149,7 @@ class ParallelProjection(nn.Linear, SharedLayer):
 
 
 def share_features(
-    parameter: nn.Parameter, shape: tuple[int, ...], given: Spread, grid: OperatorGrid
+    parameter: torch.Tensor, shape: tuple[int, ...], given: Spread, grid: OperatorGrid
 ) -> None:
     """Mark a parameter of the global `shape`, whose last dimension is features that lie as `given`,
     where they are cut.

@@ -109,7 +109,7 @@ def passes_words(
 
 
 def _shared_layers(module: nn.Module) -> Iterator[SharedLayer]:
-    """Those in a module; what one of them holds (a tied weight's other layer) is its own to tell."""
+    """Those in a module; what one of them holds (a tied weight's other user) it tells itself."""
     if isinstance(module, SharedLayer):
         yield module
         return
