@@ -38,7 +38,7 @@ class DataConfig:
     """
 
     name: str = "digits"  # which dataset: one of DATASETS
-    # folder that holds the files (mnist, arrays), or a file (text; null = the one that is packaged)
+    # folder that holds the files (mnist, cifar, arrays), or a file (text; null = the packaged one)
     path: str | None = None
     # training samples to use: the first ones; null = all (synthetic: any number, and required)
     num_train: int | None = None

@@ -9,6 +9,7 @@ from dist_ml.config.model import ModelConfig
 from dist_ml.config.names import require_one_of
 from dist_ml.errors import ConfigError
 from dist_ml.models.blocks import BlockModel, forward
+from dist_ml.models.cnn import CNN, cnn
 from dist_ml.models.layers import LayerFactory, WholeLayers
 from dist_ml.models.mlp import MLP, mlp
 from dist_ml.models.objective import LOSSES, Objective, choose_objective
@@ -42,6 +43,9 @@ class ModelMember(NamedTuple):
 # A new model is a module and an entry here.
 MODELS: dict[str, ModelMember] = {
     "mlp": ModelMember(mlp, ("model.hidden", "model.activation", "model.dropout")),
+    "cnn": ModelMember(
+        cnn, ("model.channels", "model.blocks_per_stage", "model.groups", "model.dropout")
+    ),
     "transformer": ModelMember(
         transformer,
         (
@@ -59,6 +63,7 @@ MODELS: dict[str, ModelMember] = {
 }
 
 __all__ = [
+    "CNN",
     "LOSSES",
     "MLP",
     "MODELS",

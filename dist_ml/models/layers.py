@@ -37,6 +37,30 @@ class LayerFactory(ABC):
         """
 
     @abstractmethod
+    def convolution(
+        self,
+        name: str,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        given: Spread,
+        stride: int = 1,
+        units: tuple[int, int] = (1, 1),
+    ) -> tuple[nn.Conv2d, Spread]:
+        """[b, channels_in, h, w] -> [b, channels_out, ceil(h / stride), ceil(w / stride)], by a
+        `kernel` of an odd size, with zeros around the image and without bias.
+
+        The spreads' features are channels; `units`: of them, groups that stay on one rank (those
+        of a group norm).
+        """
+
+    @abstractmethod
+    def group_norm(self, name: str, groups: int, channels: int, given: Spread) -> nn.GroupNorm:
+        """[b, channels, h, w] -> the same, as it lay: each group of channels of each sample with
+        mean 0 and variance 1, then scaled and shifted by channel. `given` keeps groups together.
+        """
+
+    @abstractmethod
     def embedding(self, name: str, num: int, width: int) -> tuple[nn.Embedding, Spread]:
         """int64 [b, positions], 0 … num-1, which every rank has -> [b, positions, width]."""
 
@@ -81,6 +105,23 @@ class WholeLayers(LayerFactory):
         units: tuple[int, int] = (1, 1),  # noqa: ARG002
     ) -> tuple[nn.Linear, Spread]:
         return self._make_linear(name, inputs, outputs), given
+
+    def convolution(
+        self,
+        name: str,  # noqa: ARG002
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        given: Spread,
+        stride: int = 1,
+        units: tuple[int, int] = (1, 1),  # noqa: ARG002
+    ) -> tuple[nn.Conv2d, Spread]:
+        around = kernel // 2
+        layer = nn.Conv2d(channels_in, channels_out, kernel, stride, around, bias=False)
+        return layer, given
+
+    def group_norm(self, name: str, groups: int, channels: int, given: Spread) -> nn.GroupNorm:  # noqa: ARG002
+        return nn.GroupNorm(groups, channels)
 
     def embedding(self, name: str, num: int, width: int) -> tuple[nn.Embedding, Spread]:  # noqa: ARG002
         return nn.Embedding(num, width), WHOLE

@@ -194,7 +194,7 @@ class TestMnist:
                 "t10k-images-idx3-ubyte",
                 np.zeros((5, 2, 2), np.uint8),
                 8,
-                "12 pixels to train on and 4 to test on",
+                "3 x 4 pixels to train on and of 2 x 2 to test on",
             ),
         ],
     )
@@ -591,7 +591,7 @@ class TestConfig:
             ({"name": "synthetic"}, "data.num_train=null is not enough for data=synthetic"),
             (
                 {"name": "digit"},
-                "data.name=digit is not one of digits, mnist, arrays, text, synthetic "
+                "data.name=digit is not one of digits, mnist, cifar, arrays, text, synthetic "
                 "(did you mean digits?)",
             ),
         ],
