@@ -35,8 +35,10 @@ export XDG_CACHE_HOME
 benchmarks='
 reproduce-mpich     | reproduce --mpi mpich
 reproduce-openmpi   | reproduce --mpi openmpi
+same_numbers        | same_numbers
 step                | step
 step-kernel         | step kernel=auto rounds=7
+models              | models
 kernel              | kernel
 memory              | memory
 collectives-mpich   | collectives --mpi mpich

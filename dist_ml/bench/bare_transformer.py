@@ -1,10 +1,6 @@
-"""The Transformer and the loop that a PyTorch user would write with torch's best settings: fused
-attention, one product for queries, keys and values, fused AdamW, gradients set to none.
+"""The Transformer that a PyTorch user would write with torch's best settings: fused attention, one
+product for queries, keys and values.
 """
-
-import math
-from collections.abc import Iterator
-from itertools import cycle
 
 import torch
 from torch import nn
@@ -77,40 +73,3 @@ class BareTransformer(nn.Module):
             x = layer(x, self.turns)
         outputs: torch.Tensor = self.head(self.norm(x))
         return outputs
-
-
-class BareLoop:
-    """Steps of fused AdamW on batches of windows held in memory, each window once an epoch."""
-
-    def __init__(
-        self,
-        model: BareTransformer,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        batch_size: int,
-        lr: float,
-        weight_decay: float,
-    ) -> None:
-        self._model, self._inputs, self._targets = model, inputs, targets
-        self._optimizer = torch.optim.AdamW(
-            model.parameters(), lr, weight_decay=weight_decay, fused=True
-        )
-        self._batches = self._deal(batch_size)
-
-    def _deal(self, batch_size: int) -> Iterator[torch.Tensor]:
-        order = torch.randperm(len(self._inputs))
-        num = math.ceil(len(order) / batch_size)
-        return cycle([order[i * batch_size : (i + 1) * batch_size] for i in range(num)])
-
-    def step(self) -> float:
-        """One on the next batch; its loss."""
-        return self.step_on(next(self._batches))
-
-    def step_on(self, ids: torch.Tensor) -> float:
-        """One on these windows."""
-        self._optimizer.zero_grad(set_to_none=True)
-        outputs = self._model(self._inputs[ids])
-        loss = functional.cross_entropy(outputs.flatten(0, 1), self._targets[ids].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        return loss.item()

@@ -9,10 +9,12 @@ from dist_ml.bench import (
     gemm_words,
     kernel,
     memory,
+    models,
     overlap,
     pipeline,
     pipeline_torch,
     reproduce,
+    same_numbers,
     selection,
     sharded,
     sparse,
@@ -20,14 +22,14 @@ from dist_ml.bench import (
     sparse_curve,
     sparse_scaling,
     step,
-    transformer,
 )
 from dist_ml.bench.bench import Bench, Part
 
 BENCHES: dict[str, Bench] = {
     "reproduce": reproduce.BENCH,
+    "same_numbers": same_numbers.BENCH,
     "step": step.BENCH,
-    "transformer": transformer.BENCH,
+    "models": models.BENCH,
     "collectives": collectives.BENCH,
     "allreduce": allreduce.BENCH,
     "allreduce_words": allreduce_words.BENCH,
