@@ -10,7 +10,7 @@ gradient (over the axes that hold copies), and what a checkpoint writes.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,25 @@ class Placement:
 
     def _splits(self, axis: str) -> bool:
         return isinstance(self.parts.get(axis), Shard)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a global tensor that this rank holds, where layers are split: a layer that makes
+    a parameter of a part puts one on it (`parameter.share`).
+
+    `num_copies`: how many ranks of the operator axis hold the same part.
+    """
+
+    shape: tuple[int, ...]  # of the whole
+    region: Region
+    num_copies: int
+
+
+def share_of(tensor: Any) -> Share | None:
+    """The share that a parameter is; None where it is whole on every rank that has it."""
+    share: Share | None = getattr(tensor, "share", None)
+    return share
 
 
 def flat_positions(region: Region, shape: Sequence[int]) -> NDArray[np.int64]:

@@ -13,7 +13,8 @@ from dist_ml.config.model import ModelConfig
 from dist_ml.config.pipeline import PipelineConfig
 from dist_ml.config.train import MeshConfig, TrainConfig
 from dist_ml.counter_random import stream
-from dist_ml.models.blocks import Block, BlockModel, LinearFactory, chain
+from dist_ml.models import LayerFactory, Samples
+from dist_ml.models.blocks import Block, BlockModel, chain
 from dist_ml.models.initialise import initialise_linear
 from dist_ml.pipeline_parallel.schedules.family import SCHEDULES
 from dist_ml.train.build import build_mesh, build_trainer
@@ -181,16 +182,20 @@ class TiedSkip(BlockModel):
 
 def tied_skip(
     config: ModelConfig,
-    num_features: int,
-    num_outputs: int,
+    samples: Samples,
     seed: int,
     dtype: torch.dtype,
-    linear: LinearFactory,
+    layers: LayerFactory,
 ) -> TiedSkip:
     """As many blocks in the middle as `config` has hidden widths, and after `leave` as it has more
     than six.
     """
     num_middle = min(len(config.hidden), 6)
     return TiedSkip(
-        num_features, num_outputs, seed, dtype, num_middle, len(config.hidden) - num_middle
+        samples.num_features,
+        samples.num_outputs,
+        seed,
+        dtype,
+        num_middle,
+        len(config.hidden) - num_middle,
     )

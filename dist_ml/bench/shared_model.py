@@ -16,7 +16,7 @@ from dist_ml.counter_random import stream, uniform
 from dist_ml.data_parallel.gradients import Allocator, FlatGradients
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.kernels.tuner import FALLBACK
-from dist_ml.models.mlp import MLP
+from dist_ml.models import MLP, WholeLayers
 from dist_ml.nn.tuning import linear_factory, tune
 
 
@@ -37,7 +37,7 @@ class SharedModel:
         allocate: Allocator | None = None,
     ) -> None:
         self.comm = comm
-        self.model = MLP(widths, linear=linear_factory(kernel))
+        self.model = MLP(widths, layers=WholeLayers(linear_factory(kernel)))
         self.gradients = FlatGradients(self.model.parameters(), 1, allocate)
         tune(self.model, {batch}, comm)
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr)
@@ -72,7 +72,7 @@ class Ddp:
     ) -> None:
         if not torch.distributed.is_initialized():
             join_gloo(comm)
-        model = MLP(widths, linear=linear_factory(FALLBACK))
+        model = MLP(widths, layers=WholeLayers(linear_factory(FALLBACK)))
         chosen = None if hook is None else HOOKS[hook]
         self._model = torch.nn.parallel.DistributedDataParallel(
             model,

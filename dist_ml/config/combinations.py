@@ -124,6 +124,12 @@ TABLE: tuple[Row, ...] = (
         by_member=True,
     ),
     Row(
+        ("model.hidden", "model.activation", "model.dropout"),
+        "with model={config.model.name}",
+        "choose the model that reads it",
+        by_member=True,
+    ),
+    Row(
         ("pipeline.chunks", "pipeline.pipes", "pipeline.concatenation", "pipeline.file"),
         "with pipeline.name={config.pipeline.name}",
         "choose the schedule that reads it",

@@ -35,7 +35,14 @@ class Split(Protocol):
     def num_samples(self) -> int: ...
 
     @property
-    def num_features(self) -> int: ...
+    def num_features(self) -> int:
+        """The product of `sample_shape`."""
+        ...
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of one sample: (features,), or (channels, height, width)."""
+        ...
 
     @property
     def num_outputs(self) -> int:

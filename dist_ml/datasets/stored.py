@@ -33,10 +33,15 @@ class StoredSplit:
     num_outputs: int
     dtype: torch.dtype  # of x, and of y to regress on
     scale: float = 1.0  # x is multiplied by it
+    shape: tuple[int, ...] | None = None  # of a sample; default: (features,)
 
     @property
     def num_features(self) -> int:
         return int(self.x.shape[1])
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self.shape or (self.num_features,)
 
     @property
     def task(self) -> Task:

@@ -81,6 +81,10 @@ class SyntheticSplit:
     noise: float
     dtype: torch.dtype
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return (self.num_features,)
+
     def batch(self, ids: Ids) -> Batch:
         sample_ids, ids = ids, ids + self.first_id
         keys = bits(stream("synthetic features", self.seed), ids)

@@ -1,14 +1,16 @@
 """Models by name, and what they are trained for."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.names import require_one_of
-from dist_ml.models.blocks import BlockModel, LinearFactory, forward, plain_linear
+from dist_ml.models.blocks import BlockModel, forward
+from dist_ml.models.layers import LayerFactory, WholeLayers
 from dist_ml.models.mlp import MLP, mlp
 from dist_ml.models.objective import LOSSES, Objective, choose_objective
+from dist_ml.models.samples import Samples
 
 
 class BuildModel(Protocol):
@@ -19,23 +21,35 @@ class BuildModel(Protocol):
     def __call__(
         self,
         config: ModelConfig,
-        num_features: int,
-        num_outputs: int,
+        samples: Samples,
         seed: int,
         dtype: torch.dtype,
-        linear: LinearFactory,
+        layers: LayerFactory,
     ) -> BlockModel: ...
 
 
-MODELS: dict[str, BuildModel] = {"mlp": mlp}
+class ModelMember(NamedTuple):
+    """How a model is made, and the keys that it reads."""
+
+    build: BuildModel
+    reads: tuple[str, ...]
+
+
+# A new model is a module and an entry here.
+MODELS: dict[str, ModelMember] = {
+    "mlp": ModelMember(mlp, ("model.hidden", "model.activation", "model.dropout")),
+}
 
 __all__ = [
     "LOSSES",
     "MLP",
     "MODELS",
     "BlockModel",
-    "LinearFactory",
+    "LayerFactory",
+    "ModelMember",
     "Objective",
+    "Samples",
+    "WholeLayers",
     "build_model",
     "choose_objective",
     "forward",
@@ -44,12 +58,11 @@ __all__ = [
 
 def build_model(
     config: ModelConfig,
-    num_features: int,
-    num_outputs: int,
+    samples: Samples,
     seed: int,
     dtype: torch.dtype = torch.float32,
-    linear: LinearFactory = plain_linear,
+    layers: LayerFactory | None = None,
 ) -> BlockModel:
     """The model that `config` names; `ConfigError` lists the names there are."""
     require_one_of("model.name", config.name, MODELS)
-    return MODELS[config.name](config, num_features, num_outputs, seed, dtype, linear)
+    return MODELS[config.name].build(config, samples, seed, dtype, layers or WholeLayers())

@@ -3,25 +3,17 @@ blocks before it made.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from dist_ml.models.spread import WHOLE, Spread
 from dist_ml.models.step_context import StepContext
 
-# Makes a linear layer: (name in the state dict, inputs, outputs). The seam for another kernel, or
-# for a layer whose weights are spread over ranks.
-LinearFactory: TypeAlias = Callable[[str, int, int], nn.Linear]
-
 INPUTS = "inputs"  # the name of what the model is given
-
-
-def plain_linear(name: str, inputs: int, outputs: int) -> nn.Linear:  # noqa: ARG001
-    """Torch's own layer."""
-    return nn.Linear(inputs, outputs)
 
 
 class Block(NamedTuple):
@@ -69,13 +61,15 @@ class BlockModel(nn.Module, ABC):
     """A model that runs block after block, so that a range of blocks is a pipeline stage.
 
     State-dict names are plain: they name layers, not blocks or kernels. `context` tells the layers
-    which samples pass through them. Made under `torch.device("meta")` a model has no weights;
-    `materialize` makes those of some blocks.
+    which samples pass through them; `output_spread` is how its outputs lie on the ranks that share
+    its layers. Made under `torch.device("meta")` a model has no weights; `materialize` makes those
+    of some blocks.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.context = StepContext()
+        self.output_spread: Spread = WHOLE
         self._run: BlockRun | None = None
         self._made: dict[nn.Parameter, nn.Parameter] = {}  # of parameters on the meta device
 

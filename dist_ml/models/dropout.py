@@ -6,7 +6,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dist_ml.counter_random import Words, bits, lanes, stream
+from dist_ml.models.spread import WHOLE, Spread
 from dist_ml.models.step_context import StepContext
+from dist_ml.partition import Range
 
 _LEVELS = 1 << 16
 
@@ -15,27 +17,45 @@ class Dropout(nn.Module):
     """Zeroes each activation with `probability` (rounded to 2^-16) and divides the others by the
     share that stays; does nothing where `context` isn't that of a training step.
 
-    `layer` tells the masks of a model's dropout layers apart.
+    `layer` tells the masks of a model's dropout layers apart. `num_features` of an activation [b,
+    features], and how it lies: a rank draws the part of the mask that is its own. By default the
+    activation is whole.
 
     Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout", JMLR 15 (2014),
     section 10, scaled in training.
     """
 
-    def __init__(self, probability: float, seed: int, layer: int, context: StepContext) -> None:
+    def __init__(
+        self,
+        probability: float,
+        seed: int,
+        layer: int,
+        context: StepContext,
+        num_features: int | None = None,
+        spread: Spread = WHOLE,
+    ) -> None:
         super().__init__()
         assert 0 <= probability < 1, probability
         self._seed = seed
         self._layer = layer
         self._context = context
+        self._num_features, self._spread = num_features, spread
         self._first_kept = min(round(probability * _LEVELS), _LEVELS - 1)
         self._scale = _LEVELS / (_LEVELS - self._first_kept)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [b, features] with this step's mask, in the dtype of x; differentiable."""
+        """x [b, features] (or this rank's part) with this step's mask, in the dtype of x;
+        differentiable.
+        """
         if not self._context.trains or not self._first_kept:
             return x
         exact = np.float64 if x.dtype == torch.float64 else np.float32
-        kept = self.kept(self._context.sample_keys(self._seed), x.shape[1])
+        keys = self._context.sample_keys(self._seed)
+        keys = keys[self._spread.row_range(len(keys)).slice]
+        columns = Range(0, x.shape[1])
+        if self._num_features is not None:
+            columns = self._spread.feature_range(self._num_features)
+        kept = self.kept(keys, columns.stop)[:, columns.slice]
         factors = torch.from_numpy(np.multiply(kept, exact(self._scale)))
         return x * factors.to(device=x.device, dtype=x.dtype)
 

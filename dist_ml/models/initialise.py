@@ -9,7 +9,7 @@ from torch import nn
 
 from dist_ml.counter_random import uniform
 from dist_ml.partition import Range, pieces
-from dist_ml.placement import Region, flat_positions, whole
+from dist_ml.placement import Region, flat_positions, share_of, whole
 
 _WEIGHTS_AT_ONCE = 1 << 16
 
@@ -35,18 +35,17 @@ def fill_uniform(
         weight[part.slice] = (2 * bound) * drawn - bound
 
 
-def initialise_linear(
-    layer: nn.Linear, gain: float, key: int, region: Region | None = None
-) -> None:
-    """Zero bias, and weights uniform in ± gain sqrt(3 / inputs).
-
-    `region`: which part of the weight [outputs, inputs] the layer holds, where it isn't the whole.
+def initialise_linear(layer: nn.Linear, gain: float, key: int) -> None:
+    """Zero bias, and weights uniform in ± gain sqrt(3 / inputs); this rank's
+    part, where it holds one.
 
     Source: He, Zhang, Ren, Sun, "Delving deep into rectifiers", ICCV 2015, section 2.2, with the
     gain of each activation.
     """
-    shape = (layer.out_features, layer.in_features)
-    bound = gain * math.sqrt(3 / layer.in_features)
-    fill_uniform(layer.weight.detach().numpy(), key, shape, bound, region)
+    share = share_of(layer.weight)
+    region = None if share is None else share.region
+    outputs, inputs = layer.weight.shape if share is None else share.shape
+    bound = gain * math.sqrt(3 / inputs)
+    fill_uniform(layer.weight.detach().numpy(), key, (outputs, inputs), bound, region)
     if layer.bias is not None:
         layer.bias.detach().zero_()

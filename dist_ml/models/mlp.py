@@ -3,6 +3,7 @@ over ranks.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -10,10 +11,13 @@ from torch import nn
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.names import require_one_of
 from dist_ml.counter_random import stream
-from dist_ml.models.blocks import Block, BlockModel, LinearFactory, chain, plain_linear
+from dist_ml.models.blocks import Block, BlockModel, chain
 from dist_ml.models.dropout import Dropout
 from dist_ml.models.initialise import initialise_linear
+from dist_ml.models.layers import LayerFactory, WholeLayers
+from dist_ml.models.samples import Samples
 from dist_ml.models.size import require_mlp_fits
+from dist_ml.models.spread import WHOLE
 
 # Those whose derivative is a function of their result overwrite their input, which a linear layer
 # has no more use for.
@@ -38,7 +42,7 @@ class MLP(BlockModel):
     [b, widths[-1]] (no softmax) of samples [b, widths[0]].
 
     The state dict holds plain `layers.<i>.weight` [widths[i+1], widths[i]] and `layers.<i>.bias`,
-    whatever `linear` brings. Block i is layer i with the activation and the dropout before it.
+    whatever `layers` brings. Block i is layer i with the activation and the dropout before it.
     """
 
     def __init__(
@@ -48,23 +52,24 @@ class MLP(BlockModel):
         dropout: float = 0.0,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
-        linear: LinearFactory = plain_linear,
+        layers: LayerFactory | None = None,
     ) -> None:
         super().__init__()
         assert len(widths) >= 2, widths
         self.widths = tuple(widths)
-        num_layers = len(widths) - 1
-        self.layers = nn.ModuleList(
-            linear(f"layers.{i}", widths[i], widths[i + 1]) for i in range(num_layers)
-        ).to(dtype)
+        layers = layers or WholeLayers()
+        self.layers = nn.ModuleList()
         blocks: list[tuple[str, nn.Module]] = []
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, nn.Linear)
-            block: nn.Module = layer
-            if index > 0:
-                drop = Dropout(dropout, seed, index - 1, self.context) if dropout > 0 else None
-                block = HiddenBlock(ACTIVATIONS[activation], drop, layer)
-            blocks.append((f"layers.{index}", block))
+        spread = WHOLE
+        for index, (inputs, outputs) in enumerate(pairwise(widths)):
+            name, drop = f"layers.{index}", None
+            if index > 0 and dropout > 0:
+                drop = Dropout(dropout, seed, index - 1, self.context, inputs, spread)
+            layer, spread = layers.linear(name, inputs, outputs, spread)
+            self.layers.append(layer.to(dtype))
+            block = HiddenBlock(ACTIVATIONS[activation], drop, layer) if index > 0 else layer
+            blocks.append((name, block))
+        self.output_spread = spread
         self._blocks = chain(blocks)  # not registered: the layers' names are the state dict's
         self._seed, self._gain = seed, _GAINS[activation]
         if not self.layers[0].weight.is_meta:
@@ -106,17 +111,16 @@ class HiddenBlock(nn.Module):
 
 def mlp(
     config: ModelConfig,
-    num_features: int,
-    num_outputs: int,
+    samples: Samples,
     seed: int,
     dtype: torch.dtype,
-    linear: LinearFactory,
+    layers: LayerFactory,
 ) -> MLP:
     """The hidden widths are the configuration's, the outer ones the data's. `ConfigError` for an
     activation that there is not, and for more weights than can be held.
     """
     require_one_of("model.activation", config.activation, ACTIVATIONS)
-    widths = (num_features, *config.hidden, num_outputs)
+    widths = (samples.num_features, *config.hidden, samples.num_outputs)
     if torch.get_default_device().type != "meta":
         require_mlp_fits(widths, dtype)
-    return MLP(widths, config.activation, config.dropout, seed, dtype, linear)
+    return MLP(widths, config.activation, config.dropout, seed, dtype, layers)

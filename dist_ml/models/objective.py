@@ -34,17 +34,9 @@ class Objective:
     metric_sums: Metrics = lambda _outputs, _targets: ()
     items_per_sample: int = 1
 
-    def add_sums(
-        self,
-        slots: torch.Tensor,
-        loss: torch.Tensor,
-        outputs: torch.Tensor,
-        targets: torch.Tensor,
-    ) -> None:
-        """Add a batch's `loss` and metrics to `slots` [num_slots]."""
-        slots[0] += loss
-        for slot, value in enumerate(self.metric_sums(outputs, targets), 1):
-            slots[slot] += value
+    def sums(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A batch's loss, differentiable, and its metrics: `num_slots` sums."""
+        return self.loss_sum(outputs, targets), *self.metric_sums(outputs.detach(), targets)
 
     @property
     def num_slots(self) -> int:

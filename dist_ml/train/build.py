@@ -16,7 +16,7 @@ from dist_ml.datasets import open_dataset
 from dist_ml.datasets.size import require_share_fits
 from dist_ml.errors import ConfigError
 from dist_ml.measure.timer import Phases
-from dist_ml.models import build_model, choose_objective
+from dist_ml.models import Samples, WholeLayers, build_model, choose_objective
 from dist_ml.nn.tuning import linear_factory, tune
 from dist_ml.train.build_step import DTYPES, StepParts, Task, pipelined, whole
 from dist_ml.train.evaluator import Evaluator
@@ -67,14 +67,9 @@ def build_task(config: TrainConfig, mesh: Mesh) -> Task:
         train = dataset.train
         spread = mesh.sizes["pipeline"] > 1
         with torch.device("meta" if spread else "cpu"):
-            model = build_model(
-                config.model,
-                train.num_features,
-                train.num_outputs,
-                config.seed,
-                dtype,
-                linear_factory(config.kernel),
-            )
+            samples = Samples(train.sample_shape, train.num_outputs, train.task)
+            layers = WholeLayers(linear_factory(config.kernel))
+            model = build_model(config.model, samples, config.seed, dtype, layers)
         return Task(dataset, model, choose_objective(config.model, train.task))
 
 

@@ -49,8 +49,9 @@ class Evaluator:
                 ids = np.arange(mine.start + piece.start, mine.start + piece.stop, dtype=np.int64)
                 batch = split.batch(ids)
                 outputs = forward(self.model, batch.inputs, self._autocast)
-                loss = self._objective.loss_sum(outputs, batch.targets).double()
-                self._objective.add_sums(sums, loss, outputs, batch.targets)
+                sums += torch.stack(
+                    [value.double() for value in self._objective.sums(outputs, batch.targets)]
+                )
         self.model.train()
         self._data.allreduce(sums)
         return Evaluation.of(sums, self._objective, split.num_samples)

@@ -54,7 +54,9 @@ class StepBatches:
 
     def loss(self, outputs: torch.Tensor, batch: Batch, count: bool = True) -> torch.Tensor:
         """The micro-batch's part of the loss; `count` enters it, and metrics, in the slots."""
-        loss = self._objective.loss_sum(outputs, batch.targets) / self._num_items
+        loss_sum, *metrics = self._objective.sums(outputs, batch.targets)
+        loss = loss_sum / self._num_items
         if count:
-            self._objective.add_sums(self._slots, loss.detach(), outputs.detach(), batch.targets)
+            for slot, value in enumerate((loss.detach(), *metrics)):
+                self._slots[slot] += value
         return loss

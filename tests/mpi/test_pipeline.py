@@ -24,7 +24,7 @@ from dist_ml.comm.loopback import Loopback
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
-from dist_ml.models import MODELS
+from dist_ml.models import MODELS, ModelMember
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.evaluate import evaluate_run
 from dist_ml.train.run import train_run
@@ -76,7 +76,7 @@ def test_gradients_may_be_exchanged_during_the_schedule(
 def test_a_shared_weight_and_a_connection_over_stages(
     world: Communicator, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(MODELS, "tied_skip", tied_skip)
+    monkeypatch.setitem(MODELS, "tied_skip", ModelMember(tied_skip, ("model.hidden",)))
     config = settings(model=ModelConfig("tied_skip", hidden=(6,) * 6), clip_norm=0.1)
     expected = train(Communicator(Loopback()), config, 7)
     for data, pipeline in meshes(world.size):

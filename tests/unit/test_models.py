@@ -14,7 +14,15 @@ from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets import open_dataset
 from dist_ml.errors import ConfigError
-from dist_ml.models import LOSSES, MLP, MODELS, build_model, choose_objective
+from dist_ml.models import (
+    LOSSES,
+    MLP,
+    MODELS,
+    Samples,
+    WholeLayers,
+    build_model,
+    choose_objective,
+)
 from dist_ml.models.blocks import INPUTS, BlockModel, forward
 from dist_ml.models.dropout import Dropout
 from dist_ml.models.mlp import ACTIVATIONS
@@ -30,6 +38,7 @@ PLAIN = {
     "silu": nn.SiLU(),
 }
 F64 = torch.float64
+SAMPLES = Samples((5,), 3)
 
 
 def samples(num: int, features: int = 5, outputs: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,16 +77,15 @@ def test_the_state_dict_has_plain_names_and_the_kernel_is_a_seam() -> None:
 
     model = build_model(
         ModelConfig(hidden=(4, 6)),
-        5,
-        3,
+        SAMPLES,
         seed=0,
-        linear=lambda _name, inputs, outputs: Other(inputs, outputs),
+        layers=WholeLayers(lambda _name, inputs, outputs: Other(inputs, outputs)),
     )
     names = [f"layers.{i}.{name}" for i in range(3) for name in ("weight", "bias")]
     assert list(model.state_dict()) == names
     assert all(isinstance(layer, Other) for layer in model.layers)
     assert model.widths == (5, 4, 6, 3)
-    plain = build_model(ModelConfig(hidden=(4, 6)), 5, 3, seed=0)
+    plain = build_model(ModelConfig(hidden=(4, 6)), SAMPLES, seed=0)
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True)
     )
@@ -190,7 +198,7 @@ class TestDropout:
 def _losses(size: int, num_microbatches: int) -> list[float]:
     """Train in fp64 as `size` ranks with so many microbatches would, one rank after the other."""
     dataset = open_dataset(DataConfig(test_every=5), F64)
-    model = build_model(ModelConfig(hidden=(32, 16), dropout=0.3), 64, 10, seed=2, dtype=F64)
+    model = build_model(ModelConfig(hidden=(32, 16), dropout=0.3), Samples((64,), 10), 2, F64)
     sampler = GlobalSampler(dataset.train.num_samples, 50, seed=2)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     losses = []
@@ -268,7 +276,7 @@ class TestLosses:
 )
 def test_a_model_that_cannot_be_is_told(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build_model(from_mapping(ModelConfig, fields, "model"), 5, 3, seed=0)
+        build_model(from_mapping(ModelConfig, fields, "model"), SAMPLES, seed=0)
     assert str(caught.value).startswith(message)
 
 
@@ -286,18 +294,18 @@ def test_a_model_that_cannot_be_held_is_told_with_its_size(
     hidden: tuple[int, ...], num_outputs: int, layer: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"take \d+ [TE]B, .*layer of {layer}, but this machine"):
-        build_model(ModelConfig(hidden=hidden), 5, num_outputs, seed=0)
+        build_model(ModelConfig(hidden=hidden), Samples((5,), num_outputs), seed=0)
 
 
 def test_a_new_model_or_loss_is_its_module_and_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "mine", MODELS["mlp"])
-    assert build_model(from_mapping(ModelConfig, {"name": "mine"}), 5, 3, seed=0).blocks()
+    assert build_model(from_mapping(ModelConfig, {"name": "mine"}), SAMPLES, seed=0).blocks()
     monkeypatch.setitem(LOSSES, "absolute", lambda outputs, y: (outputs - y).abs().sum())
     objective = choose_objective(from_mapping(ModelConfig, {"loss": "absolute"}), "regression")
     assert objective.loss_sum is LOSSES["absolute"]
     assert (objective.num_slots, objective.metric_sums(x := torch.ones(2), x)) == (1, ())
     with pytest.raises(ConfigError, match=r"model.name=mlq is not one of mlp, mine .*mean mlp"):
-        build_model(ModelConfig(name="mlq"), 5, 3, seed=0)
+        build_model(ModelConfig(name="mlq"), SAMPLES, seed=0)
     with pytest.raises(ConfigError, match=r"model.loss=mae is not one of cross_entropy, mse, abs"):
         choose_objective(ModelConfig(loss="mae"), "regression")
 
@@ -306,8 +314,10 @@ def test_a_new_model_or_loss_is_its_module_and_one_entry(monkeypatch: pytest.Mon
 def test_a_models_blocks_run_on_the_chosen_kernel_and_fill_the_gradient_buffer(kernel: str) -> None:
     """Layers above and below the size from which they write their gradients themselves."""
     config = ModelConfig(hidden=(400, 400))
-    plain = build_model(config, 5, 3, seed=0, dtype=F64)
-    model = build_model(config, 5, 3, seed=0, dtype=F64, linear=linear_factory(kernel))
+    plain = build_model(config, SAMPLES, seed=0, dtype=F64)
+    model = build_model(
+        config, SAMPLES, seed=0, dtype=F64, layers=WholeLayers(linear_factory(kernel))
+    )
     held = [module for block in model.blocks() for module in block.module.modules()]
     layers = [module for module in held if isinstance(module, nn.Linear)]
     assert all(a is b for a, b in zip(layers, model.layers, strict=True))
@@ -325,7 +335,7 @@ def test_a_models_blocks_run_on_the_chosen_kernel_and_fill_the_gradient_buffer(k
 
 
 def test_blocks_in_order_are_the_model_and_hold_its_parameters_in_order() -> None:
-    model = build_model(ModelConfig(hidden=(4, 6), dropout=0.4), 5, 3, seed=1, dtype=F64)
+    model = build_model(ModelConfig(hidden=(4, 6), dropout=0.4), SAMPLES, seed=1, dtype=F64)
     x, _ = samples(7)
     model.context.set(3, np.arange(7))
     expected = model(x)

@@ -12,7 +12,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError, DistMLError
-from dist_ml.models import MODELS
+from dist_ml.models import MODELS, ModelMember
 from dist_ml.pipeline_parallel.schedules.csv_file import write_csv
 from dist_ml.pipeline_parallel.schedules.family import make
 from dist_ml.pipeline_parallel.schedules.request import Request
@@ -160,7 +160,7 @@ def test_a_file_for_other_ranks_or_micro_batches_says_which_it_is_for(tmp_path: 
 def test_a_shared_weight_needs_an_exchange_that_sums_it(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(MODELS, "tied_skip", tied_skip)
+    monkeypatch.setitem(MODELS, "tied_skip", ModelMember(tied_skip, ("model.hidden",)))
     config = settings(model=ModelConfig("tied_skip", hidden=(6, 6)), **changes)
     told = refusal(on_mesh(config, 2, 2), 4)
     assert "parts.enter.tied is used by several stages" in told

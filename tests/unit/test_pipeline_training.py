@@ -27,7 +27,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.train import OptimizerConfig, TrainConfig
-from dist_ml.models import MODELS
+from dist_ml.models import MODELS, ModelMember
 from dist_ml.pipeline_parallel.peaks import memory
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.trainer import Trainer
@@ -268,7 +268,7 @@ def wide_alone() -> Trained:
 @pytest.fixture
 def tied(monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     """A model whose first and last block share a weight, and with a connection between them."""
-    monkeypatch.setitem(MODELS, "tied_skip", tied_skip)
+    monkeypatch.setitem(MODELS, "tied_skip", ModelMember(tied_skip, ("model.hidden",)))
     return settings(model=ModelConfig("tied_skip", hidden=(6,) * 6), clip_norm=0.1)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from dist_ml.config.model import ModelConfig
 from dist_ml.errors import ConfigError
-from dist_ml.models import MLP, build_model
+from dist_ml.models import MLP, Samples, WholeLayers, build_model
 from dist_ml.models.blocks import INPUTS, Block, BlockModel
 from dist_ml.nn.tuning import linear_factory
 from dist_ml.partition import Range
@@ -125,7 +125,8 @@ def build(kind: str) -> BlockModel:
     if kind == "tied":
         return TiedSkip(5, 3, 2, F64, num_middle=2)
     config: dict[str, Any] = {"hidden": (400, 400, 6), "activation": "relu", "dropout": 0.2}
-    return build_model(ModelConfig(**config), 5, 3, 2, F64, linear_factory("torch"))
+    layers = WholeLayers(linear_factory("torch"))
+    return build_model(ModelConfig(**config), Samples((5,), 3), 2, F64, layers)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "tied"])
