@@ -34,7 +34,6 @@ _ENDING_SECONDS = (
     20.0  # that ranks may still live after the experiment that started them was killed
 )
 _POLL_SECONDS = 0.2
-_OWN = {".lock"}  # what may lie in a folder that is still free
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,8 @@ class ExperimentFolder:
         """`ConfigError` unless the folder is free, or holds this experiment."""
         file = self.path / "experiment.yaml"
         if not file.exists():
-            others = sorted({each.name for each in self.path.iterdir()} - _OWN)
+            names = sorted(each.name for each in self.path.iterdir())
+            others = [name for name in names if not name.startswith(".")]
             if others:
                 raise ConfigError(
                     f"folder={self.path} holds {others[0]} and is no experiment's; choose another "

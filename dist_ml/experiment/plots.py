@@ -55,6 +55,7 @@ def _over_ranks(report: Report, name: str, label: str) -> Any:
     for curve, points in curves:
         ranks = [point["ranks"] for point in points]
         values = [point[name] for point in points]
+        fitted = curve["fits"] and len(curves) <= _SHOWN_FITS
         drawn = axes.errorbar(
             ranks,
             [value["median"] for value in values],
@@ -62,10 +63,11 @@ def _over_ranks(report: Report, name: str, label: str) -> Any:
             marker="o",
             markersize=4,
             capsize=3,
+            linestyle="none" if fitted else "-",
             linewidth=1.2,
             label=curve["title"] or "measured",
         )
-        if curve["fits"] and len(curves) <= _SHOWN_FITS:
+        if fitted:
             fit = _fit(curve["fits"][0])
             across = _across(ranks)
             base = curve["base_ranks"]
@@ -119,7 +121,7 @@ def _bars(points: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
     size = (_WIDTH, 1.6 + 0.4 * len(points))
     figure, axes = plt.subplots(figsize=size, layout="constrained")
     labels = [_label(point) for point in points]
-    axes.set(yticks=range(len(points)), yticklabels=labels)
+    axes.set(yticks=range(len(points)), yticklabels=labels, ymargin=0.01)
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x", linewidth=0.5)
     return figure, axes

@@ -75,7 +75,7 @@ def _conclusion(curve: Curve, laws: Sequence[str]) -> str:
     count = len(curve.throughputs)
     needs = {law: parameters + 1 for law, parameters in PARAMETERS.items()}
     if len(laws) == len(needs):
-        return f"{laws[0]} fits better: its corrected residual is the smaller one."
+        return f"The better fit is {laws[0]}, by its corrected residual."
     missing = ", ".join(f"{law} needs {least}" for law, least in needs.items() if law not in laws)
     have = f"{count} number{'s' if count != 1 else ''} of ranks"
     if laws:

@@ -112,7 +112,7 @@ def markdown(report: Report, plots: Sequence[str], without_plots: str) -> str:
         _LEGEND,
         "## Over ranks" if conclusions(report) else "",
         _markdown_table(fits) if fits.rows else "",
-        "\n".join(conclusions(report)),
+        "\n\n".join(conclusions(report)),
         "## Failed" if failures else "",
         "\n".join(failures),
         "\n\n".join(f"![{name}]({name})" for name in plots) or without_plots,

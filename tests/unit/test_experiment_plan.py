@@ -1,5 +1,6 @@
 """Which points an experiment has, and what is refused before any of them runs."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,18 @@ def test_a_weak_experiment_grows() -> None:
     assert four.config.data.num_train == 4 * one.config.data.num_train
     assert four.name == "2_ranks=4"
     assert four.config.ranks == four.ranks == 4
+
+
+def test_the_file_in_the_docs_has_points(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(block)
+    found = plan("--config-dir", str(tmp_path), "mine", "axes.ranks=[1,2]")
+    assert [point.name for point in found] == [
+        "1_ranks=1,exchange=plain", "2_ranks=1,exchange=ring_bf16",
+        "3_ranks=2,exchange=plain", "4_ranks=2,exchange=ring_bf16",
+    ]  # fmt: skip
 
 
 OWN = """\

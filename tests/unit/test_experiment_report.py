@@ -71,7 +71,7 @@ def test_the_laws_are_fitted_to_the_medians(tmp_path: Path) -> None:
     assert fits["Amdahl's law"]["sigma"] == pytest.approx(0.1)
     assert fits["Amdahl's law"]["rate"] == pytest.approx(1000.0)
     assert fits["Universal Scalability Law"]["kappa"] == pytest.approx(0.0, abs=1e-9)
-    assert curve["conclusion"].startswith(curve["fits"][0]["law"])
+    assert curve["fits"][0]["law"] in curve["conclusion"]
     table = tables.fits_table(told)
     assert table.rows[0][:4] == ["all points", "Amdahl's law", "1,000", "0.1000"]
 
@@ -82,7 +82,7 @@ def test_the_laws_are_fitted_to_the_medians(tmp_path: Path) -> None:
         ((1,), "1 number of ranks can't tell how it scales: Amdahl's law needs 3, Universal"),
         ((1, 2), "2 numbers of ranks can't tell"),
         ((1, 2, 4), "With 3 numbers of ranks there is one law to fit: Universal Scalability Law"),
-        ((1, 2, 4, 8), "fits better: its corrected residual is the smaller one."),
+        ((1, 2, 4, 8), "The better fit is "),
     ],
 )
 def test_too_few_points_for_a_fit_are_told(
