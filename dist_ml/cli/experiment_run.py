@@ -91,8 +91,8 @@ def _end(outcome: Outcome) -> None:
     """Say how a run ended, and keep it where it failed."""
     stored = outcome.run.stored() if outcome.run.folder.is_dir() else None
     if outcome.status == 0 and stored is not None and stored.status == "finished":
-        seconds = stored.summary.get("seconds", 0.0)
-        terminal.say(f"    {seconds:.1f} s  {'  '.join(describe(stored.summary))}")
+        known = {k: v for k, v in stored.summary.items() if isinstance(v, (int, float))}
+        terminal.say(f"    {known.get('seconds', 0.0):.1f} s  {'  '.join(describe(known))}")
         return
     said = [line for line in outcome.output.splitlines() if line.startswith("error")]
     wrote = stored.problem if stored is not None and stored.status == "failed" else ""

@@ -1,7 +1,7 @@
 """What the runs of an experiment measured, by point, and what follows from it over ranks."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,18 +96,14 @@ class Curve:
         """The laws of scaling that there are enough points for, the best first."""
         return scaling.fit_all(self.throughputs)
 
-    def _ratios(self, ratio: Any) -> dict[int, Spread]:
-        base, found = self.base_ranks, dict[int, list[float]]()
+    def _ratios(self, ratio: Callable[[dict[int, float]], dict[int, float]]) -> dict[int, Spread]:
+        found: dict[int, list[float]] = {}
+        known = self.throughputs
         rates = {each.point.ranks: each.values(RATE) for each in self.points}
-        for repetition in rates.get(base or 0, {}):
-            together = {
-                ranks: values[repetition]
-                for ranks, values in rates.items()
-                if values.get(repetition, 0.0) > 0
-            }
-            if base in together:
-                for ranks, value in ratio(together).items():
-                    found.setdefault(ranks, []).append(value)
+        for repetition, rate in rates.get(self.base_ranks or 0, {}).items():
+            together = {p: rates[p][repetition] for p in known if repetition in rates[p]}
+            for ranks, value in ratio(together).items() if rate > 0 else ():
+                found.setdefault(ranks, []).append(value)
         return {ranks: spread(values) for ranks, values in found.items()}
 
 

@@ -182,7 +182,7 @@ class Starts:
             raise end
         if end == "good":
             point = next(each for each in POINTS if each.ranks == job.ranks)
-            finish(Run(point, int(job.folder.name), job.folder))
+            finish(Run(point, int(job.folder.name), job.folder), test_loss=None)  # it was NaN
         said = "noise\nerror: too bad\nmore\n" if end == "error" else ""
         status = {"good": 0, "silent": 0, "error": 2, "late": 124}[end]
         return Completed(status, "", said, end == "late", "stacks" if end == "late" else "")

@@ -54,6 +54,12 @@ def test_ratios_are_over_the_fewest_ranks_that_were_measured(tmp_path: Path) -> 
     assert point.problems == {1: "it has not run", 2: "it has not run"}
 
 
+def test_repetitions_without_a_speed_have_no_ratio(tmp_path: Path) -> None:
+    (curve,) = measured(tmp_path, {1: [0.0, 0.0], 2: [0.0, 200.0, 200.0], 4: [100.0, 300.0]})
+    assert curve.throughputs == {2: 200.0, 4: 200.0}
+    assert {ranks: each.median for ranks, each in curve.speed_ups().items()} == {2: 1.0, 4: 1.5}
+
+
 def test_one_number_of_ranks_has_no_ratios(tmp_path: Path) -> None:
     (curve,) = measured(tmp_path, {2: [200.0]})
     assert (curve.base_ranks, curve.speed_ups(), curve.fits()) == (None, {}, [])
