@@ -37,6 +37,7 @@ reproduce-mpich     | reproduce --mpi mpich
 reproduce-openmpi   | reproduce --mpi openmpi
 step                | step
 step-kernel         | step kernel=auto rounds=7
+models              | models
 kernel              | kernel
 memory              | memory
 collectives-mpich   | collectives --mpi mpich

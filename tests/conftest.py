@@ -32,6 +32,14 @@ def flavour(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture(params=["rendezvous", "buffered"])
+def sends(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way in which sends of a world of threads complete, in turn."""
+    way: str = request.param
+    monkeypatch.setattr("tests.thread_messages.DEFAULT_SENDS", way)
+    return way
+
+
 def pytest_configure(config: pytest.Config) -> None:
     controls = bool(getattr(config.option, "numprocesses", None))
     # A copy of stderr: while a test runs, pytest sends the descriptor 2 to a file that it forgets.

@@ -36,6 +36,20 @@ class Seen:
         return self.sent, self.received, self.messages
 
 
+class AllOf:
+    """Several requests as one that a `Request` waits for."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
+
+    def Test(self) -> bool:  # noqa: N802 - as `Pending` names it
+        return all(request.test() for request in self._requests)
+
+    def Wait(self) -> None:  # noqa: N802
+        for request in self._requests:
+            request.wait()
+
+
 class MessageTransport(ThreadTransport):
     """See the module's text. `seen` is shared by all groups that are split from one."""
 
@@ -52,9 +66,12 @@ class MessageTransport(ThreadTransport):
 
     def receive_message(self, dtype: str, source: int, tag: int) -> Array:
         message = super().receive_message(dtype, source, tag)
-        if source != self.rank:
-            self.seen.received += message.size
+        self._received(source, message)
         return message
+
+    def ireceive(self, array: Array, source: int, tag: int) -> Request:
+        self._received(source, array)
+        return super().ireceive(array, source, tag)
 
     def iallgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> Request:
         parts = self._parts(receive, counts)
@@ -76,9 +93,8 @@ class MessageTransport(ThreadTransport):
         tag = self._next_tag()
         if self.rank != root:
             return self.ireceive(array, root, tag)
-        for rank in set(range(self.size)) - {root}:
-            self.isend(array, rank, tag)
-        return Request()
+        others = [rank for rank in range(self.size) if rank != root]
+        return Request([AllOf([self.isend(array, rank, tag) for rank in others])])
 
     def broadcast(self, array: Array, root: int) -> None:
         self.ibroadcast(array, root).wait()
@@ -100,16 +116,13 @@ class MessageTransport(ThreadTransport):
         """Send the r-th array to rank r and receive likewise, with empty messages or without."""
         tag = self._next_tag()
         others = [rank for rank in range(self.size) if rank != self.rank]
+        receives = [self.ireceive(incoming[r], r, tag) for r in others if empty or incoming[r].size]
         sends = [self.isend(outgoing[r], r, tag) for r in others if empty or outgoing[r].size]
+        return Request([AllOf(receives + sends)])
 
-        def finish() -> None:
-            for rank in others:
-                if empty or incoming[rank].size:
-                    self.receive(incoming[rank], rank, tag)
-            for request in sends:
-                request.wait()
-
-        return Request(finish=finish)
+    def _received(self, source: int, array: Array) -> None:
+        if source != self.rank:
+            self.seen.received += array.size
 
     def _next_tag(self) -> int:
         self._tag += 1

@@ -2,9 +2,7 @@
 without a limit.
 """
 
-import queue
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,26 +13,21 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import PrivateMemory
 from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Traffic
+from tests import thread_messages
+from tests.thread_messages import LIMIT_SECONDS, Mailboxes, Sends, World
 
 T = TypeVar("T")
-LIMIT_SECONDS = 20.0
 REDUCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
-class Mailboxes:
-    """What the threads of one group share."""
+class Group:
+    """What the threads of one group share. `nodes[r]` is the node that rank r says it is on."""
 
-    def __init__(self, size: int, nodes: Sequence[int] | None = None) -> None:
-        self.size = size
-        self.nodes = list(nodes) if nodes is not None else [0] * size
-        self.boxes: dict[tuple[int, int, int], queue.Queue[Array]] = defaultdict(queue.Queue)
-        self.lock = threading.Lock()
-        self.barrier = threading.Barrier(size)
-        self.slots: list[Any] = [None] * size
-
-    def box(self, source: int, destination: int, tag: int) -> "queue.Queue[Array]":
-        with self.lock:
-            return self.boxes[source, destination, tag]
+    def __init__(self, world: World, nodes: Sequence[int]) -> None:
+        self.world, self.nodes, self.size = world, list(nodes), len(nodes)
+        self.mailboxes = Mailboxes(world)
+        self.barrier = world.barrier(self.size)
+        self.slots: list[Any] = [None] * self.size
 
 
 class ThreadTransport:
@@ -45,7 +38,7 @@ class ThreadTransport:
     thread_level = "MULTIPLE"
     largest_tag = 2**15 - 1  # what MPI grants at least
 
-    def __init__(self, rank: int, shared: Mailboxes) -> None:
+    def __init__(self, rank: int, shared: Group) -> None:
         self.rank, self.size, self.shared = rank, shared.size, shared
 
     def allgather_objects(self, value: Any) -> list[Any]:
@@ -76,37 +69,42 @@ class ThreadTransport:
     def iallgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> Request:
         return Request(finish=lambda: self.allgather(send, receive, counts))
 
+    def broadcast(self, array: Array, root: int) -> None:
+        array[...] = self.allgather_objects(array.copy())[root]
+
     def isend(self, array: Array, destination: int, tag: int) -> Request:
-        self.shared.box(self.rank, destination, tag).put(array.copy())
-        return Request()
+        message = self.shared.mailboxes.send(array, self.rank, destination, tag)
+        buffered = self.shared.world.sends == "buffered"
+        return Request() if buffered else Request([message], keep=array)
 
     def send(self, array: Array, destination: int, tag: int) -> None:
-        self.isend(array, destination, tag)
+        self.isend(array, destination, tag).wait()
 
     def receive_message(self, dtype: str, source: int, tag: int) -> Array:
-        message = self.shared.box(source, self.rank, tag).get(timeout=LIMIT_SECONDS)
-        assert message.dtype == dtype, (message.dtype, dtype)
-        return message
+        posted = self.shared.mailboxes.receive(None, source, self.rank, tag)
+        posted.Wait()
+        assert posted.message.dtype == dtype, (posted.message.dtype, dtype)
+        return posted.message
 
     def receive(self, array: Array, source: int, tag: int) -> None:
-        message = self.receive_message(array.dtype.name, source, tag)
-        assert message.size == array.size, (message.size, array.size)
-        array[...] = message
+        self.ireceive(array, source, tag).wait()
 
     def ireceive(self, array: Array, source: int, tag: int) -> Request:
-        return Request(finish=lambda: self.receive(array, source, tag))
+        posted = self.shared.mailboxes.receive(array, source, self.rank, tag)
+        return Request([posted], keep=array)
 
     def barrier(self) -> None:
         self.shared.barrier.wait(LIMIT_SECONDS)
 
     def split(self, color: int | None, key: int) -> "ThreadTransport | None":
-        """The ranks of one colour by key, meeting in mailboxes that the first of them makes."""
+        """The ranks of one colour by key, in a group that the first of them makes."""
         everybody = self.allgather_objects((color, key, self.rank))
         mine = sorted((k, rank) for c, k, rank in everybody if c == color)
-        made: dict[int, Mailboxes] = {}
+        made: dict[int, Group] = {}
         if color is not None and mine[0][1] == self.rank:
-            made = {color: Mailboxes(len(mine), [self.shared.nodes[rank] for _, rank in mine])}
-        groups: dict[int, Mailboxes] = {}
+            nodes = [self.shared.nodes[rank] for _, rank in mine]
+            made = {color: Group(self.shared.world, nodes)}
+        groups: dict[int, Group] = {}
         for group in self.allgather_objects(made):
             groups.update(group)
         if color is None:
@@ -134,12 +132,17 @@ class ThreadTransport:
 
 
 def run_ranks(
-    size: int, body: Callable[[Communicator], T], nodes: Sequence[int] | None = None
+    size: int,
+    body: Callable[[Communicator], T],
+    nodes: Sequence[int] | None = None,
+    sends: Sends | None = None,
 ) -> list[T]:
     """Call `body` on `size` ranks at once; their results in rank order. The first rank's exception
-    is raised here. `nodes[r]` is the node that rank r says it is on (default: one for all).
+    is raised here. `nodes[r]` is the node that rank r says it is on (default: one for all);
+    `sends` says when they complete (default: as late as MPI may).
     """
-    shared = Mailboxes(size, nodes)
+    world = World(sends or thread_messages.DEFAULT_SENDS)
+    shared = Group(world, [0] * size if nodes is None else nodes)
     results: list[Any] = [None] * size
     errors: list[BaseException | None] = [None] * size
 
@@ -148,7 +151,7 @@ def run_ranks(
             results[rank] = body(Communicator(ThreadTransport(rank, shared), "data", Traffic()))  # type: ignore[arg-type]
         except BaseException as error:
             errors[rank] = error
-            shared.barrier.abort()
+            world.fail()
 
     threads = [
         threading.Thread(target=rank_main, args=(rank,), daemon=True) for rank in range(size)
@@ -165,4 +168,5 @@ def run_ranks(
     ]
     for error in real or [error for error in errors if error is not None]:
         raise error
+    world.check_end()
     return results

@@ -9,6 +9,7 @@ from dist_ml.bench import (
     gemm_words,
     kernel,
     memory,
+    models,
     overlap,
     pipeline,
     pipeline_torch,
@@ -26,6 +27,7 @@ from dist_ml.bench.bench import Bench, Part
 BENCHES: dict[str, Bench] = {
     "reproduce": reproduce.BENCH,
     "step": step.BENCH,
+    "models": models.BENCH,
     "collectives": collectives.BENCH,
     "allreduce": allreduce.BENCH,
     "allreduce_words": allreduce_words.BENCH,

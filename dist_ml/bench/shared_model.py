@@ -49,9 +49,9 @@ class SharedModel:
         """One step: gradients, their sum over ranks, update."""
         reducer.begin()
         loss = torch.nn.functional.cross_entropy(self.model(self._x), self._y) / self.comm.size
+        self.gradients.slots[0] += loss.detach()
         reducer.start()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.gradients.slots[0] += loss.detach()
         self.loss = reducer.finish().slots[0]
         self._optimizer.step()
 

@@ -5,7 +5,8 @@ from typing import Literal
 
 from dist_ml.errors import ConfigError
 
-Task = Literal["classification", "regression"]
+# What is learned of a sample: its class, values, or the token that follows each of its tokens.
+Task = Literal["classification", "regression", "next_token"]
 
 _SMALLEST = {
     "num_train": 1,
@@ -14,6 +15,8 @@ _SMALLEST = {
     "num_features": 1,
     "num_outputs": 1,
     "teacher_width": 1,
+    "num_tokens": 1,
+    "stride": 1,
 }
 _LARGEST = {
     # an epoch of 2^40 samples takes 13 days at a million samples a second
@@ -22,6 +25,7 @@ _LARGEST = {
     # the labels' sums stay exact in float64
     "num_features": 1 << 20,
     "teacher_width": 1 << 16,
+    "num_tokens": 1 << 20,
 }
 _LARGEST_NOISE = 1e30  # what is added to values stays finite in float32
 
@@ -34,7 +38,8 @@ class DataConfig:
     """
 
     name: str = "digits"  # which dataset: one of DATASETS
-    path: str | None = None  # folder that holds the files (mnist, arrays)
+    # folder that holds the files (mnist, cifar, arrays), or a file (text; null = the packaged one)
+    path: str | None = None
     # training samples to use: the first ones; null = all (synthetic: any number, and required)
     num_train: int | None = None
     num_test: int | None = None  # test samples to use, likewise
@@ -43,13 +48,17 @@ class DataConfig:
     num_features: int | None = None  # features of a sample (synthetic)
     # classes, or values to regress on (synthetic; arrays: classes, null = highest label + 1)
     num_outputs: int | None = None
-    task: Task | None = None  # what the labels are (synthetic)
+    task: Literal["classification", "regression"] | None = None  # what the labels are (synthetic)
     # hidden units of the network that labels the samples (synthetic)
     teacher_width: int | None = None
     # classification: share of random labels; regression: standard deviation added (synthetic)
     noise: float | None = None
     # key of the samples and the teacher, apart from the training's own seed (synthetic)
     seed: int | None = None
+    num_tokens: int | None = None  # bytes of a window, which are a sample (text)
+    # bytes between the beginnings of two windows to train on; null = num_tokens (text)
+    stride: int | None = None
+    test_fraction: float | None = None  # share of the file, its end, that is for testing (text)
 
     def __post_init__(self) -> None:
         for field, smallest in _SMALLEST.items():
@@ -60,6 +69,11 @@ class DataConfig:
             value = getattr(self, field)
             if value is not None and value > largest:
                 raise ConfigError(f"{field}={value} is too large; {_cost(field, value)}")
+        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
+            raise ConfigError(
+                f"test_fraction={self.test_fraction} is no share of the file; use one between 0 "
+                "and 1, such as 0.1"
+            )
         if self.task == "classification" and self.num_outputs == 1:
             raise ConfigError(
                 "num_outputs=1 is too few classes to tell apart; set data.num_outputs=2 or more"

@@ -14,7 +14,7 @@ class GradientReducer(ABC):
     """Turns each rank's gradients into their sum over the data axis.
 
         begin()      before a step's first micro-batch: gradients and `slots` are zero
-        start()      before its last backward pass: gradients become final one after the other
+        start()      before its last backward pass: slots are final, gradients become so one by one
         finish()     after it: everything is summed; `slots` hold sums, too
 
     `slots` are a step's other sums (loss, metrics), float [num_slots]: each rank adds its own part.
@@ -28,7 +28,9 @@ class GradientReducer(ABC):
         """Ready for the next step's sums."""
 
     def start(self) -> None:  # noqa: B027 - only what overlaps cares
-        """From here on a gradient is final once the backward pass has put it in."""
+        """From here on a gradient is final once the backward pass has put it in, and the slots are,
+        which travel with the first gradients.
+        """
 
     @abstractmethod
     def finish(self) -> ReducedGradients:

@@ -6,16 +6,20 @@ from dist_ml.config.data import DataConfig
 from dist_ml.config.names import require_one_of
 from dist_ml.datasets import synthetic
 from dist_ml.datasets.arrays import arrays
+from dist_ml.datasets.cifar import cifar
 from dist_ml.datasets.dataset import Batch, Dataset, Ids, Split
 from dist_ml.datasets.digits import digits
 from dist_ml.datasets.entry import Entry, example
 from dist_ml.datasets.mnist import mnist
+from dist_ml.datasets.text import text
 from dist_ml.errors import ConfigError
 
 DATASETS: dict[str, Entry] = {
     "digits": Entry(digits, needs=("test_every",)),
     "mnist": Entry(mnist, needs=("path",)),
+    "cifar": Entry(cifar, needs=("path",)),
     "arrays": Entry(arrays, needs=("path",), takes=("test_every", "num_outputs")),
+    "text": Entry(text, needs=("num_tokens", "test_fraction"), takes=("path", "stride")),
     "synthetic": Entry(synthetic.synthetic, needs=synthetic.NEEDS),
 }
 

@@ -1,7 +1,8 @@
 """The user's own samples: `.npy` files in one folder, mapped into memory, so that a rank touches
 only the rows it needs.
 
-`train_x.npy` [samples, features …] of any real dtype, `train_y.npy` [samples] whole numbers =
+`train_x.npy` [samples, features …] of any real dtype ([samples, channels, height, width], or
+without channels, are images to models that take such), `train_y.npy` [samples] whole numbers =
 classes, or [samples] or [samples, outputs] floating = values to regress on; `test_x.npy`,
 `test_y.npy` likewise, or instead of them `data.test_every`.
 """
@@ -35,9 +36,9 @@ def arrays(config: DataConfig, dtype: torch.dtype) -> Dataset:
         pair: Pair, locate: Locate, available: int, wanted: int | None, key: str
     ) -> StoredSplit:
         num = limited(available, wanted, key, str(folder))
-        return StoredSplit(
-            pair.x, pair.y, pair.x_file, pair.y_file, locate, num, num_outputs, dtype
-        )
+        x, y, x_file, y_file, shape = pair
+        sizes = num, num_outputs
+        return StoredSplit(x, y, x_file, y_file, locate, *sizes, dtype, shape=shape)
 
     every = config.test_every
     if every is None:
@@ -130,6 +131,11 @@ def _check_alike(train: Pair, test: Pair) -> None:
             f"{test.x_file} has {test.x.shape[1]} features, {train.x_file} {train.x.shape[1]}; "
             "they must agree"
         )
+    if train.shape != test.shape and min(len(train.shape), len(test.shape)) > 1:
+        raise DataError(
+            f"{test.x_file} holds samples of {_spell(test.shape)}, {train.x_file} of "
+            f"{_spell(train.shape)}; they must agree"
+        )
     kinds = train.y.dtype.kind == "f", test.y.dtype.kind == "f"
     if kinds[0] != kinds[1] or train.y.shape[1:] != test.y.shape[1:]:
         raise DataError(
@@ -137,3 +143,7 @@ def _check_alike(train: Pair, test: Pair) -> None:
             f"{train.y.dtype} {list(train.y.shape)}; "
             "both must be classes, or both values of one shape"
         )
+
+
+def _spell(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

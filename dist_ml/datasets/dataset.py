@@ -20,8 +20,10 @@ NUMPY_DTYPES: dict[torch.dtype, type[np.floating[Any]]] = {
 class Batch(NamedTuple):
     """Samples together, in tensors that the caller owns."""
 
-    inputs: torch.Tensor  # [b, num_features], in the split's floating dtype
-    targets: torch.Tensor  # int64 [b] classes, or [b, num_outputs] values in that dtype
+    # [b, num_features], in the split's floating dtype; tokens of a text are int64
+    inputs: torch.Tensor
+    # int64 [b] classes, [b, num_outputs] values in that dtype, or int64 [b, num_tokens] next tokens
+    targets: torch.Tensor
     sample_ids: Ids  # int64 [b]
     num_items: int  # that a loss sums over: samples, or the tokens of samples
 
@@ -41,12 +43,12 @@ class Split(Protocol):
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Of one sample: (features,), or (channels, height, width)."""
+        """Of one sample: (features,), (channels, height, width), or (tokens,)."""
         ...
 
     @property
     def num_outputs(self) -> int:
-        """Classes (classification) or values a sample (regression)."""
+        """Classes (classification), values a sample (regression), or tokens that there are."""
         ...
 
     @property

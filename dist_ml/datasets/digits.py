@@ -14,6 +14,7 @@ from dist_ml.datasets.stored import StoredSplit, limited
 
 _FILE = "digits.npz"
 _LARGEST_PIXEL = 16
+_SHAPE = (1, 8, 8)  # channels, height, width
 
 
 def digits(config: DataConfig, dtype: torch.dtype) -> Dataset:
@@ -33,7 +34,16 @@ def digits(config: DataConfig, dtype: torch.dtype) -> Dataset:
             len(rows), wanted, key, f"data=digits with data.test_every={config.test_every}"
         )
         return StoredSplit(
-            images, labels, _FILE, _FILE, rows.__getitem__, num, 10, dtype, 1 / _LARGEST_PIXEL
+            images,
+            labels,
+            _FILE,
+            _FILE,
+            rows.__getitem__,
+            num,
+            10,
+            dtype,
+            1 / _LARGEST_PIXEL,
+            _SHAPE,
         )
 
     train, test = np.flatnonzero(~testing), np.flatnonzero(testing)

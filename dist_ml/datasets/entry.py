@@ -9,7 +9,13 @@ from dist_ml.config.data import DataConfig
 from dist_ml.datasets.dataset import Dataset
 
 _OF_ALL = ("name", "num_train", "num_test")
-_EXAMPLES = {"path": "FOLDER", "task": "classification", "noise": "0.0", "seed": "0"}
+_EXAMPLES = {
+    "path": "FOLDER",
+    "task": "classification",
+    "noise": "0.0",
+    "seed": "0",
+    "test_fraction": "0.1",
+}
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ def mnist(config: DataConfig, dtype: torch.dtype) -> Dataset:
     assert config.path is not None
     folder = data_folder(config.path, "train-images-idx3-ubyte[.gz] and the rest")
     train, test = _pair(folder, "train"), _pair(folder, "t10k")
-    if train[0].shape[1] != test[0].shape[1]:
+    size, test_size = train[0].shape[1:], test[0].shape[1:]
+    if size != test_size:
         raise DataError(
-            f"{folder}: images of {train[0].shape[1]} pixels to train on and {test[0].shape[1]} "
-            "to test on; must be equal"
+            f"{folder}: images of {_spell(size)} pixels to train on and of {_spell(test_size)} to "
+            "test on; must be equal"
         )
     num_classes = max(2, int(train[1].max()) + 1)
 
@@ -43,7 +44,10 @@ def mnist(config: DataConfig, dtype: torch.dtype) -> Dataset:
         x, y = pair
         names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
         num = limited(len(x), wanted, key, str(folder))
-        return StoredSplit(x, y, *names, in_order, num, num_classes, dtype, 1 / _LARGEST_PIXEL)
+        flat, shape = x.reshape(len(x), -1), (1, *size)
+        return StoredSplit(
+            flat, y, *names, in_order, num, num_classes, dtype, 1 / _LARGEST_PIXEL, shape
+        )
 
     return Dataset(
         "mnist",
@@ -93,7 +97,7 @@ def _dims(file: Path, header: bytes, num_dims: int) -> tuple[int, ...]:
 
 
 def _pair(folder: Path, prefix: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images as [samples, pixels] and labels of one split."""
+    """Images [samples, rows, columns] and labels of one split."""
     image_file, label_file = (
         _find(folder, f"{prefix}-images", 3),
         _find(folder, f"{prefix}-labels", 1),
@@ -105,7 +109,7 @@ def _pair(folder: Path, prefix: str) -> tuple[NDArray[np.uint8], NDArray[np.uint
             "labels; "
             "there must be one label an image, and at least one image"
         )
-    return images.reshape(len(images), -1), labels
+    return images, labels
 
 
 def _find(folder: Path, stem: str, num_dims: int) -> Path:

@@ -28,13 +28,14 @@ _UNREADABLE = (
 
 class Pair(NamedTuple):
     """Samples [rows, features] and their labels [rows] or [rows, outputs], with the files they are
-    mapped from.
+    mapped from. `shape`: of one sample as it was saved, images without channels with one.
     """
 
     x: NDArray[Any]
     y: NDArray[Any]
     x_file: str
     y_file: str
+    shape: tuple[int, ...]
 
 
 def open_pair(folder: Path, split: str) -> Pair:
@@ -62,7 +63,8 @@ def open_pair(folder: Path, split: str) -> Pair:
             f"{x_file} is {list(x.shape)}, {y_file} {list(y.shape)}; there must be a sample and a "
             "feature"
         )
-    return Pair(x.reshape(len(x), -1), y, str(x_file), str(y_file))
+    shape = (1, *x.shape[1:]) if x.ndim == 3 else x.shape[1:]
+    return Pair(x.reshape(len(x), -1), y, str(x_file), str(y_file), shape)
 
 
 def _open(

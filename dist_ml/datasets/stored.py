@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,14 +18,26 @@ Array = NDArray[Any]
 Locate = Callable[[Ids], Ids]
 
 
+class Rows(Protocol):
+    """What samples are taken from: an array, or several in a row."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def take(self, rows: Ids, /, axis: int) -> Array: ...
+
+
 @dataclass(frozen=True)
 class StoredSplit:
     """Rows of `x` [rows, features] and `y` ([rows], or [rows, outputs] to regress on); only rows
     asked for are touched.
     """
 
-    x: Array  # numbers of any real dtype
-    y: Array  # whole numbers = classes; floating = values to regress on
+    x: Rows  # numbers of any real dtype
+    y: Rows  # whole numbers = classes; floating = values to regress on
     x_file: str  # what error messages call the two
     y_file: str
     locate: Locate  # sample ids -> rows

@@ -4,13 +4,17 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from dist_ml.config.data import Task
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.names import require_one_of
+from dist_ml.errors import ConfigError
 from dist_ml.models.blocks import BlockModel, forward
+from dist_ml.models.cnn import CNN, cnn
 from dist_ml.models.layers import LayerFactory, WholeLayers
 from dist_ml.models.mlp import MLP, mlp
 from dist_ml.models.objective import LOSSES, Objective, choose_objective
 from dist_ml.models.samples import Samples
+from dist_ml.models.transformer import Transformer, transformer
 
 
 class BuildModel(Protocol):
@@ -29,18 +33,37 @@ class BuildModel(Protocol):
 
 
 class ModelMember(NamedTuple):
-    """How a model is made, and the keys that it reads."""
+    """How a model is made, the keys that it reads, and what it can be trained for."""
 
     build: BuildModel
     reads: tuple[str, ...]
+    tasks: tuple[Task, ...] = ("classification", "regression")
 
 
 # A new model is a module and an entry here.
 MODELS: dict[str, ModelMember] = {
     "mlp": ModelMember(mlp, ("model.hidden", "model.activation", "model.dropout")),
+    "cnn": ModelMember(
+        cnn, ("model.channels", "model.blocks_per_stage", "model.groups", "model.dropout")
+    ),
+    "transformer": ModelMember(
+        transformer,
+        (
+            "model.width",
+            "model.depth",
+            "model.heads",
+            "model.feedforward",
+            "model.activation",
+            "model.positions",
+            "model.tied",
+            "model.dropout",
+        ),
+        ("classification", "regression", "next_token"),
+    ),
 }
 
 __all__ = [
+    "CNN",
     "LOSSES",
     "MLP",
     "MODELS",
@@ -49,6 +72,7 @@ __all__ = [
     "ModelMember",
     "Objective",
     "Samples",
+    "Transformer",
     "WholeLayers",
     "build_model",
     "choose_objective",
@@ -63,6 +87,15 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     layers: LayerFactory | None = None,
 ) -> BlockModel:
-    """The model that `config` names; `ConfigError` lists the names there are."""
+    """The model that `config` names; `ConfigError` lists the names there are, and those that can be
+    trained for the task of `samples` where this one can't.
+    """
     require_one_of("model.name", config.name, MODELS)
-    return MODELS[config.name].build(config, samples, seed, dtype, layers or WholeLayers())
+    member = MODELS[config.name]
+    if samples.task not in member.tasks:
+        able = [name for name, other in MODELS.items() if samples.task in other.tasks]
+        raise ConfigError(
+            f"model={config.name} can't be trained for the {samples.task} of this data; use "
+            f"model={' or model='.join(able)}"
+        )
+    return member.build(config, samples, seed, dtype, layers or WholeLayers())

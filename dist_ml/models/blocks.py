@@ -62,14 +62,15 @@ class BlockModel(nn.Module, ABC):
 
     State-dict names are plain: they name layers, not blocks or kernels. `context` tells the layers
     which samples pass through them; `output_spread` is how its outputs lie on the ranks that share
-    its layers. Made under `torch.device("meta")` a model has no weights; `materialize` makes those
-    of some blocks.
+    its layers; `rows_per_sample` is how many rows of most layers' products a sample makes. Made
+    under `torch.device("meta")` a model has no weights; `materialize` makes those of some blocks.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.context = StepContext()
         self.output_spread: Spread = WHOLE
+        self.rows_per_sample = 1
         self._run: BlockRun | None = None
         self._made: dict[nn.Parameter, nn.Parameter] = {}  # of parameters on the meta device
 
@@ -115,13 +116,18 @@ class BlockModel(nn.Module, ABC):
 
 
 def forward(model: nn.Module, inputs: torch.Tensor, autocast: bool = False) -> torch.Tensor:
-    """The model's outputs in the dtype of its inputs, however the products were computed.
+    """The model's outputs in the dtype of its parameters, however the products were computed.
 
     `autocast`: products in bfloat16, parameters and gradients in their own dtype.
     """
     with bf16_products(autocast):
         outputs: torch.Tensor = model(inputs)
-    return outputs.to(inputs.dtype)
+    return in_full(outputs)
+
+
+def in_full(outputs: torch.Tensor) -> torch.Tensor:
+    """What products in bfloat16 made, in the dtype of the parameters beside them: float32."""
+    return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 
 
 def bf16_products(enabled: bool) -> AbstractContextManager[object]:

@@ -1,5 +1,7 @@
 """Dropout whose mask is computed from who the sample is, so that any rank would draw the same."""
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,8 +20,8 @@ class Dropout(nn.Module):
     share that stays; does nothing where `context` isn't that of a training step.
 
     `layer` tells the masks of a model's dropout layers apart. `num_features` of an activation [b,
-    features], and how it lies: a rank draws the part of the mask that is its own. By default the
-    activation is whole.
+    ..., features], and how it lies: a rank uses the part of the mask that is its own. By default
+    the activation is whole.
 
     Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout", JMLR 15 (2014),
     section 10, scaled in training.
@@ -44,24 +46,27 @@ class Dropout(nn.Module):
         self._scale = _LEVELS / (_LEVELS - self._first_kept)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [b, features] (or this rank's part) with this step's mask, in the dtype of x;
-        differentiable.
+        """x [b, features], or [b, positions, features], or this rank's part of it, with this step's
+        mask, in the dtype of x; differentiable.
         """
         if not self._context.trains or not self._first_kept:
             return x
         exact = np.float64 if x.dtype == torch.float64 else np.float32
         keys = self._context.sample_keys(self._seed)
         keys = keys[self._spread.row_range(len(keys)).slice]
-        columns = Range(0, x.shape[1])
+        num_features, columns = x.shape[-1], Range(0, x.shape[-1])
         if self._num_features is not None:
-            columns = self._spread.feature_range(self._num_features)
-        kept = self.kept(keys, columns.stop)[:, columns.slice]
+            num_features = self._num_features
+            columns = self._spread.feature_range(num_features)
+        positions = x.shape[1:-1]
+        kept = self.kept(keys, math.prod(positions) * num_features)
+        kept = kept.reshape(len(keys), *positions, num_features)[..., columns.slice]
         factors = torch.from_numpy(np.multiply(kept, exact(self._scale)))
         return x * factors.to(device=x.device, dtype=x.dtype)
 
     def kept(self, keys: Words, num_features: int) -> NDArray[np.bool_]:
         """Bool [b, features], true where the activation stays; a function of (key, layer, feature),
-        16 random bits each.
+        16 random bits each. Features of positions follow one another, position by position.
         """
         levels = lanes(bits(stream("dropout layer", self._layer), keys), num_features, np.uint16)
         return np.asarray(levels >= self._first_kept)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch
 from torch import nn
 
 from dist_ml.models.spread import WHOLE, Spread
@@ -35,6 +36,54 @@ class LayerFactory(ABC):
         one rank (the features of an attention head).
         """
 
+    @abstractmethod
+    def convolution(
+        self,
+        name: str,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        given: Spread,
+        stride: int = 1,
+        units: tuple[int, int] = (1, 1),
+    ) -> tuple[nn.Conv2d, Spread]:
+        """[b, channels_in, h, w] -> [b, channels_out, ceil(h / stride), ceil(w / stride)], by a
+        `kernel` of an odd size, with zeros around the image and without bias.
+
+        The spreads' features are channels; `units`: of them, groups that stay on one rank (those
+        of a group norm).
+        """
+
+    @abstractmethod
+    def group_norm(self, name: str, groups: int, channels: int, given: Spread) -> nn.GroupNorm:
+        """[b, channels, h, w] -> the same, as it lay: each group of channels of each sample with
+        mean 0 and variance 1, then scaled and shifted by channel. `given` keeps groups together.
+        """
+
+    @abstractmethod
+    def embedding(self, name: str, num: int, width: int) -> tuple[nn.Embedding, Spread]:
+        """int64 [b, positions], 0 … num-1, which every rank has -> [b, positions, width]."""
+
+    @abstractmethod
+    def positions(self, name: str, num: int, width: int, given: Spread) -> nn.Embedding:
+        """int64 [n], 0 … num-1 -> [n, width], to be added to each sample of an activation that lies
+        as `given`: this rank's features of it.
+        """
+
+    @abstractmethod
+    def norm(self, name: str, width: int, given: Spread) -> nn.LayerNorm:
+        """[..., width] -> the same, which lies as it was; mean and variance are over all features,
+        whichever ranks hold them.
+        """
+
+    @abstractmethod
+    def tied_linear(
+        self, name: str, embedding: nn.Embedding, given: Spread
+    ) -> tuple[nn.Module, Spread]:
+        """[..., width] -> [..., num], by the weights of an embedding that this factory made, which
+        the module holds: one parameter with two uses.
+        """
+
 
 def plain_linear(name: str, inputs: int, outputs: int) -> nn.Linear:  # noqa: ARG001
     """Torch's own layer."""
@@ -56,3 +105,48 @@ class WholeLayers(LayerFactory):
         units: tuple[int, int] = (1, 1),  # noqa: ARG002
     ) -> tuple[nn.Linear, Spread]:
         return self._make_linear(name, inputs, outputs), given
+
+    def convolution(
+        self,
+        name: str,  # noqa: ARG002
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        given: Spread,
+        stride: int = 1,
+        units: tuple[int, int] = (1, 1),  # noqa: ARG002
+    ) -> tuple[nn.Conv2d, Spread]:
+        around = kernel // 2
+        layer = nn.Conv2d(channels_in, channels_out, kernel, stride, around, bias=False)
+        return layer, given
+
+    def group_norm(self, name: str, groups: int, channels: int, given: Spread) -> nn.GroupNorm:  # noqa: ARG002
+        return nn.GroupNorm(groups, channels)
+
+    def embedding(self, name: str, num: int, width: int) -> tuple[nn.Embedding, Spread]:  # noqa: ARG002
+        return nn.Embedding(num, width), WHOLE
+
+    def positions(self, name: str, num: int, width: int, given: Spread) -> nn.Embedding:  # noqa: ARG002
+        return nn.Embedding(num, width)
+
+    def norm(self, name: str, width: int, given: Spread) -> nn.LayerNorm:  # noqa: ARG002
+        return nn.LayerNorm(width)
+
+    def tied_linear(
+        self,
+        name: str,  # noqa: ARG002
+        embedding: nn.Embedding,
+        given: Spread,
+    ) -> tuple[nn.Module, Spread]:
+        return TiedLinear(embedding), given
+
+
+class TiedLinear(nn.Module):
+    """[..., width] -> [..., num]: the product with each vector of `embedding`."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.embedding.weight)

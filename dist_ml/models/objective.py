@@ -26,13 +26,15 @@ class Objective:
 
     `loss_sum(outputs, targets)` is the sum over the items of a batch, and so is each of
     `metric_sums`, in the order of `metric_names`. A sample counts as `items_per_sample` items
-    (1; the tokens of a text).
+    (1; the tokens of a text). `bytewise`: items are bytes, so that the loss can be told in bits
+    of each.
     """
 
     loss_sum: Loss
     metric_names: tuple[str, ...] = ()
     metric_sums: Metrics = lambda _outputs, _targets: ()
     items_per_sample: int = 1
+    bytewise: bool = False
 
     def sums(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A batch's loss, differentiable, and its metrics: `num_slots` sums."""
@@ -45,8 +47,8 @@ class Objective:
 
 
 def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum over samples of -log softmax(outputs)[target]; outputs [b, classes], int64 [b]."""
-    return torch_cross_entropy(outputs, targets, reduction="sum")
+    """Sum over items of -log softmax(outputs)[target]; outputs [..., classes], int64 [...]."""
+    return torch_cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="sum")
 
 
 def mse(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -59,25 +61,32 @@ def mse(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def num_correct(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor]:
-    """Samples whose largest output is their class."""
-    return ((outputs.argmax(1) == targets).sum(),)
+    """Items whose largest output is their class: outputs [..., classes], int64 [...]."""
+    return ((outputs.argmax(-1) == targets).sum(),)
 
 
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse}
 
 
-def choose_objective(config: ModelConfig, task: Task) -> Objective:
+def choose_objective(config: ModelConfig, task: Task, items_per_sample: int = 1) -> Objective:
     """The configured loss, or else the usual one for the task; `ConfigError` where it can't be had.
 
-    Classification also counts what is classified right, as `correct`.
+    Where there are classes (a next token is one), those that are found right are counted, too, as
+    `correct`.
     """
-    name = config.loss or ("cross_entropy" if task == "classification" else "mse")
+    name = config.loss or ("mse" if task == "regression" else "cross_entropy")
     require_one_of("model.loss", name, LOSSES)
     if name == "cross_entropy" and task == "regression":
         raise ConfigError(
             "model.loss=cross_entropy needs classes, but the data has values to regress on; set "
             "model.loss=mse"
         )
+    if task == "next_token":
+        if name != "cross_entropy":
+            raise ConfigError(
+                f"model.loss={name} can't tell which token comes next; set model.loss=cross_entropy"
+            )
+        return Objective(LOSSES[name], ("correct",), num_correct, items_per_sample, bytewise=True)
     if task == "classification":
         return Objective(LOSSES[name], ("correct",), num_correct)
     return Objective(LOSSES[name])

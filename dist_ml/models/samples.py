@@ -12,9 +12,14 @@ class Samples(NamedTuple):
     """
 
     shape: tuple[int, ...]
-    num_outputs: int  # classes, or values to regress on
+    num_outputs: int  # classes, values to regress on, or tokens that there are
     task: Task = "classification"
 
     @property
     def num_features(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def items(self) -> int:
+        """What a loss sums over in each sample: itself, or its tokens."""
+        return self.num_features if self.task == "next_token" else 1

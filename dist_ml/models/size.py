@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from torch import nn
 
 from dist_ml.errors import ConfigError
 from dist_ml.measure.memory import physical_bytes, spell_bytes
@@ -22,4 +23,17 @@ def require_mlp_fits(widths: Sequence[int], dtype: torch.dtype) -> None:
             f"layer of {widths[largest]} inputs and {widths[largest + 1]} outputs, but this "
             f"machine has {spell_bytes(memory)}; use smaller model.hidden, or data with fewer "
             "features or outputs (data.num_outputs)"
+        )
+
+
+def require_parameters_fit(model: nn.Module, keys: str) -> None:
+    """`ConfigError` where the parameters of a model on the meta device and their gradients are more
+    than this machine's memory; `keys` are what to make smaller.
+    """
+    numbers = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
+    needed, memory = 2 * sum(numbers), physical_bytes()
+    if needed > memory:
+        raise ConfigError(
+            f"the model's parameters and gradients take {spell_bytes(needed)}, but this machine "
+            f"has {spell_bytes(memory)}; use a smaller {keys}"
         )

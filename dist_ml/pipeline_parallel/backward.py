@@ -6,7 +6,8 @@
 Both parts together compute each product once: the input part goes along the paths that lead to
 inputs only, and takes down the gradient at each node where parameters branch off; the weight part
 starts from those nodes (Qi, Wan, Huang, Lin, "Zero bubble pipeline parallelism", ICLR 2024,
-section 2.1).
+section 2.1). A norm's few parameters are the exception: one kernel makes their gradients with its
+input's, so that the input part computes both and the weight part only adds them where they belong.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,10 @@ import torch
 from torch.autograd.graph import GradientEdge
 
 from dist_ml.nn.backward_part import backward_part
+
+# Norms, by torch's names of their nodes. Torch 2.13 crashes where a group norm of images that lie
+# with channels last is asked for its parameters' gradients without its input's.
+_NORMS = ("NativeGroupNormBackward0", "NativeLayerNormBackward0")
 
 Node: TypeAlias = Any  # torch.autograd.graph.Node
 Gradients: TypeAlias = tuple[torch.Tensor | None, ...]
@@ -77,10 +82,16 @@ class SplitBackward:
             node.register_prehook(lambda gradients, node=node: found.__setitem__(node, gradients))
             for node in nodes.branching
         ]
+        wanted = [*self._inputs, *nodes.of_norms]
         with backward_part("input"):
-            torch.autograd.backward(
-                self._outputs, self._gradients, inputs=self._inputs, retain_graph=True
+            made = torch.autograd.grad(
+                self._outputs, wanted, self._gradients, retain_graph=True, allow_unused=True
             )
+        for i, (tensor, new) in enumerate(zip(wanted, made, strict=True)):
+            if new is not None and i < len(self._inputs):
+                tensor.grad = new if tensor.grad is None else tensor.grad + new
+            elif new is not None:
+                self._roots.append(_Root([tensor], [new], None))
         for hook in hooks:
             hook.remove()
         for node, gradients in found.items():
@@ -104,7 +115,7 @@ class _Nodes:
     """The graph behind `outputs`, parted by whether a node leads to one of `inputs`.
 
     `branching`: those that do and have an edge towards parameters alone, and which these are.
-    `apart`: those that don't.
+    `of_norms`: parameters that branch off at norms. `apart`: nodes that don't lead to an input.
     """
 
     def __init__(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> None:
@@ -114,6 +125,7 @@ class _Nodes:
         holds: dict[Node, dict[int, torch.Tensor]] = {}  # parameters below, through nodes apart
         uses: list[int] = []
         self.branching: dict[Node, list[torch.Tensor]] = {}
+        self.of_norms: list[torch.Tensor] = []
         for node in order:  # what a node leads to comes before it
             variable = getattr(node, "variable", None)
             if variable is not None:
@@ -131,9 +143,11 @@ class _Nodes:
                 holds[node] = reached
                 continue
             leads.add(node)
-            if reached:
+            if reached and node.name() in _NORMS:
+                self.of_norms += reached.values()
+            elif reached:
                 self.branching[node] = list(reached.values())
-                uses += reached
+            uses += reached
         self.apart = set(order) - leads
         for output in outputs:
             if output.grad_fn in self.apart:

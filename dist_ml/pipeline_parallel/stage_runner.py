@@ -11,7 +11,7 @@ import torch
 
 from dist_ml.datasets.dataset import Batch
 from dist_ml.measure.timer import Phases
-from dist_ml.models.blocks import INPUTS, bf16_products
+from dist_ml.models.blocks import INPUTS, bf16_products, in_full
 from dist_ml.pipeline_parallel.backward import Enter, SplitBackward
 from dist_ml.pipeline_parallel.dry_run import TimedAction
 from dist_ml.pipeline_parallel.messages import StageMessages
@@ -139,7 +139,7 @@ class StageRunner:
             kept.outputs = [(edge, values[edge.value]) for edge in stage.gives]
             if stage.is_last:
                 assert batch is not None
-                outputs = values[stage.output].to(batch.inputs.dtype)
+                outputs = in_full(values[stage.output])
                 kept.loss = self._batches.loss(outputs, batch, count)
 
     def _enter(self, tensor: torch.Tensor) -> torch.Tensor:

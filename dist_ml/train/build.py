@@ -70,7 +70,7 @@ def build_task(config: TrainConfig, mesh: Mesh) -> Task:
             samples = Samples(train.sample_shape, train.num_outputs, train.task)
             layers = WholeLayers(linear_factory(config.kernel))
             model = build_model(config.model, samples, config.seed, dtype, layers)
-        return Task(dataset, model, choose_objective(config.model, train.task))
+        return Task(dataset, model, choose_objective(config.model, train.task, samples.items))
 
 
 def _check_layers(densities: Mapping[str, float], model: torch.nn.Module) -> None:
@@ -125,7 +125,7 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
     slots, replicas = task.objective.num_slots, pipeline.replicas if pipeline else mesh.comm("data")
     level = "MULTIPLE" if pipeline else "SERIALIZED"
     exchange = build_exchange(Setting(config, own, slots, replicas, num_steps, level))
-    tune(task.model, {-(-config.batch_size // (mesh.sizes["data"] * num_pieces))}, mesh.world)
+    tune(task.model, {share * task.model.rows_per_sample}, mesh.world)
     lr_schedule = build_lr_schedule(config.lr_schedule, exchange.optimizer, num_steps)
     updater = Updater(exchange.optimizer, lr_schedule, exchange.gather, exchange.averager)
     phases = Phases()

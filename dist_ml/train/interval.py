@@ -38,7 +38,8 @@ class Interval:
         phases = dict(self._trainer.phases.seconds)
         traffic = self._traffic_of_all.since(self._traffic)
         named = dict(zip(self._trainer.objective.metric_names, self._metrics, strict=True))
-        accuracy = {"train_accuracy": named["correct"] / self.num_samples} if named else {}
+        num_items = self.num_samples * self._trainer.objective.items_per_sample
+        accuracy = {"train_accuracy": named["correct"] / num_items} if named else {}
         return {
             "epoch": step.epoch,
             "loss": step.loss,

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from dist_ml.comm.mesh import Mesh
-from dist_ml.datasets.dataset import Batch, Split
+from dist_ml.datasets.dataset import Split
 from dist_ml.models import BlockModel, Objective
-from dist_ml.models.blocks import INPUTS, bf16_products
+from dist_ml.models.blocks import INPUTS, bf16_products, in_full
 from dist_ml.partition import Range, block, pieces
 from dist_ml.pipeline_parallel.messages import StageMessages
 from dist_ml.pipeline_parallel.schedule import Action, Schedule, one_pipe
@@ -37,13 +37,14 @@ class PipelineEvaluator:
         self._dtype = dtype
 
     def evaluate(self, split: Split, batch_size: int = 1024) -> Evaluation:
-        """Mean loss and accuracy. Collective."""
+        """Mean loss and accuracy, of about `batch_size` items at once. Collective."""
+        rows = max(1, batch_size // self._objective.items_per_sample)
         data = self._mesh.comm("data")
         mine = block(split.num_samples, data.size, data.rank)
         sums = torch.zeros(self._objective.num_slots, dtype=torch.float64)
         self.model.context.clear()
         self.model.eval()
-        parts = list(pieces(mine.size, batch_size))
+        parts = list(pieces(mine.size, rows))
         with torch.inference_mode():
             for start in range(0, len(parts), _PIECES_AT_ONCE):
                 ranges = [
@@ -57,42 +58,64 @@ class PipelineEvaluator:
 
     def _pass(self, split: Split, ranges: list[Range], sums: torch.Tensor) -> None:
         """Each range of samples through all stages; what the last one finds into `sums`."""
+        schedule, messages = self._begin([part.size for part in ranges])
+        for number, _, m in schedule.actions[self._pipeline.comm.rank]:
+            stage, batch = self._pipeline.stages[number], None
+            if stage.reads_inputs or stage.is_last:
+                batch = split.batch(np.arange(ranges[m].start, ranges[m].stop, dtype=np.int64))
+            outputs = self._run(stage, m, messages, batch.inputs if batch else None)
+            if outputs is not None:
+                assert batch is not None
+                sums += torch.stack(
+                    [value.double() for value in self._objective.sums(outputs, batch.targets)]
+                )
+        messages.end()
+
+    def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The model's outputs for inputs that all ranks have. Collective along the pipeline axis;
+        words: those of the outputs, beside those between the stages.
+        """
         pipeline = self._pipeline
-        schedule = forward_schedule(pipeline.schedule, len(ranges))
+        self.model.context.clear()
+        self.model.eval()
+        schedule, messages = self._begin([len(inputs)])
+        found = torch.empty(0)
+        with torch.inference_mode():
+            for number, _, m in schedule.actions[pipeline.comm.rank]:
+                outputs = self._run(pipeline.stages[number], m, messages, inputs)
+                if outputs is not None:
+                    found = outputs.contiguous()
+        messages.end()
+        self.model.train()
+        root = schedule.pipes[0][-1]
+        if pipeline.comm.rank != root:
+            shape = pipeline.shapes[pipeline.stages[-1].output].sizes
+            found = torch.empty(len(inputs), *shape, dtype=self._dtype)
+        pipeline.comm.broadcast(found, root)
+        return found
+
+    def _begin(self, sizes: list[int]) -> tuple[Schedule, StageMessages]:
+        """The forward passes of micro-batches of so many samples, and what is sent between them."""
+        pipeline = self._pipeline
+        schedule = forward_schedule(pipeline.schedule, len(sizes))
         messages = StageMessages(
             pipeline.comm, schedule, pipeline.stages, pipeline.shapes, self._dtype
         )
-        messages.begin([part.size for part in ranges])
-        for stage, _, m in schedule.actions[pipeline.comm.rank]:
-            samples = np.arange(ranges[m].start, ranges[m].stop, dtype=np.int64)
-            self._run(pipeline.stages[stage], m, messages, split, samples, sums)
-        messages.end()
+        messages.begin(sizes)
+        return schedule, messages
 
     def _run(
-        self,
-        stage: Stage,
-        m: int,
-        messages: StageMessages,
-        split: Split,
-        samples: np.ndarray[tuple[int], np.dtype[np.int64]],
-        sums: torch.Tensor,
-    ) -> None:
-        batch: Batch | None = None
-        if stage.reads_inputs or stage.is_last:
-            batch = split.batch(samples)
+        self, stage: Stage, m: int, messages: StageMessages, inputs: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """A micro-batch through a stage, `inputs` being the model's; the outputs of the last."""
         values = {edge.value: messages.take(edge, m) for edge in stage.takes}
-        if batch is not None:
-            values[INPUTS] = batch.inputs
+        if inputs is not None:
+            values[INPUTS] = inputs
         with bf16_products(self._autocast):
             stage.runner()(values)
         for edge in stage.gives:
             messages.give(edge, m, values[edge.value])
-        if stage.is_last:
-            assert batch is not None
-            outputs = values[stage.output].to(batch.inputs.dtype)
-            sums += torch.stack(
-                [value.double() for value in self._objective.sums(outputs, batch.targets)]
-            )
+        return in_full(values[stage.output]) if stage.is_last else None
 
 
 def forward_schedule(schedule: Schedule, num_microbatches: int) -> Schedule:

@@ -20,6 +20,7 @@ from dist_ml.train.evaluator import Evaluation
 from dist_ml.train.interval import Interval
 from dist_ml.train.run_folder import RunFolder
 from dist_ml.train.step import Step
+from dist_ml.train.text_sample import write_text
 from dist_ml.train.trackers import Trackers, open_trackers
 from dist_ml.train.trainer import Trainer
 from dist_ml.train.weights import save_weights
@@ -83,7 +84,8 @@ class Run:
             self._tell_failure(error, evaluation)
             raise
         self._save()
-        summary = {"status": "finished", **self._summary(evaluation), **self._timeline()}
+        found = {**self._summary(evaluation), **self._timeline(), **self._text_sample()}
+        summary = {"status": "finished", **found}
         from_root(self._world, lambda: self._folder.write_summary(summary))
         self._reporter.finish(summary)
         return summary
@@ -175,6 +177,14 @@ class Run:
         state = self._trainer.weights() or {}
         from_root(self._world, lambda: save_weights(state, self._folder.model))
 
+    def _text_sample(self) -> dict[str, Any]:
+        """What a model of text writes, into a file of its own, too."""
+        if self._trainer.dataset.train.task != "next_token":
+            return {}
+        text = write_text(self._trainer, self._config.seed)
+        from_root(self._world, lambda: self._folder.write(self._folder.sample, text + "\n"))
+        return {"text_sample": text}
+
     def _timeline(self) -> dict[str, Any]:
         """A pipeline's last step, which rank 0 writes; its bubble, measured and planned."""
         pipeline = self._trainer.pipeline
@@ -190,7 +200,9 @@ class Run:
 
 
 def evaluation_values(evaluation: Evaluation) -> dict[str, Any]:
-    values: dict[str, Any] = {"test_loss": evaluation.loss}
-    return (
-        values if evaluation.accuracy is None else {**values, "test_accuracy": evaluation.accuracy}
-    )
+    values = {
+        "test_loss": evaluation.loss,
+        "test_accuracy": evaluation.accuracy,
+        "test_bits_per_byte": evaluation.bits_per_byte,
+    }
+    return {name: value for name, value in values.items() if value is not None}

@@ -3,6 +3,7 @@
     config.yaml           the whole configuration, resolved
     metrics.jsonl         one line a logged step
     summary.json          how the run ended
+    sample.txt            what a model of text writes
     timeline.json         of a pipeline: when each rank computed what in the last step
     log/rank-0000.log …   one a rank
     checkpoints/          model.safetensors: the trained weights, a plain state dict
@@ -51,6 +52,10 @@ class RunFolder:
         return self.path / "timeline.json"
 
     @property
+    def sample(self) -> Path:
+        return self.path / "sample.txt"
+
+    @property
     def log(self) -> Path:
         return self.path / "log"
 
@@ -66,11 +71,15 @@ class RunFolder:
         """Rank 0's last word: what `dist-ml report` tables. A run without one has not finished.
         `DataError` where it can't be written.
         """
+        self.write(self.summary, json.dumps(jsonable(summary), indent=2) + "\n")
+
+    def write(self, file: Path, text: str) -> None:
+        """One of the folder's files, whole; `DataError` where it can't be written."""
         try:
-            write_whole(self.summary, json.dumps(jsonable(summary), indent=2) + "\n")
+            write_whole(file, text)
         except OSError as error:
             raise DataError(
-                f"{self.summary} can't be written: {error.strerror or error}; make room there"
+                f"{file} can't be written: {error.strerror or error}; make room there"
             ) from error
 
 

@@ -65,6 +65,10 @@ class Trainer:
         """Mean loss and accuracy over a split. Collective."""
         return self._evaluator.evaluate(split, batch_size)
 
+    def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The model's outputs for inputs [b, ...] that all ranks have; on all ranks. Collective."""
+        return self._evaluator.outputs(inputs)
+
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The whole model's state dict, on rank 0 at least. Collective."""
         if self.pipeline is not None:

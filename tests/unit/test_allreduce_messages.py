@@ -21,6 +21,7 @@ def vector(rank: int, n: int, dtype: str = "float64") -> np.ndarray:
     return (np.arange(n) % 50 + rank).astype(dtype)
 
 
+@pytest.mark.usefixtures("sends")
 @pytest.mark.parametrize("name", MESSAGES)
 @pytest.mark.parametrize("ranks", range(1, 10))
 @pytest.mark.parametrize("op", ["sum", "mean"])
@@ -93,6 +94,7 @@ def test_sixteen_bit_wires_round_alike_on_all_ranks(name: str, ranks: int, wire:
     assert all(np.array_equal(result, results[0]) for result in results)
 
 
+@pytest.mark.usefixtures("sends")
 @pytest.mark.parametrize("name", MESSAGES)
 def test_several_under_way_end_in_any_order(name: str) -> None:
     def body(comm: Communicator) -> None:

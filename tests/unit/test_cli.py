@@ -112,7 +112,8 @@ def test_own_config_folder(own: Path) -> None:
     [
         (
             ["data=dijits"],
-            "data=dijits is not one of arrays, digits, mnist, synthetic (did you mean digits?)",
+            "data=dijits is not one of arrays, cifar, digits, mnist, synthetic, text "
+            "(did you mean digits?)",
         ),
         (["optimizer.lrr=3"], "unknown key optimizer.lrr=3 (did you mean lr?)"),
         (["+foo=3"], "unknown key foo=3"),

@@ -393,8 +393,9 @@ def test_seconds_are_entered_where_asked_for_by_axis_and_collective(timing: bool
     def body(comm: Communicator) -> dict[tuple[str, str], bool]:
         comm.traffic.timing = timing
         comm.allreduce(np.ones(3))
-        comm.send(np.ones(2), (comm.rank + 1) % 3)
+        sent = comm.isend(np.ones(2), (comm.rank + 1) % 3)
         comm.receive_message("float64", (comm.rank - 1) % 3)
+        sent.wait()
         return {key: tally.seconds > 0 for key, tally in comm.traffic.snapshot().items()}
 
     assert run_ranks(3, body) == [{("data", "allreduce"): timing, ("data", "send"): timing}] * 3

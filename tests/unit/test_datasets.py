@@ -194,7 +194,7 @@ class TestMnist:
                 "t10k-images-idx3-ubyte",
                 np.zeros((5, 2, 2), np.uint8),
                 8,
-                "12 pixels to train on and 4 to test on",
+                "3 x 4 pixels to train on and of 2 x 2 to test on",
             ),
         ],
     )
@@ -591,8 +591,8 @@ class TestConfig:
             ({"name": "synthetic"}, "data.num_train=null is not enough for data=synthetic"),
             (
                 {"name": "digit"},
-                "data.name=digit is not one of digits, mnist, arrays, synthetic (did you mean "
-                "digits?)",
+                "data.name=digit is not one of digits, mnist, cifar, arrays, text, synthetic "
+                "(did you mean digits?)",
             ),
         ],
     )
@@ -652,7 +652,7 @@ class TestConfig:
             open_dataset(DataConfig("ones"))
         with pytest.raises(ConfigError, match=r"^data.seed=3 .*or use data=synthetic$"):
             open_dataset(DataConfig("ones", path="here", seed=3))
-        with pytest.raises(ConfigError, match=r"one of digits, mnist, arrays, synthetic, ones"):
+        with pytest.raises(ConfigError, match=r"one of digits, mnist, .*synthetic, ones"):
             open_dataset(DataConfig("one of mine"))
 
     def test_the_packaged_value_files_fill_the_configuration(self) -> None:

@@ -45,6 +45,21 @@ def layer_norm() -> Case:
     return Case([norm, a, b], lambda x: (x + b(torch.nn.functional.gelu(a(norm(x)))),))
 
 
+def group_norm() -> Case:
+    """Of images with channels last, whose gradients torch's kernel can't make one without the
+    other.
+    """
+    torch.manual_seed(4)
+    norm, a = nn.GroupNorm(2, 4, dtype=F64), nn.Conv2d(4, 4, 3, padding=1, dtype=F64)
+
+    def run(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        images = x[:, :, None, None] * torch.linspace(-1, 1, 15, dtype=F64).reshape(3, 5)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return (images + a(torch.relu_(norm(images))),)
+
+    return Case([norm, a], run)
+
+
 def functional_weight() -> Case:
     """A parameter that passes through nodes of its own before it meets the input."""
     (a,) = linear(4, 4)
@@ -93,8 +108,8 @@ def gradient_sinks() -> Case:
     return Case([a, b], lambda x: (b(torch.tanh_(a(x))),))
 
 
-CASES = [chain, residual, layer_norm, functional_weight, several_outputs, several_inputs]
-CASES += [an_output_apart, no_inputs, gradient_sinks, tied]
+CASES = [chain, residual, layer_norm, group_norm, functional_weight, several_outputs]
+CASES += [several_inputs, an_output_apart, no_inputs, gradient_sinks, tied]
 
 
 def inputs_of(case: Case) -> list[torch.Tensor]:

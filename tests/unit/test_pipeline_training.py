@@ -112,6 +112,7 @@ def test_bf16_products_stay_close(name: str, recompute: bool) -> None:
     assert found[0].losses != pytest.approx(shallow_alone().losses[:4], rel=1e-5)
 
 
+@pytest.mark.usefixtures("sends")
 @pytest.mark.parametrize("name", SYNCHRONOUS)
 def test_recomputing_activations_changes_nothing(name: str) -> None:
     config = on_mesh(settings(), 1, 2, name=name, recompute=True)

@@ -70,6 +70,7 @@ def exchange(
     return run_ranks(len(own), body)
 
 
+@pytest.mark.usefixtures("sends")
 @pytest.mark.parametrize("support", SUPPORTS)
 @pytest.mark.parametrize("name", [*EXACT, *SELECTING])
 def test_all_ranks_get_the_same_and_nothing_is_lost(name: str, support: str) -> None:

@@ -50,7 +50,7 @@ class TestInterval:
     def trainer(self, traffic: Traffic, names: tuple[str, ...] = ("correct",)) -> Any:
         return SimpleNamespace(
             mesh=SimpleNamespace(world=SimpleNamespace(traffic=traffic)),
-            objective=SimpleNamespace(metric_names=names),
+            objective=SimpleNamespace(metric_names=names, items_per_sample=1),
             phases=Phases(),
             learning_rate=0.125,
             diagnostics=lambda: {"period": 4.0},
@@ -66,6 +66,13 @@ class TestInterval:
         assert (values["loss"], values["epoch"], values["learning_rate"]) == (1.0, 0, 0.125)
         assert values["period"] == 4.0
         assert interval.num_samples == 40
+
+    def test_a_share_of_tokens_is_of_all_tokens(self) -> None:
+        trainer = self.trainer(Traffic())
+        trainer.objective.items_per_sample = 8
+        interval = Interval(trainer)
+        interval.add(step(0, 2.0, 100, 25))
+        assert interval.values(step(0, 2.0, 100, 25))["train_accuracy"] == 0.5
 
     def test_nothing_from_before_its_begin_is_in_it(self) -> None:
         traffic = Traffic(timing=True)

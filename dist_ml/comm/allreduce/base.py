@@ -50,8 +50,8 @@ class Allreduce(ABC):
     def start(self, x: Tensor, op: Op = "sum") -> Request:
         """Reduce `x` in place, completed by the returned request; `x` belongs to it until then.
 
-        Several may be under way; all ranks start them in the same order. It moves when it is tested
-        or waited for.
+        Several may be under way; all ranks start them in the same order, and may end them in any.
+        It moves when it is tested or waited for.
         """
 
     @abstractmethod
@@ -97,11 +97,16 @@ class Allreduce(ABC):
 class MessageAllreduce(Allreduce):
     """A member of the family that is made of messages: it only says what they are."""
 
+    def __init__(self, comm: Communicator) -> None:
+        super().__init__(comm)
+        self._under_way: list[GeneratorRequest] = []
+
     def start(self, x: Tensor, op: Op = "sum") -> Request:
         array = self.enter(x, op)
         if self.comm.size == 1 or array.size == 0:
             return Request()
-        request = GeneratorRequest(self.steps(array, op, self.next_tag()), self.comm, self.name)
+        steps = self.steps(array, op, self.next_tag())
+        request = GeneratorRequest(steps, self.comm, self.name, self._under_way)
         request.Test()
         return Request([request], keep=x)
 

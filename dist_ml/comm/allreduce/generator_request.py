@@ -10,13 +10,31 @@ Steps: TypeAlias = Iterator[Request]
 
 
 class GeneratorRequest:
-    """Runs `steps`, entering their messages in the ledger under `label`."""
+    """Runs `steps`, entering their messages in the ledger under `label`.
 
-    def __init__(self, steps: Steps, comm: Communicator, label: str) -> None:
+    `under_way` are the requests of the same group that haven't ended, in the order in which they
+    were started; this one joins them. Waiting for it ends those before it first: nothing else moves
+    them, and another rank may wait for one of them before it comes to this one.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        comm: Communicator,
+        label: str,
+        under_way: "list[GeneratorRequest] | None" = None,
+    ) -> None:
         self._steps = steps
+        self._under_way = under_way if under_way is not None else []
+        self._under_way[:] = [*(other for other in self._under_way if not other.done), self]
         self._comm = comm
         self._label = label
         self._current: Request | None = Request()
+
+    @property
+    def done(self) -> bool:
+        """Has it come to its end?"""
+        return self._current is None
 
     def Test(self) -> bool:  # noqa: N802 - as `Pending` names it
         """Go on as far as possible without waiting; true at the end."""
@@ -26,6 +44,12 @@ class GeneratorRequest:
 
     def Wait(self) -> None:  # noqa: N802
         """Go on to the end."""
+        for request in tuple(self._under_way):
+            if self.done:
+                break
+            request._end()
+
+    def _end(self) -> None:
         with self._comm.traffic.timed(self._comm.axis, self._label):
             while self._current is not None:
                 self._current.wait()

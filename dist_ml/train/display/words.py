@@ -21,10 +21,15 @@ def describe(values: Mapping[str, float]) -> list[str]:
 
 
 def result_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The last lines of a run: what is in the summary of test accuracy or loss, speed,
+    """The last lines of a run: what is in the summary of text, test accuracy or loss, speed,
     communication, and the folder.
     """
     lines = []
+    if summary.get("text_sample"):
+        lines.append("text sample     begun by the data, continued by the model:")
+        lines += ["", *(f"  {line}" for line in summary["text_sample"].split("\n")), ""]
+    if summary.get("test_bits_per_byte") is not None:
+        lines.append(f"bits per byte   {summary['test_bits_per_byte']:.4g}")
     if summary.get("test_accuracy") is not None:
         lines.append(f"test accuracy   {summary['test_accuracy']:.2%}")
     elif summary.get("test_loss") is not None:
