@@ -113,7 +113,7 @@ def _composed(request: Request) -> dict[str, object]:
     known, trained = (
         {each.name for each in fields(cls)} for cls in (ExperimentConfig, TrainConfig)
     )
-    for key in mapping.keys() & trained - known:
+    for key in (each for each in mapping if each in trained - known):
         raise ConfigError(
             f"{key} is a key of the training configuration, which an experiment sets in fixed for "
             f"all points, or varies in axes: fixed.{key}=<value> or axes.{key}=[<values>]; a key "

@@ -130,7 +130,7 @@ def series(
 def _check_same_work(kind: str, first: Point, other: Point) -> None:
     """Speed-ups compare the same steps (strong), or the same steps of a rank (weak)."""
     ours, theirs = _comparable(first.config), _comparable(other.config)
-    for key in ours.keys() | theirs.keys():
+    for key in dict.fromkeys([*ours, *theirs]):
         same = ours.get(key) == theirs.get(key)
         if key.startswith(_WORK) and key not in _AMOUNT and not same:
             raise ConfigError(
