@@ -1,5 +1,7 @@
 """From a configuration to layers that the ranks of the operator axis share."""
 
+from collections.abc import Mapping
+
 import torch
 
 from dist_ml.comm.mesh import Mesh
@@ -49,9 +51,9 @@ def choose_layout(
     return fewest_words(recorded.linear_layers, num_rows, num_ranks, names)
 
 
-def check_operator_axis(config: TrainConfig, mesh: Mesh) -> None:
+def check_operator_axis(config: TrainConfig, mesh_sizes: Mapping[str, int]) -> None:
     """`ConfigError` for keys that this mesh has no use for, or can't serve."""
-    chosen, size = config.operator_parallel, mesh.sizes["operator"]
+    chosen, size = config.operator_parallel, mesh_sizes["operator"]
     if size == 1:
         if chosen != OperatorConfig():
             raise ConfigError(
@@ -76,7 +78,7 @@ def check_operator_axis(config: TrainConfig, mesh: Mesh) -> None:
             "or 3d, or sparse=none"
         )
     for key, name in _named(chosen):
-        _check_layout(key, name, chosen, mesh)
+        _check_layout(key, name, chosen, mesh_sizes)
 
 
 def _named(chosen: OperatorConfig) -> list[tuple[str, str]]:
@@ -84,18 +86,20 @@ def _named(chosen: OperatorConfig) -> list[tuple[str, str]]:
     return [("layout", chosen.layout), *layers]
 
 
-def _check_layout(key: str, name: str, chosen: OperatorConfig, mesh: Mesh) -> None:
+def _check_layout(
+    key: str, name: str, chosen: OperatorConfig, mesh_sizes: Mapping[str, int]
+) -> None:
     known = NAMES if key == "layout" else (*LAYOUTS, WHOLE_LAYER)
     require_one_of(f"operator_parallel.{key}", name, known)
     if name in (AUTO, WHOLE_LAYER):
         return
-    if not LAYOUTS[name].replicated and mesh.sizes["pipeline"] > 1:
+    if not LAYOUTS[name].replicated and mesh_sizes["pipeline"] > 1:
         raise ConfigError(
             f"operator_parallel.{key}={name} cuts the samples of activations, which stages send "
             "whole; use 1d with mesh.pipeline above 1"
         )
     if key == "layout":
-        sides_for(name, mesh.sizes["operator"], chosen.grid)
+        sides_for(name, mesh_sizes["operator"], chosen.grid)
     elif chosen.layout == AUTO or LAYOUTS[name].sides != LAYOUTS[chosen.layout].sides:
         raise ConfigError(
             f"operator_parallel.{key}={name} needs another grid than layout={chosen.layout}; name "
