@@ -35,6 +35,7 @@ export XDG_CACHE_HOME
 benchmarks='
 reproduce-mpich     | reproduce --mpi mpich
 reproduce-openmpi   | reproduce --mpi openmpi
+same_numbers        | same_numbers
 step                | step
 step-kernel         | step kernel=auto rounds=7
 models              | models

@@ -14,6 +14,7 @@ from dist_ml.bench import (
     pipeline,
     pipeline_torch,
     reproduce,
+    same_numbers,
     selection,
     sharded,
     sparse,
@@ -26,6 +27,7 @@ from dist_ml.bench.bench import Bench, Part
 
 BENCHES: dict[str, Bench] = {
     "reproduce": reproduce.BENCH,
+    "same_numbers": same_numbers.BENCH,
     "step": step.BENCH,
     "models": models.BENCH,
     "collectives": collectives.BENCH,

@@ -13,10 +13,12 @@ from typing import Any
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.form import Check, Record, Result, most
 from dist_ml.bench.pipeline_part import make, measure, names_for
+from dist_ml.bench.timeline_plot import draw
 from dist_ml.bench.worlds import Worlds
 from dist_ml.measure.compare import ratio
-from dist_ml.pipeline_parallel.dry_run import Costs, Timeline, dry_run
+from dist_ml.pipeline_parallel.dry_run import Costs, TimedAction, Timeline, dry_run
 from dist_ml.pipeline_parallel.proof import prove
+from dist_ml.pipeline_parallel.schedule import Action
 
 GPIPE, ONE_F_ONE_B = "gpipe", "one_f_one_b"
 _LIMIT = 1.03  # of the planned time
@@ -32,35 +34,47 @@ class PipelineBench:
     schedules: tuple[str, ...]  # chimera@2: with four pipes
     milliseconds: tuple[float, ...]  # of a stage: forward, input part, weight part
     rounds: int  # of alternation
+    # file to draw the last step of each schedule to, measured above planned (extra: plot); of the
+    # last table
+    plot: str | None
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of a stage, likewise."""
+        return [1e-3 * value for value in self.milliseconds]
 
 
 def run(config: PipelineBench, worlds: Worlds) -> Result:
     records: list[Record] = []
     checks: list[Check] = []
+    pictures: dict[str, Timeline] = {}
     for ranks in config.ranks:
         for block in config.blocks:
             found = _measured(config, worlds, ranks, block * ranks)
-            records += found
-            checks += checks_of(found, f"D={ranks} N={block * ranks}")
+            names = found["seconds"]
+            rows = [record(name, ranks, block * ranks, config.seconds, found) for name in names]
+            records += rows
+            checks += checks_of(rows, f"D={ranks} N={block * ranks}")
+            if config.plot is not None:
+                pictures = drawn(rows, config.seconds, found)
+    if config.plot is not None:
+        draw(pictures, config.plot, "milliseconds")
     return Result("pipeline", records, checks)
 
 
-def _measured(config: PipelineBench, worlds: Worlds, ranks: int, microbatches: int) -> list[Record]:
-    names = names_for(config.schedules, ranks, microbatches)
-    seconds = [1e-3 * value for value in config.milliseconds]
-    found = worlds.measure(
+def _measured(config: PipelineBench, worlds: Worlds, ranks: int, microbatches: int) -> Any:
+    return worlds.measure(
         "pipeline",
         {
-            "schedules": names,
+            "schedules": names_for(config.schedules, ranks, microbatches),
             "microbatches": microbatches,
-            "seconds": seconds,
+            "seconds": config.seconds,
             "rounds": config.rounds,
         },
         ranks=ranks,
         mpi=config.mpi,
         environment={"OMP_NUM_THREADS": "1"},
     )
-    return [record(name, ranks, microbatches, seconds, found) for name in names]
 
 
 def record(
@@ -104,6 +118,29 @@ def plan(name: str, ranks: int, microbatches: int, seconds: Sequence[float]) -> 
     costs = Costs.of_parts(schedule.num_stages, [part * value for value in seconds])
     no_input = (0.0, *costs.input_backward[1:])
     return dry_run(schedule, costs._replace(input_backward=no_input))
+
+
+def drawn(
+    rows: Sequence[Record], seconds: Sequence[float], found: Mapping[str, Any]
+) -> dict[str, Timeline]:
+    """Of each schedule the last step, measured and planned, in milliseconds, by title."""
+    pictures = {}
+    for row in rows:
+        name = row["schedule"]
+        measured = [
+            [TimedAction(Action.parse(text), start, stop) for text, start, stop in rank]
+            for rank in found["timed_actions"][name]
+        ]
+        planned = plan(name, row["ranks"], row["microbatches"], seconds).ranks
+        for what, timeline in (("measured", measured), ("planned", planned)):
+            in_ms = Timeline(
+                tuple(
+                    tuple(TimedAction(each, 1e3 * start, 1e3 * stop) for each, start, stop in rank)
+                    for rank in timeline
+                )
+            )
+            pictures[f"{name}, {what}: {in_ms.makespan:,.0f} ms"] = in_ms
+    return pictures
 
 
 def checks_of(records: Sequence[Record], where: str) -> list[Check]:

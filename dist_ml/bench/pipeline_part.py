@@ -47,11 +47,12 @@ class SleepingStep:
         actions = schedule.actions[comm.rank]
         self.runner = StageRunner(stages, actions, messages, OneSample(), Phases())
         self._executor = Executor(actions, self.runner.methods)
+        self._begin = 0.0
 
     def run(self) -> float:
         """Seconds from the first action of any rank to the last one's end. Collective."""
         self._comm.barrier()
-        begin = time.perf_counter()  # of one clock: all ranks are on one machine
+        begin = self._begin = time.perf_counter()  # of one clock: all ranks are on one machine
         self.runner.begin([1] * self._num_microbatches)
         self._executor.run()
         self.runner.end()
@@ -60,10 +61,19 @@ class SleepingStep:
         self._comm.allreduce(bounds, "max")
         return float(bounds[0] + bounds[1])
 
+    def timed_actions(self) -> list[list[tuple[str, float, float]]]:
+        """Of the last step, by rank: action, start, stop in seconds of one clock. Collective."""
+        return self._comm.allgather_objects(
+            [
+                (str(action), self._begin + start, self._begin + stop)
+                for action, start, stop in self.runner.timed_actions
+            ]
+        )
+
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """By schedule: seconds of a step in each round, the most activations that each rank held, and
-    the messages that all ranks sent in a step.
+    """By schedule: seconds of a step in each round, the most activations that each rank held, the
+    messages that all ranks sent in a step, and when the last step's actions ran.
     """
     seconds: Seconds = tuple(arguments["seconds"])
     steps = {
@@ -82,7 +92,8 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
         messages[name] = sum(comm.allgather_objects(sent))
     found = alternate({name: step.run for name, step in steps.items()}, arguments["rounds"])
     kept = {name: comm.allgather_objects(step.runner.peak_kept) for name, step in steps.items()}
-    return {"seconds": found, "activations": kept, "messages": messages}
+    timed = {name: step.timed_actions() for name, step in steps.items()}
+    return {"seconds": found, "activations": kept, "messages": messages, "timed_actions": timed}
 
 
 def make(name: str, ranks: int, microbatches: int) -> Schedule:

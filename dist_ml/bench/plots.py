@@ -15,7 +15,7 @@ def time_against_size(records: Sequence[Record], file: str) -> None:
     """Milliseconds against bytes, a line for each (ranks, mpi, setting, algorithm), both axes
     logarithmic.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(9, 6))
     lines: dict[str, list[tuple[float, float]]] = {}
     for record in records:
@@ -28,7 +28,7 @@ def time_against_size(records: Sequence[Record], file: str) -> None:
     axes.set_xlabel("bytes a rank")
     axes.set_ylabel("milliseconds")
     axes.legend(fontsize="x-small")
-    _save(pyplot, figure, file)
+    save(pyplot, figure, file)
 
 
 def draw_roofline(
@@ -39,7 +39,7 @@ def draw_roofline(
 
     `bandwidth` in GB/s.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
     points: dict[str, list[tuple[float, float]]] = {}
     for record in records:
@@ -68,14 +68,14 @@ def draw_roofline(
     axes.set_xlabel("operations / byte")
     axes.set_ylabel("GFLOP/s")
     axes.legend(fontsize="x-small")
-    _save(pyplot, figure, file)
+    save(pyplot, figure, file)
 
 
 def loss_against_seconds(records: Sequence[Record], title: str, file: str) -> None:
     """Loss (logarithmic) against seconds, a line for each candidate; the first is what the others
     are compared with.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     lines: dict[str, list[tuple[float, float]]] = {}
     for record in records:
@@ -92,10 +92,11 @@ def loss_against_seconds(records: Sequence[Record], title: str, file: str) -> No
     axes.set_title(title, fontsize="medium")
     axes.legend(fontsize="small")
     axes.grid(True, which="both", alpha=0.3)
-    _save(pyplot, figure, file)
+    save(pyplot, figure, file)
 
 
-def _pyplot() -> Any:
+def load_pyplot() -> Any:
+    """matplotlib.pyplot, drawing into files; `MachineError` where it is not installed."""
     try:
         importlib.import_module("matplotlib").use("agg")
     except ImportError as error:
@@ -103,10 +104,15 @@ def _pyplot() -> Any:
     return importlib.import_module("matplotlib.pyplot")
 
 
-def _save(pyplot: Any, figure: Any, file: str) -> None:
+def save(pyplot: Any, figure: Any, file: str) -> None:
+    """Write the figure in the form that the file's name ends in, and forget it; `ConfigError` where
+    it can't be written.
+    """
     try:
         figure.savefig(file, dpi=120)
-    except OSError as error:
-        raise ConfigError(f"plot={file} can't be written: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"plot={file} can't be written ({error}); choose a folder that is there"
+        ) from error
     finally:
         pyplot.close(figure)

@@ -4,13 +4,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from dist_ml.bench.timeline_plot import draw
 from dist_ml.cli import arguments, compose, configured, terminal
 from dist_ml.cli.timeline_chart import chart
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.names import require_one_of
 from dist_ml.config.schedule import ScheduleConfig
-from dist_ml.errors import ConfigError, MachineError
-from dist_ml.launch.extras import install_command
+from dist_ml.errors import ConfigError
 from dist_ml.pipeline_parallel import timeline_file
 from dist_ml.pipeline_parallel.dry_run import Costs, Timeline, dry_run
 from dist_ml.pipeline_parallel.proof import Proof, prove
@@ -125,13 +125,7 @@ def _chart(timeline: Timeline) -> list[str]:
 
 
 def _plot(timelines: dict[str, Timeline], file: Path, unit: str) -> None:
-    try:
-        from dist_ml.cli.timeline_plot import draw
-    except ImportError as error:
-        raise MachineError(
-            f"plot needs matplotlib ({error}); run: {install_command('plot')}"
-        ) from error
-    draw(timelines, file, unit)
+    draw(timelines, str(file), unit)
     terminal.say(f"\npicture     {file}")
 
 

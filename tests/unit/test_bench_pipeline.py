@@ -1,5 +1,7 @@
 """The measuring parts of the pipeline benchmarks at tiny size, and their checks on bad data."""
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from dist_ml.pipeline_parallel.schedules.request import Request
 from tests.thread_world import run_ranks
 from tests.unit.bench_worlds import GivenWorlds, alone, on_threads
 
-CONFIG = PipelineBench("mpich", (2,), (2,), ("gpipe", "one_f_one_b", "zb_v"), (1, 1, 1), 5)
+CONFIG = PipelineBench("mpich", (2,), (2,), ("gpipe", "one_f_one_b", "zb_v"), (1, 1, 1), 5, None)
 TORCH = PipelineTorchBench("mpich", 2, 4, ("gpipe",), (1, 10), 8, 8, 1, 5, 4)
 
 
@@ -34,6 +36,9 @@ def test_sleeping_steps_hold_and_send_what_the_schedule_says() -> None:
         assert found["messages"][name] == sum(proof.messages)
         assert len(found["seconds"][name]) == 2
         assert min(found["seconds"][name]) > 0
+        ran = [[action for action, _, _ in rank] for rank in found["timed_actions"][name]]
+        schedule = family.make(name, Request(2, 3))
+        assert ran == [[str(action) for action in rank] for rank in schedule.actions]
 
 
 def test_only_schedules_that_take_the_numbers_are_run() -> None:
@@ -65,6 +70,16 @@ def found(factor: float = 1.0, **changes: Any) -> dict[str, Any]:
         "seconds": {name: [factor * plan.makespan] * 5 for name, plan in plans.items()},
         "activations": {name: list(proof.memory.activations) for name, proof in proofs.items()},
         "messages": {name: sum(proof.messages) for name, proof in proofs.items()},
+        "timed_actions": {
+            name: [
+                [
+                    (str(action), 7 + factor * start, 7 + factor * stop)
+                    for action, start, stop in rank
+                ]
+                for rank in plan.ranks
+            ]
+            for name, plan in plans.items()
+        },
         **changes,
     }
 
@@ -77,6 +92,33 @@ def test_what_is_as_planned_passes() -> None:
     assert row["over_one_f_one_b"] == 1
     assert row["measured_activations"] == 2  # D on the first stage
     assert row["planned_messages"] == 2 * 4
+
+
+def test_the_picture_has_each_schedule_measured_above_planned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(pipeline, "draw", lambda *arguments: drawn.append(arguments))
+    config = dataclasses.replace(CONFIG, plot="x.png")
+    pipeline.run(config, GivenWorlds({"pipeline": found(1.5)}))
+    ((pictures, file, unit),) = drawn
+    assert (file, unit) == ("x.png", "milliseconds")
+    assert list(pictures)[:2] == ["gpipe, measured: 21 ms", "gpipe, planned: 14 ms"]
+    assert [title.split(",")[0] for title in pictures][::2] == list(CONFIG.schedules)
+    measured, planned = list(pictures.values())[:2]
+    for ours, theirs in zip(measured.ranks, planned.ranks, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.action == other.action
+            assert one.start - 7e3 == pytest.approx(1.5 * other.start)
+            assert one.stop - 7e3 == pytest.approx(1.5 * other.stop)
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the plot extra")
+    file = tmp_path / "x.png"
+    config = dataclasses.replace(CONFIG, plot=str(file))
+    pipeline.run(config, GivenWorlds({"pipeline": found()}))
+    assert file.read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize(

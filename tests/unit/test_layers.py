@@ -42,7 +42,7 @@ ONLY_IN = {
     "hydra": ("cli/",),
     "omegaconf": ("cli/",),
     "antlr4": ("cli/",),
-    "matplotlib": ("cli/plots.py", "cli/timeline_plot.py", "bench/plots.py"),
+    "matplotlib": ("cli/plots.py", "bench/plots.py"),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

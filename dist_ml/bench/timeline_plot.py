@@ -3,27 +3,22 @@ extra.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-from dist_ml.errors import ConfigError
+from dist_ml.bench.plots import load_pyplot, save
 from dist_ml.pipeline_parallel.dry_run import Timeline
-
-matplotlib.use("agg")
-from matplotlib import pyplot as plt
-from matplotlib.patches import Rectangle
 
 _COLOURS = {"F": "#4c78a8", "B": "#f58518", "I": "#e45756", "W": "#72b7b2"}
 _NAMES = {"F": "forward", "B": "backward", "I": "input part", "W": "weight part"}
+_SHORTEST_LABELLED = 0.008  # of the step: in a shorter action its number has no room
 
 
-def draw(timelines: Mapping[str, Timeline], file: Path, unit: str) -> None:
+def draw(timelines: Mapping[str, Timeline], file: str, unit: str) -> None:
     """A panel for each timeline, a row a rank; darker boxes are later stages of a rank."""
+    pyplot = load_pyplot()
     num_ranks = max(len(timeline.ranks) for timeline in timelines.values())
     height = 0.9 + len(timelines) * (0.5 + 0.32 * num_ranks)
-    figure, panels = plt.subplots(
+    figure, panels = pyplot.subplots(
         len(timelines), figsize=(9.0, height), sharex=True, layout="constrained", squeeze=False
     )
     for axes, (title, timeline) in zip(panels[:, 0], timelines.items(), strict=True):
@@ -36,20 +31,13 @@ def draw(timelines: Mapping[str, Timeline], file: Path, unit: str) -> None:
         for timed in rank
     }
     figure.legend(
-        handles=[Rectangle((0, 0), 1, 1, color=_COLOURS[kind]) for kind in sorted(kinds)],
+        handles=[pyplot.Rectangle((0, 0), 1, 1, color=_COLOURS[kind]) for kind in sorted(kinds)],
         labels=[_NAMES[kind] for kind in sorted(kinds)],
         loc="outside lower center",
         ncols=4,
         fontsize="small",
     )
-    try:
-        figure.savefig(file, dpi=150)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"plot={file} can't be written ({error}); choose a folder that is there"
-        ) from error
-    finally:
-        plt.close(figure)
+    save(pyplot, figure, file)
 
 
 def _panel(axes: Any, title: str, timeline: Timeline) -> None:
@@ -67,8 +55,9 @@ def _panel(axes: Any, title: str, timeline: Timeline) -> None:
                 edgecolor="white",
                 linewidth=0.4,
             )
-            middle = (start + stop) / 2 - origin
-            axes.text(middle, row, str(m), ha="center", va="center", fontsize=6)
+            if stop - start > _SHORTEST_LABELLED * timeline.makespan:
+                middle = (start + stop) / 2 - origin
+                axes.text(middle, row, str(m), ha="center", va="center", fontsize=6)
     names = [f"rank {row}" for row in range(len(timeline.ranks))]
     axes.set(yticks=range(len(names)), yticklabels=names)
     axes.set_title(title, fontsize="medium")

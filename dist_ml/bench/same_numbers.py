@@ -1,0 +1,131 @@
+"""`dist-ml bench same_numbers`: losses and weights on every mesh and under every pipeline schedule
+against those of one process. Dropout is on, and nothing divides evenly.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dist_ml.bench.bench import Bench
+from dist_ml.bench.configured import to_arguments
+from dist_ml.bench.form import Record, Result
+from dist_ml.bench.same_numbers_checks import checks_of, record, spelled
+from dist_ml.bench.same_numbers_part import DENSE, EXCHANGES, PRECISIONS, Run, measure
+from dist_ml.bench.worlds import Worlds
+from dist_ml.config.names import require_one_of
+from dist_ml.config.train import MeshConfig, TrainConfig
+from dist_ml.errors import ConfigError, ScheduleError
+from dist_ml.pipeline_parallel.schedules.family import SCHEDULES, make
+from dist_ml.pipeline_parallel.schedules.request import Request
+
+
+@dataclass(frozen=True)
+class SameNumbersBench:
+    """What to compare."""
+
+    train: TrainConfig  # the run, dropout and all
+    mpi: str
+    meshes: tuple[tuple[int, ...], ...]  # data, pipeline, operator
+    schedules: tuple[str, ...]  # each on every mesh with a pipeline that it takes
+    # along the data axis, beside dense, which goes with all: each under one of the schedules
+    exchanges: tuple[str, ...]
+    precisions: tuple[str, ...]
+    steps: int  # of each run
+
+    def __post_init__(self) -> None:
+        for mesh in self.meshes:
+            if len(mesh) != 3 or min(mesh) < 1:
+                raise ConfigError(
+                    f"meshes has {list(mesh)}; each is [data, pipeline, operator], 1 or more"
+                )
+        for key, values, known in (
+            ("schedules", self.schedules, SCHEDULES),
+            ("exchanges", self.exchanges, EXCHANGES),
+            ("precisions", self.precisions, PRECISIONS),
+        ):
+            for value in values:
+                require_one_of(key, value, known)
+        if not self.meshes or not self.precisions:
+            raise ConfigError("nothing to compare; name at least one of meshes and of precisions")
+        if self.steps < 1:
+            raise ConfigError(f"steps={self.steps} must be at least 1")
+
+
+def run(config: SameNumbersBench, worlds: Worlds) -> Result:
+    built, refused = _sorted_out(config.meshes)
+    if not built:
+        raise ConfigError(f"none of meshes={[*map(list, config.meshes)]} is built; add another")
+    (alone,) = _measured(config, worlds, 1, [Run((1, 1, 1), None, DENSE)])
+    records: list[Record] = []
+    for ranks in sorted({math.prod(mesh) for mesh in built}):
+        runs = [one for mesh in built if math.prod(mesh) == ranks for one in runs_of(config, mesh)]
+        for one, found in zip(runs, _measured(config, worlds, ranks, runs), strict=True):
+            records.append(record(one, found, alone))
+    checks = checks_of(records, config.precisions)
+    return Result("same_numbers", [*records, *refused], checks)
+
+
+def runs_of(config: SameNumbersBench, mesh: tuple[int, int, int]) -> Iterator[Run]:
+    """All schedules that such a mesh takes, and the other exchanges under these in turn."""
+    data, pipeline, _ = mesh
+    schedules: list[str | None] = [None]
+    if pipeline > 1:
+        schedules = [name for name in config.schedules if _takes(name, pipeline)]
+    yield from (Run(mesh, name, DENSE) for name in schedules)
+    if data > 1 and schedules:
+        others = [name for name in config.exchanges if name != DENSE]
+        for number, name in enumerate(others, start=pipeline):
+            yield Run(mesh, schedules[number % len(schedules)], name)
+
+
+def _takes(name: str, pipeline: int) -> bool:
+    try:
+        make(name, Request(pipeline, 2 * pipeline))
+    except ScheduleError:
+        return False
+    return True
+
+
+def _sorted_out(
+    meshes: Sequence[tuple[int, ...]],
+) -> tuple[list[tuple[int, int, int]], list[Record]]:
+    """Those that can be trained on, and a row for each of the others."""
+    built: list[tuple[int, int, int]] = []
+    refused: list[Record] = []
+    for data, pipeline, operator in meshes:
+        try:
+            MeshConfig(data, pipeline, operator)
+            built.append((data, pipeline, operator))
+        except ConfigError as error:
+            refused.append({"mesh": spelled((data, pipeline, operator)), "not run": str(error)})
+    return built, refused
+
+
+def _measured(
+    config: SameNumbersBench, worlds: Worlds, ranks: int, runs: Sequence[Run]
+) -> list[dict[str, Any]]:
+    """What each of `runs` came to, by precision; all in one world."""
+    arguments = {
+        "train": to_arguments(config.train),
+        "runs": runs,
+        "precisions": config.precisions,
+        "steps": config.steps,
+    }
+    found: list[dict[str, Any]] = worlds.measure(
+        "same_numbers",
+        arguments,
+        ranks=ranks,
+        mpi=config.mpi,
+        environment={"OMP_NUM_THREADS": "1"},
+    )
+    return found
+
+
+BENCH = Bench(
+    "losses and weights of every mesh and schedule against one process",
+    SameNumbersBench,
+    run,
+    {"same_numbers": measure},
+    ranks=8,
+)

@@ -1,0 +1,79 @@
+"""The ranks' part of `dist-ml bench same_numbers`: training runs on these ranks, one after the
+other, told to the last bit.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dist_ml.bench.configured import from_arguments
+from dist_ml.comm.communicator import Communicator
+from dist_ml.config.allreduce import AllreduceConfig, DataParallelConfig
+from dist_ml.config.pipeline import PipelineConfig
+from dist_ml.config.train import MeshConfig, TrainConfig
+from dist_ml.errors import ConfigError
+from dist_ml.train.build import build_mesh, build_trainer
+
+# Ways to exchange gradients along the data axis, each with the same sums.
+DENSE = "dense"
+EXCHANGES: dict[str, tuple[DataParallelConfig, AllreduceConfig]] = {
+    DENSE: (DataParallelConfig("dense"), AllreduceConfig("native")),
+    "ring": (DataParallelConfig("dense"), AllreduceConfig("ring")),
+    "zero1": (DataParallelConfig("zero1"), AllreduceConfig("native")),
+    "zero2": (DataParallelConfig("zero2"), AllreduceConfig("native")),
+}
+PRECISIONS = ("fp32", "fp64")
+
+
+class Run(NamedTuple):
+    """One way to train: on which mesh (data, pipeline, operator), under which schedule where it has
+    a pipeline, by which of `EXCHANGES`.
+    """
+
+    mesh: tuple[int, int, int]
+    schedule: str | None
+    exchange: str
+
+
+def configured(train: TrainConfig, run: Run, precision: Any) -> TrainConfig:
+    """`train`, that way; precision: one of `PRECISIONS`."""
+    data_parallel, allreduce = EXCHANGES[run.exchange]
+    return dataclasses.replace(
+        train,
+        precision=precision,
+        mesh=MeshConfig(*run.mesh),
+        pipeline=PipelineConfig(run.schedule) if run.schedule else PipelineConfig(),
+        data_parallel=data_parallel,
+        allreduce=allreduce,
+    )
+
+
+def measure(comm: Communicator, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of each of `runs` in each of `precisions`, on rank 0: the losses of the first `steps` steps
+    and the whole model's weights after them, as flat lists.
+    """
+    train = from_arguments(arguments["train"])
+    return [
+        {
+            precision: _train(comm, configured(train, Run(*run), precision), arguments["steps"])
+            for precision in arguments["precisions"]
+        }
+        for run in arguments["runs"]
+    ]
+
+
+def _train(comm: Communicator, config: TrainConfig, num_steps: int) -> dict[str, Any]:
+    mesh = build_mesh(config, comm)
+    trainer = build_trainer(config, mesh)
+    an_epoch = trainer.sampler.steps_per_epoch
+    if num_steps > config.epochs * an_epoch:
+        raise ConfigError(
+            f"steps={num_steps} is more than the run has: {config.epochs} epochs of {an_epoch} "
+            "steps; raise train.epochs"
+        )
+    losses = [trainer.step(*divmod(number, an_epoch)).loss for number in range(num_steps)]
+    weights = trainer.weights() or {}
+    told = {name: tensor.flatten().tolist() for name, tensor in weights.items()}
+    trainer.close()
+    mesh.free()
+    return {"losses": losses, "weights": told}

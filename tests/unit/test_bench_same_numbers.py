@@ -1,0 +1,151 @@
+"""`dist-ml bench same_numbers`: small runs on threads, and its checks on bad figures."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from dist_ml.bench import same_numbers
+from dist_ml.bench.same_numbers import SameNumbersBench, runs_of
+from dist_ml.bench.same_numbers_part import Run, measure
+from dist_ml.cli import arguments, compose
+from dist_ml.config.convert import from_mapping
+from dist_ml.config.train import MeshConfig
+from dist_ml.errors import ConfigError
+from tests.unit.bench_worlds import GivenWorlds, on_threads
+
+SMALL = (
+    "train.model.hidden=[7,6,8]", "train.data.num_train=17", "train.batch_size=7", "train.epochs=1",
+    "steps=3", "meshes=[[2,1,1],[1,2,1],[2,2,1],[1,1,2]]", "schedules=[one_f_one_b,zb_v]",
+)  # fmt: skip
+
+
+def config(*overrides: str) -> SameNumbersBench:
+    request = arguments.parse(list(overrides), "same_numbers", "bench/same_numbers")
+    return from_mapping(SameNumbersBench, compose.composed(request))
+
+
+@pytest.fixture(autouse=True)
+def _refuses_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is built: what is refused has a row that says so."""
+
+    def mesh(data: int, pipeline: int, operator: int) -> MeshConfig:
+        if operator > 1:
+            raise ConfigError(f"operator={operator} is not built")
+        return MeshConfig(data, pipeline, operator)
+
+    monkeypatch.setattr(same_numbers, "MeshConfig", mesh)
+
+
+def trained(ranks: int, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """By the benchmark's part, on threads."""
+    found: list[dict[str, Any]] = on_threads(ranks, measure, {"precisions": ["fp64"], **given})
+    return found
+
+
+def test_runs_on_threads_have_the_numbers_of_one_rank() -> None:
+    worlds = GivenWorlds({"same_numbers": trained})
+    result = same_numbers.run(config(*SMALL), worlds)
+    assert [str(check) for check in result.checks if not check.passed] == []
+    assert [ranks for _, ranks, _ in worlds.arguments] == [1, 2, 4]
+    rows = [(row["mesh"], row["schedule"], row["exchange"]) for row in result.records[:-1]]
+    assert rows == [
+        ("2x1x1", "-", "dense"),
+        *(("2x1x1", "-", exchange) for exchange in ("ring", "zero1", "zero2")),
+        *(("1x2x1", schedule, "dense") for schedule in ("one_f_one_b", "zb_v")),
+        *(("2x2x1", schedule, "dense") for schedule in ("one_f_one_b", "zb_v")),
+        ("2x2x1", "one_f_one_b", "ring"),
+        ("2x2x1", "zb_v", "zero1"),
+        ("2x2x1", "one_f_one_b", "zero2"),
+    ]
+    assert 0 < max(row["weights fp32"] for row in result.records[:-1]) < 1e-6
+    assert result.records[-1] == {"mesh": "1x1x2", "not run": "operator=2 is not built"}
+
+
+def test_all_that_should_be_run_is() -> None:
+    whole = config()
+    assert max(math.prod(mesh) for mesh in whole.meshes) == 8
+    taken = {run.schedule for run in runs_of(whole, (1, 8, 1))}
+    assert taken == set(whole.schedules)
+    assert "chimera" not in {run.schedule for run in runs_of(whole, (1, 7, 1))}
+
+
+ALONE = {"losses": [2.0, 1.0], "weights": {"a": [4.0, -8.0], "b": [0.5]}}
+
+
+def shifted(by: float, *place: Any) -> dict[str, Any]:
+    """`ALONE` with one number changed by a part of itself."""
+    found: Any = copy.deepcopy(ALONE)
+    inner = found
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] *= 1 + by
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    ("fp32", "fp64", "failed"),
+    [
+        (shifted(1e-5, "losses", 1), shifted(9e-11, "losses", 0), []),
+        (shifted(3e-5, "losses", 1), ALONE, ["fp32"]),
+        (shifted(3e-5, "weights", "b", 0), shifted(2e-10, "weights", "a", 1), ["fp32", "fp64"]),
+        (ALONE, shifted(2e-10, "losses", 0), ["fp64"]),
+        (shifted(math.nan, "losses", 0), ALONE, ["fp32"]),
+        (ALONE, shifted(math.nan, "weights", "b", 0), ["fp64"]),
+    ],
+    ids=["good", "loss", "weights", "fp64 loss", "nan loss", "nan weight"],
+)
+def test_checks(fp32: dict[str, Any], fp64: dict[str, Any], failed: list[str]) -> None:
+    """One bad run among good ones is enough."""
+
+    def found(ranks: int, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+        good = {"fp32": ALONE, "fp64": ALONE}
+        runs = [good for _ in given["runs"]]
+        if ranks == 2:
+            runs[-1] = {"fp32": fp32, "fp64": fp64}
+        return runs
+
+    result = same_numbers.run(config(*SMALL), GivenWorlds({"same_numbers": found}))
+    names = [f"largest relative difference to one process, {name}" for name in failed]
+    assert [check.name for check in result.checks if not check.passed] == names
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["meshes=[[2,2]]"], r"meshes has \[2, 2\]; each is \[data, pipeline, operator\]"),
+        (["meshes=[[2,0,1]]"], "1 or more"),
+        (["meshes=[]"], "at least one"),
+        (["precisions=[bf16]"], "precisions=bf16 is not one of fp32, fp64"),
+        (["schedules=[gpip]"], "did you mean gpipe"),
+        (["exchanges=[daso]"], "exchanges=daso is not one of"),
+        (["steps=0"], "steps=0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_compared_is_told(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["meshes=[[1,1,2]]"], "none of meshes"),
+        ([*SMALL, "steps=4"], "steps=4 is more than the run has: 1 epochs of 3 steps"),
+    ],
+)
+def test_what_cannot_be_run_is_told(overrides: list[str], message: str) -> None:
+    run: Callable[..., Any] = same_numbers.run
+    with pytest.raises(ConfigError, match=message):
+        run(config(*overrides), GivenWorlds({"same_numbers": trained}))
+
+
+def test_a_run_is_told_to_the_last_bit() -> None:
+    given = {"train": same_numbers.to_arguments(config(*SMALL).train), "steps": 2,
+             "runs": [Run((1, 1, 1), None, "dense")] * 2}  # fmt: skip
+    first, second = trained(1, given)
+    assert first == second
+    assert len(first["fp64"]["losses"]) == 2
+    assert [len(values) for values in first["fp64"]["weights"].values()][:2] == [7 * 13, 7]
