@@ -83,6 +83,11 @@ def groups(request: Request) -> dict[str, list[str]]:
     return {group: sorted(names) for group, names in sorted(options.items()) if group != "."}
 
 
+def names(request: Request) -> list[str]:
+    """The whole configurations, ours and those of --config-dir."""
+    return sorted({file.stem for folder in _folders(request) for file in folder.glob("*.yaml")})
+
+
 def sweep_points(request: Request) -> list[tuple[str, ...]]:
     """The overrides of each point of a sweep: Hydra's grammar (a,b  choice(a,b)  range(1,4)
     glob(*)), the cartesian product.
@@ -240,10 +245,8 @@ def _in_words(request: Request, call: Callable[[], T]) -> T:
 def _missing(error: MissingConfigException, request: Request) -> str:
     """Hydra's 'Could not find', with the closest of the names that there are."""
     group, _, name = str(error.missing_cfg_file or "").rpartition("/")
-    names = groups(request).get(group) or sorted(
-        {file.stem for folder in _folders(request) for file in folder.glob("*.yaml")}
-    )
-    close = difflib.get_close_matches(name, names, 1)
+    known = groups(request).get(group) or names(request)
+    close = difflib.get_close_matches(name, known, 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     what = f"{group}={name}" if group else f"--config-name {name}"
-    return f"{what} is not one of {', '.join(names)}{hint}; --config-dir DIR adds your own"
+    return f"{what} is not one of {', '.join(known)}{hint}; --config-dir DIR adds your own"

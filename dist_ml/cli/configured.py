@@ -11,13 +11,13 @@ from typing import Any
 
 from dist_ml.cli import compose, terminal
 from dist_ml.cli.arguments import FLAGS, Request
-from dist_ml.config.convert import from_mapping
+from dist_ml.config.convert import from_mapping, to_mapping
 
 
-def show(request: Request, config_class: type, program: str) -> int:
+def show(request: Request, config_class: type, program: str, flags: str = FLAGS) -> int:
     """`--help`, or `--cfg job`; the latter is checked too, after it is printed."""
     if request.help:
-        terminal.say(_help(request, config_class, program))
+        terminal.say(_help(request, config_class, program, flags))
         return 0
     terminal.say(compose.shown(request))
     if not request.package:
@@ -25,7 +25,7 @@ def show(request: Request, config_class: type, program: str) -> int:
     return 0
 
 
-def _help(request: Request, config_class: type, program: str) -> str:
+def _help(request: Request, config_class: type, program: str, flags: str) -> str:
     mapping = compose.composed(request)
     groups = {
         group: options for group, options in compose.groups(request).items() if group in mapping
@@ -40,11 +40,9 @@ def _help(request: Request, config_class: type, program: str) -> str:
             "~key removes one.",
             "",
             "Flags:",
-            FLAGS,
+            flags,
             "",
-            "Groups:",
-            *group_lines,
-            "",
+            *(["Groups:", *group_lines, ""] if group_lines else []),
             f"Keys, with the values that they have now ({request.config_name}.yaml and the "
             "overrides given):",
             *_key_lines(mapping, config_class),
@@ -70,7 +68,7 @@ def _rows(
     """
     meanings, hints = field_comments(config_class), typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        key, value = f"{prefix}{field.name}", mapping.get(field.name, field.default)
+        key, value = f"{prefix}{field.name}", mapping.get(field.name, _default(field))
         nested = hints[field.name]
         if (
             dataclasses.is_dataclass(nested)
@@ -80,6 +78,14 @@ def _rows(
             yield from _rows(value, nested, f"{key}.")
         else:
             yield key, _spell(value), meanings.get(field.name, "")
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    """As a mapping has it: of a group, its keys."""
+    if field.default_factory is dataclasses.MISSING:
+        return field.default
+    made = field.default_factory()
+    return to_mapping(made) if dataclasses.is_dataclass(made) else made
 
 
 def field_comments(config_class: type) -> dict[str, str]:

@@ -22,6 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dist_ml.cli.evaluate",
         "measure a finished run's saved weights on the test samples",
     ),
+    "experiment": (
+        "dist_ml.cli.experiment",
+        "run a scaling experiment from its configuration, and report on it",
+    ),
     "report": ("dist_ml.cli.report", "tabulate runs, and plot their losses and step times"),
     "bench": ("dist_ml.cli.bench", "run a benchmark and hold its figures against their limits"),
     "schedule": ("dist_ml.cli.schedule", "prove, time and draw a pipeline schedule"),
@@ -88,7 +92,7 @@ def _say_help(_: Sequence[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:9} {text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: dist-ml COMMAND [options]        dist-ml COMMAND --help tells more",

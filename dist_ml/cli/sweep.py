@@ -2,24 +2,21 @@
 ranks can be swept too.
 """
 
-import re
-import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_ml.cli import compose, terminal
 from dist_ml.cli.arguments import Request
-from dist_ml.config.convert import from_mapping, to_mapping
+from dist_ml.cli.composed_point import composed_point, refuse_ranks
+from dist_ml.config.convert import to_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError, DistMLError
-from dist_ml.launch import mpi_installation, mpiexec
+from dist_ml.experiment.training_job import TrainingJob, folder_name, start
 
 if TYPE_CHECKING:
     from dist_ml.train.stored_run import StoredRun
-
-_LONGEST_NAME = 80
 
 
 @dataclass(frozen=True)
@@ -38,13 +35,7 @@ class Point:
 
 def run(request: Request) -> int:
     """Run all points; 1 when any failed, after the others have run."""
-    from dist_ml.comm import mpi
-
-    if mpi.launched():
-        raise ConfigError(
-            "--multirun starts an MPI job for each point, so it can't run inside one; start it "
-            "without mpiexec or srun"
-        )
+    refuse_ranks("--multirun")
     points = plan(request)
     failed = [point for point in points if not _run_point(request, point, len(points))]
     _report(points)
@@ -74,29 +65,15 @@ def plan(request: Request) -> list[Point]:
     root: Path | None = None
     for number, overrides in enumerate(swept, 1):
         try:
-            config = from_mapping(
-                TrainConfig, compose.composed(replace(request, overrides=overrides, multirun=False))
-            )
+            config = composed_point(request, overrides)
         except DistMLError as error:
             raise ConfigError(
                 f"point {number} of the sweep ({' '.join(overrides)}): {error}"
             ) from error
         root = root or Path("multirun", config.name, time.strftime("%Y-%m-%d_%H-%M-%S"))
-        points.append(
-            Point(
-                number,
-                overrides,
-                config,
-                root / _folder_name(number, [overrides[index] for index in varied]),
-            )
-        )
+        name = folder_name(number, [overrides[index] for index in varied])
+        points.append(Point(number, overrides, config, root / name))
     return points
-
-
-def _folder_name(number: int, varied: list[str]) -> str:
-    """`3_ranks=2,optimizer.lr=0.1`, with nothing in it that a shell or a file system minds."""
-    name = re.sub(r"[^\w.,=+-]+", "-", ",".join(varied)).strip("-")
-    return f"{number}_{name}"[:_LONGEST_NAME] if name else str(number)
 
 
 def _run_point(request: Request, point: Point, count: int) -> bool:
@@ -104,24 +81,18 @@ def _run_point(request: Request, point: Point, count: int) -> bool:
         f"\nrun {point.number} of {count} on {point.ranks} rank{'s' if point.ranks > 1 else ''}: "
         f"{' '.join(point.overrides)}"
     )
-    program = [sys.executable, "-m", "dist_ml", "train", f"--config-name={request.config_name}"]
-    program += [f"--config-dir={request.config_dir}"] if request.config_dir else []
-    program += ["--debug"] if request.debug else []
-    program += [*point.overrides, f"folder='{point.folder}'"]
-    status = _status(program, point.ranks)
+    job = TrainingJob(
+        request.config_name,
+        request.config_dir,
+        point.overrides,
+        point.folder,
+        point.ranks,
+        request.debug,
+    )
+    status = start(job).returncode
     if status != 0:
         terminal.complain(f"run {point.number} failed with status {status}; going on")
     return status == 0
-
-
-def _status(program: list[str], ranks: int) -> int:
-    """One rank needs no MPI, unless one is there."""
-    mpi = next(iter(mpi_installation.available()), None)
-    if mpi is None and ranks == 1:
-        import subprocess
-
-        return subprocess.run(program).returncode
-    return mpiexec.run(program, ranks).returncode
 
 
 def _report(points: list[Point]) -> None:

@@ -109,7 +109,7 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
     """Everything that a training run needs. Collective."""
     with raise_on_all_ranks(mesh.world):
         check_members(config)
-        check_axes(config, mesh)
+        check_axes(config, mesh.sizes)
     task = build_task(config, mesh)
     pipeline = _build_pipeline(config, mesh, task)
     with raise_on_all_ranks(mesh.world):

@@ -2,6 +2,7 @@
 holds the same ones.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -79,9 +80,9 @@ def build_pipeline(
     return Pipeline(schedule, stages, shapes, shared, comm, replicas, len(copies))
 
 
-def check_axes(config: TrainConfig, mesh: Mesh) -> None:
-    """`ConfigError` for keys that this mesh has no use for, or can't serve."""
-    if mesh.sizes["pipeline"] == 1:
+def check_axes(config: TrainConfig, sizes: Mapping[str, int]) -> None:
+    """`ConfigError` for keys that a mesh of these sizes has no use for, or can't serve."""
+    if sizes["pipeline"] == 1:
         if config.pipeline != PipelineConfig():
             raise ConfigError(
                 "pipeline.* has no effect with mesh.pipeline=1: leave it out, or set mesh.pipeline"
@@ -90,13 +91,13 @@ def check_axes(config: TrainConfig, mesh: Mesh) -> None:
     if config.accumulation > 1:
         raise ConfigError(
             f"accumulation={config.accumulation} has no effect with "
-            f"mesh.pipeline={mesh.sizes['pipeline']}: a pipeline's pieces of a batch are "
+            f"mesh.pipeline={sizes['pipeline']}: a pipeline's pieces of a batch are "
             f"pipeline.microbatches; set accumulation=1 pipeline.microbatches={config.accumulation}"
         )
     if config.data_parallel.name in ("periodic", "daso"):
         raise ConfigError(
             f"data_parallel={config.data_parallel.name} is not built for mesh.pipeline="
-            f"{mesh.sizes['pipeline']}; use dense, zero1 or zero2"
+            f"{sizes['pipeline']}; use dense, zero1 or zero2"
         )
 
 

@@ -28,7 +28,8 @@ BELOW: dict[str, frozenset[str]] = {
     "operator_parallel": _PARTS,
     "train": _PARTS | _PARALLEL,
     "bench": _PARTS | _PARALLEL | {"train"},  # it measures what train composes
-    "cli": _PARTS | _PARALLEL | {"train", "bench"},
+    "experiment": LEAVES | {"comm", "train"},  # it starts runs and reads what they left
+    "cli": _PARTS | _PARALLEL | {"train", "bench", "experiment"},
 }
 # Leaves that stand on other leaves.
 BELOW["config"] = frozenset({"errors"})
@@ -42,7 +43,7 @@ ONLY_IN = {
     "hydra": ("cli/",),
     "omegaconf": ("cli/",),
     "antlr4": ("cli/",),
-    "matplotlib": ("cli/plots.py", "bench/plots.py"),
+    "matplotlib": ("cli/plots.py", "bench/plots.py", "experiment/plots.py"),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,199 @@
+"""A report's figures in tables, and report.md."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dist_ml.experiment.axes import spell
+from dist_ml.experiment.report import Report
+from dist_ml.measure.scaling import USL
+
+_HEADERS = {
+    "seconds": "seconds",
+    "samples_per_second": "samples/s",
+    "communication_share": "communication",
+    "bubble": "bubble",
+    "planned_bubble": "planned bubble",
+    "words_sent": "words sent",
+}
+_FORMATS = {
+    "seconds": "{:.2f}",
+    "samples_per_second": "{:,.0f}",
+    "communication_share": "{:.1%}",
+    "bubble": "{:.1%}",
+    "planned_bubble": "{:.1%}",
+}
+_SPEEDS = ("seconds", "samples_per_second")  # which speed-ups stand beside
+_WHOLE = "{:,.0f}"  # of words
+_NOTHING = "-"
+
+
+class Table(NamedTuple):
+    """Cells as text, a header for each, and which columns hold numbers."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: Sequence[bool]
+
+
+def points_table(report: Report) -> Table:
+    """A row a point: its settings, its ranks, what was measured, and what follows."""
+    points = report["points"]
+    settings = [key for key in dict.fromkeys(k for p in points for k in p["settings"])
+                if key != "ranks"]  # fmt: skip
+    measures = list(dict.fromkeys(name for point in points for name in point["measures"]))
+    speeds, others = ([m for m in measures if (m in _SPEEDS) is first] for first in (True, False))
+    derived = [name for name in ("speed_up", "efficiency", "relative")
+               if any(point[name] is not None for point in points)]  # fmt: skip
+    named = {"speed_up": "speed-up", "relative": "of the first"}
+    headers = [*settings, "ranks", *(_header(name) for name in speeds),
+               *(named.get(name, name) for name in derived),
+               *(_header(name) for name in others), "runs"]  # fmt: skip
+    rows = [
+        [
+            *(point["settings"].get(key, _NOTHING) for key in settings),
+            str(point["ranks"]),
+            *(_measure(point, name) for name in speeds),
+            *(_derived(point, name) for name in derived),
+            *(_measure(point, name) for name in others),
+            _runs(point),
+        ]
+        for point in points
+    ]
+    return Table(headers, rows, [False] * len(settings) + [True] * (len(headers) - len(settings)))
+
+
+def fits_table(report: Report) -> Table:
+    """A row for each curve and law, the better law of a curve first."""
+    headers = ("curve", "law", "samples/s of a rank", "sigma", "kappa", "residual", "corrected",
+               "most ranks")  # fmt: skip
+    rows = [
+        [
+            curve["title"] or "all points",
+            fit["law"],
+            f"{fit['rate']:,.0f}",
+            f"{fit['sigma']:.4f}",
+            f"{fit['kappa']:.2g}" if fit["law"] == USL else _NOTHING,
+            f"{fit['residual']:.2%}",
+            f"{fit['corrected_residual']:.2%}",
+            _NOTHING if fit["most_ranks"] is None else f"{fit['most_ranks']:.0f}",
+        ]
+        for curve in report["curves"]
+        for fit in curve["fits"]
+    ]
+    return Table(headers, rows, [False, False] + [True] * 6)
+
+
+def conclusions(report: Report) -> list[str]:
+    """What the fits say, a line for each curve over ranks; those of which the same is to be said
+    share it.
+    """
+    said: dict[str, list[str]] = {}
+    for curve in report["curves"]:
+        if curve["base_ranks"] is not None or len(report["curves"]) == 1:
+            said.setdefault(curve["conclusion"], []).append(curve["title"])
+    return [
+        f"{', '.join(titles)}: {text}" if len(report["curves"]) > 1 else text
+        for text, titles in said.items()
+    ]
+
+
+def markdown(report: Report, plots: Sequence[str], without_plots: str) -> str:
+    """report.md. `plots`: names of files beside it; `without_plots`: why there are none."""
+    config = report["experiment"]
+    failures = [f"- {each['point']}, repetition {each['repetition']}: {each['problem']}"
+                for each in report["failures"]]  # fmt: skip
+    fits = fits_table(report)
+    parts = [
+        f"# {config['name']}: {config['kind']} scaling",
+        _what_ran(config),
+        *_environment_lines(report),
+        *report["notes"],
+        _markdown_table(points_table(report)),
+        _LEGEND,
+        "## Over ranks" if conclusions(report) else "",
+        _markdown_table(fits) if fits.rows else "",
+        "\n\n".join(conclusions(report)),
+        "## Failed" if failures else "",
+        "\n".join(failures),
+        "\n\n".join(f"![{name}]({name})" for name in plots) or without_plots,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_LEGEND = (
+    "Medians over the finished runs, with the spread of their middle half (of all, where there are "
+    "fewer than four) in brackets. Speed-up: samples/s over those of the fewest ranks of the same "
+    "settings; efficiency: speed-up over the ratio of ranks, which in weak scaling is the rate "
+    "that a rank keeps. Words are those that rank 0 sent."
+)
+
+
+def _what_ran(config: Mapping[str, Any]) -> str:
+    place = {
+        "local": "on one machine",
+        "emulated": f"on {config['network']['hosts']} emulated hosts, "
+        f"{config['network']['rate'] or 'unshaped'} links",
+        "slurm": "as Slurm jobs",
+    }[config["where"]]
+    varied = ", ".join(config["axes"])
+    runs = f"{config['repetitions']} run{'s' if config['repetitions'] > 1 else ''} a point"
+    fixed = " ".join(f"{key}={spell(value)}" for key, value in config["fixed"].items())
+    a_rank = " ".join(f"{key}={value}" for key, value in config["per_rank"].items())
+    return (
+        f"`{config['base']}` with {varied} varied, {runs}, {place}"
+        + (f"; fixed: `{fixed}`" if fixed else "")
+        + (f"; times the ranks: `{a_rank}`" if a_rank else "")
+        + "."
+    )
+
+
+def _environment_lines(report: Report) -> list[str]:
+    return [
+        ", ".join(f"{key} {value}" for key, value in each.items() if value)
+        for each in report["environments"][:1]
+    ]
+
+
+def _markdown_table(table: Table) -> str:
+    widths = [max(map(len, column)) for column in zip(table.headers, *table.rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(cells, widths, table.numeric, strict=True)
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [
+        "-" * (width - 1) + (":" if number else "-")
+        for width, number in zip(widths, table.numeric, strict=True)
+    ]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
+    return "\n".join([line(table.headers), f"| {' | '.join(rule)} |", *map(line, rows)])
+
+
+def _header(name: str) -> str:
+    return _HEADERS.get(name) or f"words along {name.rpartition('.')[2]}"
+
+
+def _measure(point: Mapping[str, Any], name: str) -> str:
+    value = point["measures"].get(name)
+    return _NOTHING if value is None else _spell(value, _FORMATS.get(name, _WHOLE))
+
+
+def _derived(point: Mapping[str, Any], name: str) -> str:
+    value, text = point[name], "{:.0%}" if name == "efficiency" else "{:.2f}"
+    if value is None:
+        return _NOTHING
+    return text.format(value) if isinstance(value, float) else _spell(value, text)
+
+
+def _spell(value: Mapping[str, Any], text: str) -> str:
+    """The median, and the spread where it shows."""
+    median, low, high = (text.format(value[key]) for key in ("median", "low", "high"))
+    return median if low == median == high else f"{median} ({low}-{high})"
+
+
+def _runs(point: Mapping[str, Any]) -> str:
+    failed = f", {point['failed']} failed" if point["failed"] else ""
+    return f"{point['finished']}{failed}"
