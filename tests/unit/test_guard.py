@@ -99,6 +99,8 @@ def test_shards_are_clipped_by_the_norm_of_the_whole(ranks: int) -> None:
 def test_one_bad_shard_is_everybodys() -> None:
     def body(world: Communicator) -> bool:
         shard = torch.tensor([math.nan if world.rank == 1 else 1.0])
-        return Guard(world, None, "skip").admits(Sharded(shard, Range(0, len(shard)), torch.zeros(1), world), 0, 0)
+        return Guard(world, None, "skip").admits(
+            Sharded(shard, Range(0, len(shard)), torch.zeros(1), world), 0, 0
+        )
 
     assert run_ranks(3, body) == [False] * 3
