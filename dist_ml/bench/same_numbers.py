@@ -2,6 +2,7 @@
 against those of one process. Dropout is on, and nothing divides evenly.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.configured import to_arguments
 from dist_ml.bench.form import Record, Result
-from dist_ml.bench.same_numbers_checks import checks_of, record, spelled
+from dist_ml.bench.same_numbers_checks import checks_of, dropout_check, record, spelled
 from dist_ml.bench.same_numbers_part import DENSE, EXCHANGES, PRECISIONS, Run, measure
 from dist_ml.bench.worlds import Worlds
 from dist_ml.config.names import require_one_of
@@ -56,13 +57,15 @@ def run(config: SameNumbersBench, worlds: Worlds) -> Result:
     built, refused = _sorted_out(config.meshes)
     if not built:
         raise ConfigError(f"none of meshes={[*map(list, config.meshes)]} is built; add another")
-    (alone,) = _measured(config, worlds, 1, [Run((1, 1, 1), None, DENSE)])
+    one_process = [Run((1, 1, 1), None, DENSE)]
+    (alone,) = _measured(config, worlds, 1, one_process)
+    (without,) = _measured(_without_dropout(config), worlds, 1, one_process)
     records: list[Record] = []
     for ranks in sorted({math.prod(mesh) for mesh in built}):
         runs = [one for mesh in built if math.prod(mesh) == ranks for one in runs_of(config, mesh)]
         for one, found in zip(runs, _measured(config, worlds, ranks, runs), strict=True):
             records.append(record(one, found, alone))
-    checks = checks_of(records, config.precisions)
+    checks = [*checks_of(records, config.precisions), dropout_check(alone, without)]
     return Result("same_numbers", [*records, *refused], checks)
 
 
@@ -77,6 +80,11 @@ def runs_of(config: SameNumbersBench, mesh: tuple[int, int, int]) -> Iterator[Ru
         others = [name for name in config.exchanges if name != DENSE]
         for number, name in enumerate(others, start=pipeline):
             yield Run(mesh, schedules[number % len(schedules)], name)
+
+
+def _without_dropout(config: SameNumbersBench) -> SameNumbersBench:
+    model = dataclasses.replace(config.train.model, dropout=0.0)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, model=model))
 
 
 def _takes(name: str, pipeline: int) -> bool:

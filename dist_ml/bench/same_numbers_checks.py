@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_ml.bench.form import Check, Record, most
+from dist_ml.bench.form import Check, Record, least, most
 from dist_ml.bench.reproduce import difference
 from dist_ml.bench.same_numbers_part import Run
 
@@ -51,6 +51,15 @@ def checks_of(records: Sequence[Record], precisions: Sequence[str]) -> list[Chec
         )
         for precision in precisions
     ]
+
+
+def dropout_check(alone: Mapping[str, Any], without: Mapping[str, Any]) -> Check:
+    """That dropout takes part in what is compared: how far it moves the losses of one process."""
+    moved = least(
+        difference(without[precision]["losses"], found["losses"])
+        for precision, found in alone.items()
+    )
+    return Check("relative difference that dropout makes to one process", moved, 1e-3, "higher")
 
 
 def spelled(mesh: Sequence[int]) -> str:

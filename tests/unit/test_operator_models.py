@@ -21,7 +21,7 @@ from dist_ml.train.axis_words import planned_words
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.interval import Interval
 
-NUM_STEPS = 4
+NUM_STEPS = 3
 DIGITS = DataConfig("digits", num_train=30, num_test=17, test_every=5)
 TEXT = DataConfig("text", num_tokens=9, test_fraction=0.1, num_train=30, num_test=17)
 SIZES: dict[str, Any] = {"width": 12, "depth": 2, "heads": 3, "activation": "gelu", "dropout": 0.2}
@@ -74,7 +74,7 @@ def test_a_mesh_trains_as_one_process(
     assert_same(found, alone(name), 1e-8)
 
 
-@pytest.mark.parametrize(("name", "mesh", "choices"), [m for m in MESHES if m[1][0] == 1])
+@pytest.mark.parametrize(("name", "mesh", "choices"), [m for m in MESHES if m[1][0] == 1][::2])
 def test_what_is_planned_is_what_is_counted(
     name: str, mesh: tuple[int, int, int], choices: dict[str, Any]
 ) -> None:
