@@ -67,7 +67,8 @@ def _words(comm: Communicator, step: Callable[[], None]) -> int:
         for (axis, _), tally in comm.traffic.since(before).items()
         if axis == "operator"
     )
-    return max(comm.allgather_objects(sent))
+    most: int = max(comm.allgather_objects(sent))
+    return most
 
 
 def _objective(trainer: Trainer, batch: int) -> int:

@@ -47,4 +47,4 @@ def crossover_batch(m: int, ranks: int) -> float:
     """The samples from which 2-D layers move fewer words than 1-D ones, of pairs of square layers
     of width m on a square grid, all gradients wanted: 6 m / (4 sqrt(P) - 1).
     """
-    return 6 * m / (4 * ranks**0.5 - 1)
+    return float(6 * m / (4 * ranks**0.5 - 1))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -66,16 +66,32 @@ def plain_mlp(widths: Sequence[int], weights: Mapping[str, torch.Tensor]) -> nn.
 def sgd_step(
     model: nn.Module, lr: float, next_batch: Callable[[], tuple[torch.Tensor, torch.Tensor]]
 ) -> Callable[[], float]:
-    """One step of torch's fused SGD on the next batch: its loss before the update."""
-    optimizer = torch.optim.SGD(model.parameters(), lr, fused=True)
+    """One step of torch's fused SGD on the next batch: its loss before the update.
+
+    DTensor has no fused SGD, so that this rank's parts are updated as the tensors that they are.
+    """
+    parameters = list(model.parameters())
+    parts = [nn.Parameter(_part(parameter.detach(), parameter)) for parameter in parameters]
+    optimizer = torch.optim.SGD(parts, lr, fused=True)
     loss_function = nn.CrossEntropyLoss()
 
     def step() -> float:
         inputs, targets = next_batch()
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss = loss_function(model(inputs), targets)
         loss.backward()
+        for part, parameter in zip(parts, parameters, strict=True):
+            assert parameter.grad is not None
+            part.grad = _part(parameter.grad, parameter)
         optimizer.step()
         return float(loss.item())
 
     return step
+
+
+def _part(x: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of `x`, which lies as `parameter` does, in the same memory."""
+    if not isinstance(x, DTensor):
+        return x
+    assert isinstance(parameter, DTensor)
+    return x.redistribute(placements=parameter.placements).to_local()

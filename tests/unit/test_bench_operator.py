@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_worlds import GivenWorlds, on_threads
-from thread_world import run_ranks
 
 from dist_ml.bench import (
     operator_crossover,
@@ -33,6 +31,8 @@ from dist_ml.config.convert import from_mapping
 from dist_ml.errors import ConfigError
 from dist_ml.operator_parallel import collectives
 from dist_ml.operator_parallel.grid import Sides
+from tests.thread_world import run_ranks
+from tests.unit.bench_worlds import GivenWorlds, on_threads
 
 LAYOUTS = ("1d", "1d_sharded", "2d", "2.5d", "3d")
 
