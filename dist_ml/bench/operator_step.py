@@ -80,8 +80,8 @@ def step_records(seconds: Mapping[str, Sequence[float]]) -> list[Record]:
                 "ms": 1e3 * middle.median,
                 "low": 1e3 * middle.low,
                 "high": 1e3 * middle.high,
-                "our 1d step over it": over.median,
-                "of our 1d step": ratio(values, seconds[ours(_CHECKED)]).median,
+                "1d over it": over.median,
+                "of 1d": ratio(values, seconds[ours(_CHECKED)]).median,
             }
         )
     return records
