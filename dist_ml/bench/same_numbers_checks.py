@@ -22,11 +22,13 @@ def record(run: Run, found: Mapping[str, Any], alone: Mapping[str, Any]) -> dict
         "mesh": spelled(run.mesh),
         "schedule": run.schedule or "-",
         "exchange": run.exchange,
+        "layout": run.layout or "-",
     }
     for precision, reference in alone.items():
         ours = found[precision]
         row[f"losses {precision}"] = difference(ours["losses"], reference["losses"])
-        row[f"weights {precision}"] = _weights_apart(ours["weights"], reference["weights"])
+        if reference["weights"]:
+            row[f"weights {precision}"] = _weights_apart(ours["weights"], reference["weights"])
     return row
 
 
@@ -45,7 +47,12 @@ def checks_of(records: Sequence[Record], precisions: Sequence[str]) -> list[Chec
     return [
         Check(
             f"largest relative difference to one process, {precision}",
-            most(row[f"{what} {precision}"] for row in records for what in ("losses", "weights")),
+            most(
+                row[f"{what} {precision}"]
+                for row in records
+                for what in ("losses", "weights")
+                if f"{what} {precision}" in row
+            ),
             LIMITS[precision],
             "lower",
         )
