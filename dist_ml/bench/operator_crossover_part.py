@@ -1,10 +1,11 @@
 """The ranks' part of `dist-ml bench operator_crossover`: training steps in 1-D and 2-D layouts."""
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dist_ml.bench.configured import from_arguments
+from dist_ml.bench.configured import from_arguments, on_arrays
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.train import MeshConfig, TrainConfig
 from dist_ml.measure.compare import compare
@@ -21,20 +22,27 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for batch, train in arguments["trains"].items():
-        trainers = {layout: _trainer(comm, from_arguments(train), layout) for layout in LAYOUTS}
-        steps = {layout: _step(trainer) for layout, trainer in trainers.items()}
-        words = {layout: _words(comm, steps[layout]) for layout in LAYOUTS}
-        objective = {layout: _objective(trainers[layout], int(batch)) for layout in LAYOUTS}
-        found[batch] = {
-            "words": words,
-            "objective": {
-                layout: max(comm.allgather_objects(own)) for layout, own in objective.items()
-            },
-            "seconds": compare(comm, steps, arguments["rounds"]),
-        }
-        for trainer in trainers.values():
-            trainer.close()
-            trainer.mesh.free()
+        config = from_arguments(train)
+        with tempfile.TemporaryDirectory(prefix="dist_ml-bench-") as folder:
+            num_samples = max(config.batch_size, config.data.num_outputs or 0)
+            found[batch] = _measured(
+                comm, on_arrays(config, num_samples, folder), arguments["rounds"]
+            )
+    return found
+
+
+def _measured(comm: Communicator, train: TrainConfig, rounds: int) -> dict[str, Any]:
+    trainers = {layout: _trainer(comm, train, layout) for layout in LAYOUTS}
+    steps = {layout: _step(trainer) for layout, trainer in trainers.items()}
+    stated = {layout: _objective(trainers[layout], train.batch_size) for layout in LAYOUTS}
+    found = {
+        "words": {layout: _words(comm, steps[layout]) for layout in LAYOUTS},
+        "objective": {layout: max(comm.allgather_objects(own)) for layout, own in stated.items()},
+        "seconds": compare(comm, steps, rounds),
+    }
+    for trainer in trainers.values():
+        trainer.close()
+        trainer.mesh.free()
     return found
 
 

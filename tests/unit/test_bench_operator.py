@@ -1,6 +1,7 @@
 """The measuring parts of the operator benchmarks at tiny size, and their checks on bad data."""
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -238,6 +239,7 @@ def test_what_can_not_be_compared_is_refused() -> None:
 CROSSOVER = ("width=8", "batches=[4,32]", "rounds=2", "planned_width=512")
 
 
+@functools.cache
 def crossover(*overrides: str) -> tuple[Result, dict[str, Any]]:
     def found(ranks: int | None, part: Any) -> Any:
         measured.update(on_threads(ranks or 4, operator_crossover_part.measure, part))
