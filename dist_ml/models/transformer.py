@@ -147,8 +147,8 @@ class Transformer(BlockModel):
     def _check_residual(self, name: str, spread: Spread) -> None:
         if spread != self._residual_spread:
             raise ConfigError(
-                f"operator_parallel.layers has the outputs of {name} lie unlike the embedding's, to "
-                f"which they are added; name one layout for both layers of {name} and the "
+                f"operator_parallel.layers has the outputs of {name} lie unlike the embedding's, "
+                f"to which they are added; name one layout for both layers of {name} and the "
                 "embedding, or none"
             )
 
