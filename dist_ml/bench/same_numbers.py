@@ -2,6 +2,7 @@
 against those of one process. Dropout is on, and nothing divides evenly.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from typing import Any
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.configured import to_arguments
 from dist_ml.bench.form import Record, Result
-from dist_ml.bench.same_numbers_checks import checks_of, record, spelled
+from dist_ml.bench.same_numbers_checks import checks_of, dropout_check, record
 from dist_ml.bench.same_numbers_part import DENSE, EXCHANGES, PRECISIONS, Run, measure
 from dist_ml.bench.worlds import Worlds
 from dist_ml.config.names import require_one_of
-from dist_ml.config.train import MeshConfig, TrainConfig
+from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError, ScheduleError
+from dist_ml.operator_parallel.layout import LAYOUTS
 from dist_ml.pipeline_parallel.schedules.family import SCHEDULES, make
 from dist_ml.pipeline_parallel.schedules.request import Request
 
@@ -30,8 +32,11 @@ class SameNumbersBench:
     schedules: tuple[str, ...]  # each on every mesh with a pipeline that it takes
     # along the data axis, beside dense, which goes with all: each under one of the schedules
     exchanges: tuple[str, ...]
+    # of layers that ranks share: each on every mesh with an operator axis and no pipeline, dense
+    layouts: tuple[str, ...]
     precisions: tuple[str, ...]
     steps: int  # of each run
+    weights: bool  # compare those after the last step, too: they are held by one process as text
 
     def __post_init__(self) -> None:
         for mesh in self.meshes:
@@ -42,6 +47,7 @@ class SameNumbersBench:
         for key, values, known in (
             ("schedules", self.schedules, SCHEDULES),
             ("exchanges", self.exchanges, EXCHANGES),
+            ("layouts", self.layouts, LAYOUTS),
             ("precisions", self.precisions, PRECISIONS),
         ):
             for value in values:
@@ -53,30 +59,39 @@ class SameNumbersBench:
 
 
 def run(config: SameNumbersBench, worlds: Worlds) -> Result:
-    built, refused = _sorted_out(config.meshes)
-    if not built:
-        raise ConfigError(f"none of meshes={[*map(list, config.meshes)]} is built; add another")
-    (alone,) = _measured(config, worlds, 1, [Run((1, 1, 1), None, DENSE)])
+    one_process = [Run((1, 1, 1), None, DENSE)]
+    (alone,) = _measured(config, worlds, 1, one_process)
+    (without,) = _measured(_without_dropout(config), worlds, 1, one_process)
     records: list[Record] = []
-    for ranks in sorted({math.prod(mesh) for mesh in built}):
-        runs = [one for mesh in built if math.prod(mesh) == ranks for one in runs_of(config, mesh)]
+    for ranks in sorted({math.prod(mesh) for mesh in config.meshes}):
+        meshes = [mesh for mesh in config.meshes if math.prod(mesh) == ranks]
+        runs = [one for mesh in meshes for one in runs_of(config, mesh)]
         for one, found in zip(runs, _measured(config, worlds, ranks, runs), strict=True):
             records.append(record(one, found, alone))
-    checks = checks_of(records, config.precisions)
-    return Result("same_numbers", [*records, *refused], checks)
+    checks = [*checks_of(records, config.precisions), dropout_check(alone, without)]
+    return Result("same_numbers", records, checks)
 
 
-def runs_of(config: SameNumbersBench, mesh: tuple[int, int, int]) -> Iterator[Run]:
-    """All schedules that such a mesh takes, and the other exchanges under these in turn."""
-    data, pipeline, _ = mesh
+def runs_of(config: SameNumbersBench, mesh: tuple[int, ...]) -> Iterator[Run]:
+    """All schedules and layouts that such a mesh takes; the other exchanges under these in turn."""
+    data, pipeline, operator = mesh
+    place = data, pipeline, operator
     schedules: list[str | None] = [None]
     if pipeline > 1:
         schedules = [name for name in config.schedules if _takes(name, pipeline)]
-    yield from (Run(mesh, name, DENSE) for name in schedules)
+    layouts: Sequence[str | None] = [None]
+    if operator > 1 and pipeline == 1:
+        layouts = config.layouts
+    yield from (Run(place, name, DENSE, layout) for name in schedules for layout in layouts)
     if data > 1 and schedules:
         others = [name for name in config.exchanges if name != DENSE]
         for number, name in enumerate(others, start=pipeline):
-            yield Run(mesh, schedules[number % len(schedules)], name)
+            yield Run(place, schedules[number % len(schedules)], name)
+
+
+def _without_dropout(config: SameNumbersBench) -> SameNumbersBench:
+    model = dataclasses.replace(config.train.model, dropout=0.0)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, model=model))
 
 
 def _takes(name: str, pipeline: int) -> bool:
@@ -85,21 +100,6 @@ def _takes(name: str, pipeline: int) -> bool:
     except ScheduleError:
         return False
     return True
-
-
-def _sorted_out(
-    meshes: Sequence[tuple[int, ...]],
-) -> tuple[list[tuple[int, int, int]], list[Record]]:
-    """Those that can be trained on, and a row for each of the others."""
-    built: list[tuple[int, int, int]] = []
-    refused: list[Record] = []
-    for data, pipeline, operator in meshes:
-        try:
-            MeshConfig(data, pipeline, operator)
-            built.append((data, pipeline, operator))
-        except ConfigError as error:
-            refused.append({"mesh": spelled((data, pipeline, operator)), "not run": str(error)})
-    return built, refused
 
 
 def _measured(
@@ -111,6 +111,7 @@ def _measured(
         "runs": runs,
         "precisions": config.precisions,
         "steps": config.steps,
+        "weights": config.weights,
     }
     found: list[dict[str, Any]] = worlds.measure(
         "same_numbers",

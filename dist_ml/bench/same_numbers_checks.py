@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_ml.bench.form import Check, Record, most
+from dist_ml.bench.form import Check, Record, least, most
 from dist_ml.bench.reproduce import difference
 from dist_ml.bench.same_numbers_part import Run
 
@@ -22,11 +22,13 @@ def record(run: Run, found: Mapping[str, Any], alone: Mapping[str, Any]) -> dict
         "mesh": spelled(run.mesh),
         "schedule": run.schedule or "-",
         "exchange": run.exchange,
+        "layout": run.layout or "-",
     }
     for precision, reference in alone.items():
         ours = found[precision]
         row[f"losses {precision}"] = difference(ours["losses"], reference["losses"])
-        row[f"weights {precision}"] = _weights_apart(ours["weights"], reference["weights"])
+        if reference["weights"]:
+            row[f"weights {precision}"] = _weights_apart(ours["weights"], reference["weights"])
     return row
 
 
@@ -45,12 +47,26 @@ def checks_of(records: Sequence[Record], precisions: Sequence[str]) -> list[Chec
     return [
         Check(
             f"largest relative difference to one process, {precision}",
-            most(row[f"{what} {precision}"] for row in records for what in ("losses", "weights")),
+            most(
+                row[f"{what} {precision}"]
+                for row in records
+                for what in ("losses", "weights")
+                if f"{what} {precision}" in row
+            ),
             LIMITS[precision],
             "lower",
         )
         for precision in precisions
     ]
+
+
+def dropout_check(alone: Mapping[str, Any], without: Mapping[str, Any]) -> Check:
+    """That dropout takes part in what is compared: how far it moves the losses of one process."""
+    moved = least(
+        difference(without[precision]["losses"], found["losses"])
+        for precision, found in alone.items()
+    )
+    return Check("relative difference that dropout makes to one process", moved, 1e-3, "higher")
 
 
 def spelled(mesh: Sequence[int]) -> str:

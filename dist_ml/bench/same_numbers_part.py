@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from dist_ml.bench.configured import from_arguments
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.allreduce import AllreduceConfig, DataParallelConfig
+from dist_ml.config.operator import OperatorConfig
 from dist_ml.config.pipeline import PipelineConfig
 from dist_ml.config.train import MeshConfig, TrainConfig
 from dist_ml.errors import ConfigError
@@ -27,12 +28,13 @@ PRECISIONS = ("fp32", "fp64")
 
 class Run(NamedTuple):
     """One way to train: on which mesh (data, pipeline, operator), under which schedule where it has
-    a pipeline, by which of `EXCHANGES`.
+    a pipeline, by which of `EXCHANGES`, in which layout where layers are shared.
     """
 
     mesh: tuple[int, int, int]
     schedule: str | None
     exchange: str
+    layout: str | None = None
 
 
 def configured(train: TrainConfig, run: Run, precision: Any) -> TrainConfig:
@@ -43,6 +45,7 @@ def configured(train: TrainConfig, run: Run, precision: Any) -> TrainConfig:
         precision=precision,
         mesh=MeshConfig(*run.mesh),
         pipeline=PipelineConfig(run.schedule) if run.schedule else PipelineConfig(),
+        operator_parallel=OperatorConfig(run.layout) if run.layout else OperatorConfig(),
         data_parallel=data_parallel,
         allreduce=allreduce,
     )
@@ -50,19 +53,20 @@ def configured(train: TrainConfig, run: Run, precision: Any) -> TrainConfig:
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of each of `runs` in each of `precisions`, on rank 0: the losses of the first `steps` steps
-    and the whole model's weights after them, as flat lists.
+    and the whole model's `weights` (where asked for) after them, as flat lists.
     """
     train = from_arguments(arguments["train"])
     return [
         {
-            precision: _train(comm, configured(train, Run(*run), precision), arguments["steps"])
+            precision: _train(comm, configured(train, Run(*run), precision), arguments)
             for precision in arguments["precisions"]
         }
         for run in arguments["runs"]
     ]
 
 
-def _train(comm: Communicator, config: TrainConfig, num_steps: int) -> dict[str, Any]:
+def _train(comm: Communicator, config: TrainConfig, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    num_steps = arguments["steps"]
     mesh = build_mesh(config, comm)
     trainer = build_trainer(config, mesh)
     an_epoch = trainer.sampler.steps_per_epoch
@@ -72,7 +76,7 @@ def _train(comm: Communicator, config: TrainConfig, num_steps: int) -> dict[str,
             "steps; raise train.epochs"
         )
     losses = [trainer.step(*divmod(number, an_epoch)).loss for number in range(num_steps)]
-    weights = trainer.weights() or {}
+    weights = (trainer.weights() if arguments["weights"] else None) or {}
     told = {name: tensor.flatten().tolist() for name, tensor in weights.items()}
     trainer.close()
     mesh.free()

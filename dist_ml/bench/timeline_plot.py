@@ -14,7 +14,7 @@ _SHORTEST_LABELLED = 0.008  # of the step: in a shorter action its number has no
 
 
 def draw(timelines: Mapping[str, Timeline], file: str, unit: str) -> None:
-    """A panel for each timeline, a row a rank; darker boxes are later stages of a rank."""
+    """A panel for each timeline, a row a rank; lighter boxes are later stages of a rank."""
     pyplot = load_pyplot()
     num_ranks = max(len(timeline.ranks) for timeline in timelines.values())
     height = 0.9 + len(timelines) * (0.5 + 0.32 * num_ranks)

@@ -7,6 +7,7 @@ from dist_ml.config.allreduce import AllreduceConfig, DataParallelConfig
 from dist_ml.config.convert import show
 from dist_ml.config.data import DataConfig
 from dist_ml.config.model import ModelConfig
+from dist_ml.config.operator import OperatorConfig
 from dist_ml.config.pipeline import PipelineConfig
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.errors import ConfigError
@@ -21,13 +22,6 @@ class MeshConfig:
     data: int | None  # replicas of the model, each with its share of the batch
     pipeline: int | None  # stages of the model
     operator: int | None  # shards of each layer
-
-    def __post_init__(self) -> None:
-        if self.operator not in (1, None):
-            raise ConfigError(
-                f"operator={self.operator} is not built yet: the data and pipeline axes train; set "
-                "operator=1"
-            )
 
 
 @dataclass(frozen=True)
@@ -119,6 +113,7 @@ class TrainConfig:
     allreduce: AllreduceConfig = field(default_factory=AllreduceConfig)
     data_parallel: DataParallelConfig = field(default_factory=DataParallelConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    operator_parallel: OperatorConfig = field(default_factory=OperatorConfig)
     # of the linear layers' fp32 and fp64 products: torch, auto (the fastest here), or one of gemm's
     # KERNELS
     kernel: str = "torch"

@@ -1,7 +1,7 @@
 """How much of which tensor is sent: groups of ranges, and a density that falls during warm-up."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from dist_ml.config.sparse import SparseConfig
@@ -42,10 +42,14 @@ class DensityGroups:
 
 
 def density_groups(
-    names: Sequence[str], ranges: Sequence[Range], densities: Mapping[str, float], dense_below: int
+    names: Sequence[str],
+    ranges: Sequence[Range],
+    densities: Mapping[str, float],
+    dense_below: int,
+    always_dense: Collection[str] = (),
 ) -> DensityGroups:
-    """Tensors below `dense_below` elements are dense; the others join the group of the longest name
-    prefix that fits. `ConfigError` for a prefix that fits none.
+    """Tensors below `dense_below` elements, and those in `always_dense`, are dense; the others join
+    the group of the longest name prefix that fits. `ConfigError` for a prefix that fits none.
     """
     unused = [prefix for prefix in densities if not any(n.startswith(prefix) for n in names)]
     if unused:
@@ -56,7 +60,7 @@ def density_groups(
     dense: list[Range] = []
     groups: dict[str | None, list[Range]] = {}
     for name, part in zip(names, ranges, strict=True):
-        if part.size < dense_below:
+        if part.size < dense_below or name in always_dense:
             dense.append(part)
             continue
         fitting = [prefix for prefix in densities if name.startswith(prefix)]

@@ -2,10 +2,17 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 
 from dist_ml.comm.communicator import Communicator
+from dist_ml.partition import Range
+
+# Ranges of the flat gradient that count in part only, since other ranks hold the same, each with
+# the part that it counts for here.
+Counted: TypeAlias = Sequence[tuple[Range, float]]
 
 
 class ReducedGradients(ABC):
@@ -21,8 +28,10 @@ class ReducedGradients(ABC):
         self.slots: list[float] = slots.tolist()
 
     @abstractmethod
-    def norm(self) -> float:
-        """The Euclidean norm, each element counted once; NaN or infinite if any element is."""
+    def norm(self, counted: Counted = ()) -> float:
+        """The Euclidean norm, each element counted once, but for what is `counted` in part; NaN or
+        infinite if any element is.
+        """
 
     @abstractmethod
     def scale(self, factor: float) -> None:
@@ -39,8 +48,11 @@ class Full(ReducedGradients):
         super().__init__(slots)
         self._flat = flat
 
-    def norm(self) -> float:
-        return float(torch.linalg.vector_norm(self._flat))
+    def norm(self, counted: Counted = ()) -> float:
+        whole = float(torch.linalg.vector_norm(self._flat))
+        if not counted:
+            return whole
+        return root(whole**2 - _surplus(self._flat, Range(0, self._flat.numel()), counted))
 
     def scale(self, factor: float) -> None:
         self._flat.mul_(factor)
@@ -53,17 +65,37 @@ class Local(Full):
 
 
 class Sharded(ReducedGradients):
-    """Each rank of `comm` holds one part of the sum. The norm is one allreduce of one word."""
+    """Each rank of `comm` holds one part of the sum, `own` of the flat gradient. The norm is one
+    allreduce of one word.
+    """
 
-    def __init__(self, shard: torch.Tensor, slots: torch.Tensor, comm: Communicator) -> None:
+    def __init__(
+        self, shard: torch.Tensor, own: Range, slots: torch.Tensor, comm: Communicator
+    ) -> None:
         super().__init__(slots)
-        self._shard = shard
+        self._shard, self._own = shard, own
         self._comm = comm
 
-    def norm(self) -> float:
+    def norm(self, counted: Counted = ()) -> float:
         square = torch.linalg.vector_norm(self._shard).double().square().reshape(1)
+        square -= _surplus(self._shard, self._own, counted)
         self._comm.allreduce(square)
-        return math.sqrt(float(square)) if float(square) >= 0 else math.nan
+        return root(float(square))
 
     def scale(self, factor: float) -> None:
         self._shard.mul_(factor)
+
+
+def root(square: float) -> float:
+    """The norm of this square; NaN where that isn't a sum of squares."""
+    return math.sqrt(square) if square >= 0 else math.nan
+
+
+def _surplus(held: torch.Tensor, own: Range, counted: Counted) -> float:
+    """Of the squared norm of `held`, the range `own` of the flat gradient, what doesn't count."""
+    total = 0.0
+    for part, count in counted:
+        both = own.intersect(part)
+        values = held[both.start - own.start : both.stop - own.start]
+        total += (1 - count) * float(torch.linalg.vector_norm(values)) ** 2
+    return total

@@ -38,8 +38,8 @@ class Zero1Reducer(GradientReducer):
         self._gradients = gradients
         self._comm = comm
         self.slots = gradients.slots
-        size = block(gradients.num_words, comm.size, comm.rank).size
-        self.shard = torch.zeros(size, dtype=gradients.buffer.dtype)
+        self._own = block(gradients.num_words, comm.size, comm.rank)
+        self.shard = torch.zeros(self._own.size, dtype=gradients.buffer.dtype)
 
     def begin(self) -> None:
         self._gradients.begin()
@@ -48,7 +48,7 @@ class Zero1Reducer(GradientReducer):
         self._gradients.complete()
         self._comm.reduce_scatter(self._gradients.flat, self.shard)
         self._comm.allreduce(self.slots)
-        return Sharded(self.shard, self.slots, self._comm)
+        return Sharded(self.shard, self._own, self.slots, self._comm)
 
 
 class Zero2Reducer(GradientReducer):
@@ -94,7 +94,7 @@ class Zero2Reducer(GradientReducer):
     def finish(self) -> Sharded:
         self._scheduler.finish()
         self._comm.allreduce(self.slots)
-        return Sharded(self.shard, self.slots, self._comm)
+        return Sharded(self.shard, self._own, self.slots, self._comm)
 
     def _reduce_bucket(self, number: int) -> None:
         """Sum one bucket into the shards that it overlaps; a missing gradient counts as zeros."""

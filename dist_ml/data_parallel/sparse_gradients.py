@@ -7,7 +7,7 @@ import numpy as np
 
 from dist_ml.comm.buffer import Array
 from dist_ml.data_parallel.gradients import FlatGradients
-from dist_ml.data_parallel.reduced_gradients import Full
+from dist_ml.data_parallel.reduced_gradients import Counted, Full
 
 
 class SparseGradients(Full):
@@ -29,9 +29,9 @@ class SparseGradients(Full):
         self._undo = undo
         self._factor = 1.0
 
-    def norm(self) -> float:
-        if self._nonzero is None:
-            return super().norm()
+    def norm(self, counted: Counted = ()) -> float:
+        if self._nonzero is None or counted:
+            return super().norm(counted)
         with np.errstate(over="ignore", invalid="ignore"):
             square = sum(float(np.dot(values, values)) for values in self._nonzero)
         return self._factor * math.sqrt(square) if square >= 0 else math.nan

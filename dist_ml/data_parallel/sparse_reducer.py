@@ -4,7 +4,7 @@ allreduce.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,8 @@ class SparseReducer(GradientReducer):
     (where bad steps are skipped and training goes on), but in buckets that overlap has exchanged
     before the bad one was seen, whose gradients wait in the residuals.
 
-    `names` are the parameters'.
+    `names` are the parameters'; those in `always_dense` (which ranks that don't exchange with each
+    other hold alike, and would select differently) are never selected from.
     """
 
     def __init__(
@@ -47,12 +48,15 @@ class SparseReducer(GradientReducer):
         config: SparseConfig,
         seed: int = 0,
         check_first: bool = False,
+        always_dense: Collection[str] = (),
     ) -> None:
         self._gradients, self._comm, self._config = gradients, comm, config
         self.slots = gradients.slots
         self._warmup = DensityWarmup(config)
         self._steps = 0
-        groups = density_groups(names, gradients.ranges, config.densities, config.dense_below)
+        groups = density_groups(
+            names, gradients.ranges, config.densities, config.dense_below, always_dense
+        )
         flat, slots = gradients.flat.numpy(), gradients.slots.numpy()
         self._small = SmallTensors(flat, groups.dense, slots, comm, config.momentum)
         self._buckets = SparseBuckets(

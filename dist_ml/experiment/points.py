@@ -14,6 +14,7 @@ from dist_ml.experiment.training_job import folder_name
 from dist_ml.launch.mpiexec import cores
 from dist_ml.train.members import check_members
 from dist_ml.train.metrics import flatten
+from dist_ml.train.operator_axis import check_operator_axis
 from dist_ml.train.pipeline import check_axes, make_schedule
 
 _MESH_AXES = ("data", "pipeline", "operator")
@@ -73,6 +74,7 @@ def check_point(experiment: ExperimentConfig, config: TrainConfig, ranks: int) -
     sizes = resolve_sizes({axis: getattr(config.mesh, axis) for axis in _MESH_AXES}, ranks)
     check_members(config)
     check_axes(config, sizes)
+    check_operator_axis(config, sizes)
     if sizes["pipeline"] > 1:
         make_schedule(config.pipeline, sizes["pipeline"])
 

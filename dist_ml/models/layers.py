@@ -20,8 +20,11 @@ MakeLinear: TypeAlias = Callable[[str, int, int], nn.Linear]
 class LayerFactory(ABC):
     """Makes layers by their name in the state dict and their global sizes.
 
-    Each method is given how the layer's inputs lie, and returns the layer with how its outputs do.
+    `num_parts`: into how many parts layers are cut. Each method is given how the layer's inputs
+    lie, and returns the layer with how its outputs do.
     """
+
+    num_parts = 1
 
     @abstractmethod
     def linear(
@@ -63,6 +66,12 @@ class LayerFactory(ABC):
     @abstractmethod
     def embedding(self, name: str, num: int, width: int) -> tuple[nn.Embedding, Spread]:
         """int64 [b, positions], 0 … num-1, which every rank has -> [b, positions, width]."""
+
+    @abstractmethod
+    def projection(self, name: str, inputs: int, width: int) -> tuple[nn.Linear, Spread]:
+        """[b, ..., inputs], numbers that every rank has -> [b, ..., width], which lies as an
+        embedding's vectors would.
+        """
 
     @abstractmethod
     def positions(self, name: str, num: int, width: int, given: Spread) -> nn.Embedding:
@@ -125,6 +134,9 @@ class WholeLayers(LayerFactory):
 
     def embedding(self, name: str, num: int, width: int) -> tuple[nn.Embedding, Spread]:  # noqa: ARG002
         return nn.Embedding(num, width), WHOLE
+
+    def projection(self, name: str, inputs: int, width: int) -> tuple[nn.Linear, Spread]:
+        return self._make_linear(name, inputs, width), WHOLE
 
     def positions(self, name: str, num: int, width: int, given: Spread) -> nn.Embedding:  # noqa: ARG002
         return nn.Embedding(num, width)

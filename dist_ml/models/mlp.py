@@ -121,6 +121,6 @@ def mlp(
     """
     require_one_of("model.activation", config.activation, ACTIVATIONS)
     widths = (samples.num_features, *config.hidden, samples.num_outputs)
-    if torch.get_default_device().type != "meta":
+    if torch.get_default_device().type != "meta" and layers.num_parts == 1:
         require_mlp_fits(widths, dtype)
     return MLP(widths, config.activation, config.dropout, seed, dtype, layers)

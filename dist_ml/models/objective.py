@@ -40,6 +40,10 @@ class Objective:
         """A batch's loss, differentiable, and its metrics: `num_slots` sums."""
         return self.loss_sum(outputs, targets), *self.metric_sums(outputs.detach(), targets)
 
+    def whole(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The model's whole outputs, where ranks hold parts of them. Collective there."""
+        return outputs
+
     @property
     def num_slots(self) -> int:
         """Sums that every step reduces over the ranks: the loss and each metric."""

@@ -94,7 +94,7 @@ class Transformer(BlockModel):
         tokens, width = self._tokens, self._config.width
         self.embedding: nn.Module
         if tokens.num_features:
-            self.embedding, spread = self._make.linear("embedding", tokens.num_features, width)
+            self.embedding, spread = self._make.projection("embedding", tokens.num_features, width)
         else:
             self.embedding, spread = self._make.embedding("embedding", vocabulary, width)
         self._residual_spread = spread

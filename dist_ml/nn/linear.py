@@ -60,14 +60,18 @@ class TunedLinear(nn.Linear):
             self._sink = self.weight.gradient_sink = GradientSink()  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.affine(x, self.bias)
+
+    def affine(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x W^T + bias, with this `bias` instead of the layer's own."""
         if (
             self.weight.dtype not in (torch.float32, torch.float64)
             or x.dtype != self.weight.dtype
             or x.device.type != "cpu"
         ):
-            return self._as_torch(x)
+            return self._as_torch(x, bias)
         if torch.is_autocast_enabled("cpu") or x.numel() == 0:
-            return self._as_torch(x)
+            return self._as_torch(x, bias)
         rows = x.numel() // self.in_features
         products = self.products(rows)
         sink = (
@@ -76,16 +80,16 @@ class TunedLinear(nn.Linear):
             else None
         )
         if sink is None and products == Products(FALLBACK, FALLBACK, FALLBACK):
-            return functional.linear(x, self.weight, self.bias)
+            return functional.linear(x, self.weight, bias)
         batch: torch.Tensor = x.reshape(rows, self.in_features)
-        result: torch.Tensor = _Affine.apply(batch, self.weight, self.bias, products, sink)  # type: ignore[no-untyped-call]
+        result: torch.Tensor = _Affine.apply(batch, self.weight, bias, products, sink)  # type: ignore[no-untyped-call]
         return result if x.ndim == 2 else result.view(*x.shape[:-1], self.out_features)
 
-    def _as_torch(self, x: torch.Tensor) -> torch.Tensor:
+    def _as_torch(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Autograd will add to the gradient, so it must be there."""
         if self._sink is not None and self._sink.attached:
             self._sink.zero_if_empty()
-        return functional.linear(x, self.weight, self.bias)
+        return functional.linear(x, self.weight, bias)
 
     def products(self, rows: int) -> Products:
         """The kernels in use at `rows` rows of input."""

@@ -16,13 +16,17 @@ from dist_ml.datasets import open_dataset
 from dist_ml.datasets.size import require_share_fits
 from dist_ml.errors import ConfigError
 from dist_ml.measure.timer import Phases
-from dist_ml.models import Samples, WholeLayers, build_model, choose_objective
+from dist_ml.models import LayerFactory, Samples, WholeLayers, build_model, choose_objective
 from dist_ml.nn.tuning import linear_factory, tune
+from dist_ml.operator_parallel.layers import ParallelLayers
+from dist_ml.operator_parallel.objective import parallel_objective
 from dist_ml.train.build_step import DTYPES, StepParts, Task, pipelined, whole
 from dist_ml.train.evaluator import Evaluator
 from dist_ml.train.exchange import Setting, build_exchange
 from dist_ml.train.guard import Guard
 from dist_ml.train.members import check_members
+from dist_ml.train.model_reducer import replicated_names
+from dist_ml.train.operator_axis import build_layers, check_operator_axis
 from dist_ml.train.optimizer import build_lr_schedule
 from dist_ml.train.pipeline import Pipeline, build_pipeline, check_axes, check_shared
 from dist_ml.train.pipeline_evaluator import PipelineEvaluator
@@ -65,12 +69,26 @@ def build_task(config: TrainConfig, mesh: Mesh) -> Task:
         dtype = DTYPES[config.precision]
         dataset = open_dataset(config.data, dtype)
         train = dataset.train
+        samples = Samples(train.sample_shape, train.num_outputs, train.task)
+    layers = _layers(config, mesh, samples)
+    with raise_on_all_ranks(mesh.world):
         spread = mesh.sizes["pipeline"] > 1
         with torch.device("meta" if spread else "cpu"):
-            samples = Samples(train.sample_shape, train.num_outputs, train.task)
-            layers = WholeLayers(linear_factory(config.kernel))
             model = build_model(config.model, samples, config.seed, dtype, layers)
-        return Task(dataset, model, choose_objective(config.model, train.task, samples.items))
+        objective = choose_objective(config.model, train.task, samples.items)
+        if isinstance(layers, ParallelLayers):
+            layers.check_names()
+            objective = parallel_objective(
+                objective, model.output_spread, layers.grid, train.num_outputs
+            )
+        return Task(dataset, model, objective)
+
+
+def _layers(config: TrainConfig, mesh: Mesh, samples: Samples) -> LayerFactory:
+    """What makes the model's layers: whole ones, or this rank's parts. Collective."""
+    if mesh.sizes["operator"] == 1:
+        return WholeLayers(linear_factory(config.kernel))
+    return build_layers(config, mesh, samples)
 
 
 def _check_layers(densities: Mapping[str, float], model: torch.nn.Module) -> None:
@@ -110,6 +128,7 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
     with raise_on_all_ranks(mesh.world):
         check_members(config)
         check_axes(config, mesh.sizes)
+        check_operator_axis(config, mesh.sizes)
     task = build_task(config, mesh)
     pipeline = _build_pipeline(config, mesh, task)
     with raise_on_all_ranks(mesh.world):
@@ -123,8 +142,10 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
         require_share_fits(share, task.dataset.train, DTYPES[config.precision])
     own = {name: p for name, p in task.model.named_parameters() if not p.is_meta}
     slots, replicas = task.objective.num_slots, pipeline.replicas if pipeline else mesh.comm("data")
-    level = "MULTIPLE" if pipeline else "SERIALIZED"
-    exchange = build_exchange(Setting(config, own, slots, replicas, num_steps, level))
+    shared = mesh.sizes["pipeline"] * mesh.sizes["operator"] > 1
+    level = "MULTIPLE" if shared else "SERIALIZED"
+    replicated = replicated_names(task.model, mesh.sizes["operator"])
+    exchange = build_exchange(Setting(config, own, slots, replicas, num_steps, level, replicated))
     tune(task.model, {share * task.model.rows_per_sample}, mesh.world)
     lr_schedule = build_lr_schedule(config.lr_schedule, exchange.optimizer, num_steps)
     updater = Updater(exchange.optimizer, lr_schedule, exchange.gather, exchange.averager)

@@ -17,8 +17,8 @@ from dist_ml.pipeline_parallel.messages import StageMessages
 from dist_ml.pipeline_parallel.schedule import Action, Kind, one_stage
 from dist_ml.pipeline_parallel.stage_runner import StageRunner
 from dist_ml.train.local_stage import LocalStage
+from dist_ml.train.model_reducer import ModelReducer
 from dist_ml.train.pipeline import Pipeline
-from dist_ml.train.pipeline_reducer import PipelineReducer
 from dist_ml.train.pipeline_step import PipelineStages
 from dist_ml.train.step_batches import StepBatches
 
@@ -51,6 +51,8 @@ class StepParts(NamedTuple):
 def whole(parts: StepParts) -> tuple[LocalStage, Executor, GradientReducer]:
     """All layers on each rank: one stage."""
     accumulation, reducer = parts.config.accumulation, parts.reducer
+    if parts.mesh.sizes["operator"] > 1:
+        reducer = ModelReducer(reducer, parts.mesh, parts.task.model, None)
     batches = _batches(parts, accumulation)
     model, autocast = parts.task.model, parts.autocast
     stage = LocalStage(model, batches, reducer, parts.phases, accumulation, autocast)
@@ -63,7 +65,7 @@ def pipelined(
 ) -> tuple[PipelineStages, Executor, GradientReducer]:
     """This rank's stages of a pipeline."""
     schedule = pipeline.schedule
-    reducer = PipelineReducer(parts.reducer, pipeline)
+    reducer = ModelReducer(parts.reducer, parts.mesh, parts.task.model, pipeline)
     batches = _batches(parts, schedule.num_microbatches)
     dtype = DTYPES[parts.config.precision]
     messages = StageMessages(pipeline.comm, schedule, pipeline.stages, pipeline.shapes, dtype)

@@ -61,10 +61,12 @@ class Evaluator:
         return Evaluation.of(sums, self._objective, split.num_samples)
 
     def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The model's outputs for inputs that all ranks have. No communication."""
+        """The model's outputs for inputs that all ranks have. Collective along the operator
+        axis.
+        """
         self.model.context.clear()
         self.model.eval()
         with torch.inference_mode():
-            outputs = forward(self.model, inputs, self._autocast)
+            outputs = self._objective.whole(forward(self.model, inputs, self._autocast))
         self.model.train()
         return outputs

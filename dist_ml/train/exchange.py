@@ -2,7 +2,7 @@
 makes parameters whole after an update.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ class Setting(NamedTuple):
     data: Communicator  # the ranks that hold copies of them
     num_steps: int
     thread_level: str = "SERIALIZED"  # that exchanging on a thread needs, beside the main one
+    replicated: Sequence[str] = ()  # parameters that other ranks hold alike, and don't exchange
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -83,7 +84,13 @@ def _every_step(setting: Setting) -> Exchange:
         if sparse.overlap:
             require_thread_level(comm, setting.thread_level, f"sparse.overlap={sparse.overlap}")
         reducer: GradientReducer = SparseReducer(
-            gradients, list(setting.named), comm, sparse, config.seed, check_first
+            gradients,
+            list(setting.named),
+            comm,
+            sparse,
+            config.seed,
+            check_first,
+            setting.replicated,
         )
     else:
         allreduce = family.make(config.allreduce.name, comm, config.allreduce.wire)

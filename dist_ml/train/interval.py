@@ -32,6 +32,13 @@ class Interval:
         """Seconds since `begin`, and their phases."""
         return time.perf_counter() - self._start, self._trainer.phases.take()
 
+    def words_by_axis(self) -> dict[str, int]:
+        """Words that this rank has sent since `begin`."""
+        words: dict[str, int] = {}
+        for (axis, _), tally in self._traffic_of_all.since(self._traffic).items():
+            words[axis] = words.get(axis, 0) + tally.words_sent
+        return words
+
     def values(self, step: Step) -> dict[str, Any]:
         """One line of metrics.jsonl, without the step's number."""
         seconds = max(time.perf_counter() - self._start, 1e-9)

@@ -92,7 +92,7 @@ class PipelineEvaluator:
             shape = pipeline.shapes[pipeline.stages[-1].output].sizes
             found = torch.empty(len(inputs), *shape, dtype=self._dtype)
         pipeline.comm.broadcast(found, root)
-        return found
+        return self._objective.whole(found)
 
     def _begin(self, sizes: list[int]) -> tuple[Schedule, StageMessages]:
         """The forward passes of micro-batches of so many samples, and what is sent between them."""

@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +15,9 @@ from dist_ml.errors import DataError, DistMLError
 from dist_ml.measure.environment import environment
 from dist_ml.pipeline_parallel import timeline_file
 from dist_ml.pipeline_parallel.timeline_file import MeasuredStep
+from dist_ml.placement import share_of
 from dist_ml.train import run_folder
+from dist_ml.train.axis_words import planned_words
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.display import Reporter, make_reporter
 from dist_ml.train.evaluator import Evaluation
@@ -68,6 +72,7 @@ class Run:
         self._interval = Interval(trainer)
         self._phase_seconds: dict[str, float] = {}
         self._train_seconds = 0.0
+        self._words: Counter[str] = Counter()  # sent in training, by axis
         self._num_samples = 0
         self._num_skipped = 0
         self._last_loss = float("nan")
@@ -133,17 +138,22 @@ class Run:
         """Add the interval's seconds and samples to the run's."""
         seconds, phases = self._interval.end()
         self._train_seconds += seconds
+        self._words.update(self._interval.words_by_axis())
         self._num_samples += self._interval.num_samples
         for name, spent in phases.items():
             self._phase_seconds[name] = self._phase_seconds.get(name, 0.0) + spent
 
     @property
     def _num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self._trainer.model.parameters())
+        return sum(
+            parameter.numel() if (share := share_of(parameter)) is None else math.prod(share.shape)
+            for parameter in self._trainer.model.parameters()
+        )
 
     def _summary(self, evaluation: Mapping[str, Any]) -> dict[str, Any]:
         seconds = max(self._train_seconds, 1e-9)
         total = self._world.traffic.total()
+        steps = max(1, self._trainer.num_steps)
         return {
             "name": self._config.name,
             "folder": str(self._folder.path),
@@ -158,6 +168,8 @@ class Run:
             "communication_share": self._phase_seconds.get("exchange", 0.0) / seconds,
             "seconds_by_phase": self._phase_seconds,
             "words_sent": total.words_sent,
+            "words_by_axis": {axis: words / steps for axis, words in self._words.items()},
+            "planned_words_by_axis": planned_words(self._config, self._trainer),
             "messages": total.messages,
             "bytes_sent": total.bytes_sent,
             "environment": environment(),

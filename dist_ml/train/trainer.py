@@ -13,9 +13,9 @@ from dist_ml.measure.timer import Phases
 from dist_ml.models import BlockModel, Objective
 from dist_ml.pipeline_parallel.dry_run import TimedAction
 from dist_ml.train.evaluator import Evaluation, Evaluator
+from dist_ml.train.model_weights import gather_state
 from dist_ml.train.pipeline import Pipeline
 from dist_ml.train.pipeline_evaluator import PipelineEvaluator
-from dist_ml.train.pipeline_weights import gather_state
 from dist_ml.train.step import Step, TrainStep
 from dist_ml.train.updater import Updater
 
@@ -70,10 +70,8 @@ class Trainer:
         return self._evaluator.outputs(inputs)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The whole model's state dict, on rank 0 at least. Collective."""
-        if self.pipeline is not None:
-            return gather_state(self.model, self.mesh, self.pipeline)
-        return self.model.state_dict()
+        """The whole model's state dict, on rank 0 of the mesh; None elsewhere. Collective."""
+        return gather_state(self.model, self.mesh)
 
     def timed_actions(self) -> list[list[TimedAction]]:
         """When each rank of this rank's pipeline computed what in the last step. Collective."""

@@ -69,7 +69,7 @@ def test_several_under_way_and_deterministic(world: Communicator, name: str) -> 
         done = [False] * len(requests)
         while attempt and not all(done):
             done = [request.test() for request in requests]
-        for request in reversed(requests):
+        for request in requests if world.rank % 2 else reversed(requests):  # no order of all ranks
             request.wait()
         results.append(buffer.clone())
     assert torch.equal(*results)

@@ -12,7 +12,6 @@ from dist_ml.bench.same_numbers import SameNumbersBench, runs_of
 from dist_ml.bench.same_numbers_part import Run, measure
 from dist_ml.cli import arguments, compose
 from dist_ml.config.convert import from_mapping
-from dist_ml.config.train import MeshConfig
 from dist_ml.errors import ConfigError
 from tests.unit.bench_worlds import GivenWorlds, on_threads
 
@@ -27,18 +26,6 @@ def config(*overrides: str) -> SameNumbersBench:
     return from_mapping(SameNumbersBench, compose.composed(request))
 
 
-@pytest.fixture(autouse=True)
-def _refuses_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is built: what is refused has a row that says so."""
-
-    def mesh(data: int, pipeline: int, operator: int) -> MeshConfig:
-        if operator > 1:
-            raise ConfigError(f"operator={operator} is not built")
-        return MeshConfig(data, pipeline, operator)
-
-    monkeypatch.setattr(same_numbers, "MeshConfig", mesh)
-
-
 def trained(ranks: int, given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """By the benchmark's part, on threads."""
     found: list[dict[str, Any]] = on_threads(ranks, measure, {"precisions": ["fp64"], **given})
@@ -49,19 +36,28 @@ def test_runs_on_threads_have_the_numbers_of_one_rank() -> None:
     worlds = GivenWorlds({"same_numbers": trained})
     result = same_numbers.run(config(*SMALL), worlds)
     assert [str(check) for check in result.checks if not check.passed] == []
-    assert [ranks for _, ranks, _ in worlds.arguments] == [1, 2, 4]
-    rows = [(row["mesh"], row["schedule"], row["exchange"]) for row in result.records[:-1]]
+    assert [ranks for _, ranks, _ in worlds.arguments] == [1, 1, 2, 4]
+    rows = [(row["mesh"], row["schedule"], row["exchange"]) for row in result.records]
     assert rows == [
         ("2x1x1", "-", "dense"),
         *(("2x1x1", "-", exchange) for exchange in ("ring", "zero1", "zero2")),
         *(("1x2x1", schedule, "dense") for schedule in ("one_f_one_b", "zb_v")),
+        *(("1x1x2", "-", "dense") for _ in config().layouts),
         *(("2x2x1", schedule, "dense") for schedule in ("one_f_one_b", "zb_v")),
         ("2x2x1", "one_f_one_b", "ring"),
         ("2x2x1", "zb_v", "zero1"),
         ("2x2x1", "one_f_one_b", "zero2"),
     ]
-    assert 0 < max(row["weights fp32"] for row in result.records[:-1]) < 1e-6
-    assert result.records[-1] == {"mesh": "1x1x2", "not run": "operator=2 is not built"}
+    assert 0 < max(row["weights fp32"] for row in result.records) < 1e-6
+    shared = [row["layout"] for row in result.records if row["mesh"] == "1x1x2"]
+    assert shared == [*config().layouts]
+
+
+def test_losses_alone_may_be_compared() -> None:
+    worlds = GivenWorlds({"same_numbers": trained})
+    result = same_numbers.run(config(*SMALL, "weights=false", "meshes=[[1,1,2]]"), worlds)
+    assert not any("weights fp32" in row for row in result.records)
+    assert [check.name for check in result.checks if not check.passed] == []
 
 
 def test_all_that_should_be_run_is() -> None:
@@ -85,8 +81,25 @@ def shifted(by: float, *place: Any) -> dict[str, Any]:
     return dict(found)
 
 
+def failed(fp32: dict[str, Any], fp64: dict[str, Any], dropout: float = 0.01) -> list[str]:
+    """The last word of the checks that fail with one such run on two ranks among good ones, where
+    dropout moves the losses by so much.
+    """
+
+    def found(ranks: int, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+        plain = given["train"]["model"]["dropout"] == 0
+        good = dict.fromkeys(("fp32", "fp64"), shifted(dropout, "losses", 0) if plain else ALONE)
+        runs: list[dict[str, Any]] = [good for _ in given["runs"]]
+        if ranks == 2:
+            runs[-1] = {"fp32": fp32, "fp64": fp64}
+        return runs
+
+    result = same_numbers.run(config(*SMALL), GivenWorlds({"same_numbers": found}))
+    return [check.name.split(" ")[-1] for check in result.checks if not check.passed]
+
+
 @pytest.mark.parametrize(
-    ("fp32", "fp64", "failed"),
+    ("fp32", "fp64", "names"),
     [
         (shifted(1e-5, "losses", 1), shifted(9e-11, "losses", 0), []),
         (shifted(3e-5, "losses", 1), ALONE, ["fp32"]),
@@ -97,19 +110,12 @@ def shifted(by: float, *place: Any) -> dict[str, Any]:
     ],
     ids=["good", "loss", "weights", "fp64 loss", "nan loss", "nan weight"],
 )
-def test_checks(fp32: dict[str, Any], fp64: dict[str, Any], failed: list[str]) -> None:
-    """One bad run among good ones is enough."""
+def test_checks(fp32: dict[str, Any], fp64: dict[str, Any], names: list[str]) -> None:
+    assert failed(fp32, fp64) == names
 
-    def found(ranks: int, given: Mapping[str, Any]) -> list[dict[str, Any]]:
-        good = {"fp32": ALONE, "fp64": ALONE}
-        runs = [good for _ in given["runs"]]
-        if ranks == 2:
-            runs[-1] = {"fp32": fp32, "fp64": fp64}
-        return runs
 
-    result = same_numbers.run(config(*SMALL), GivenWorlds({"same_numbers": found}))
-    names = [f"largest relative difference to one process, {name}" for name in failed]
-    assert [check.name for check in result.checks if not check.passed] == names
+def test_dropout_that_changes_nothing_is_not_on() -> None:
+    assert failed(ALONE, ALONE, dropout=1e-4) == ["process"]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +127,7 @@ def test_checks(fp32: dict[str, Any], fp64: dict[str, Any], failed: list[str]) -
         (["precisions=[bf16]"], "precisions=bf16 is not one of fp32, fp64"),
         (["schedules=[gpip]"], "did you mean gpipe"),
         (["exchanges=[daso]"], "exchanges=daso is not one of"),
+        (["layouts=[4d]"], "layouts=4d is not one of 1d, 1d_sharded, 2d, 2.5d, 3d"),
         (["steps=0"], "steps=0 must be at least 1"),
     ],
 )
@@ -132,7 +139,6 @@ def test_what_cannot_be_compared_is_told(overrides: list[str], message: str) -> 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["meshes=[[1,1,2]]"], "none of meshes"),
         ([*SMALL, "steps=4"], "steps=4 is more than the run has: 1 epochs of 3 steps"),
     ],
 )
@@ -143,7 +149,7 @@ def test_what_cannot_be_run_is_told(overrides: list[str], message: str) -> None:
 
 
 def test_a_run_is_told_to_the_last_bit() -> None:
-    given = {"train": same_numbers.to_arguments(config(*SMALL).train), "steps": 2,
+    given = {"train": same_numbers.to_arguments(config(*SMALL).train), "steps": 2, "weights": True,
              "runs": [Run((1, 1, 1), None, "dense")] * 2}  # fmt: skip
     first, second = trained(1, given)
     assert first == second

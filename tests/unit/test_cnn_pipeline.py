@@ -2,31 +2,19 @@
 that don't divide.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
 import pytest
-from pipeline_world import Trained, assert_same, on_mesh, settings, train
+from pipeline_world import Trained, assert_same, on_mesh, train
 from thread_world import run_ranks
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
-from dist_ml.config.data import DataConfig
-from dist_ml.config.model import ModelConfig
-from dist_ml.config.train import TrainConfig
 from dist_ml.train.build import build_mesh, build_trainer
+from tests.image_world import on_digits
 
-# Six residual blocks, the stem and the head: enough for two stages on each of four ranks.
-MODEL = ModelConfig("cnn", channels=(4, 4, 8), blocks_per_stage=2, groups=2, dropout=0.2)
 NUM_STEPS = 4
-
-
-def on_digits(**changes: Any) -> TrainConfig:
-    """30 images in batches of 13, 13 and 4."""
-    config = settings(model=MODEL, **changes)
-    data = DataConfig("digits", num_train=30, num_test=17, test_every=5)
-    return dataclasses.replace(config, data=data)
 
 
 @functools.cache

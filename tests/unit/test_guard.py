@@ -10,6 +10,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.data_parallel.reduced_gradients import Full, Local, ReducedGradients, Sharded
 from dist_ml.errors import NonFiniteError
+from dist_ml.partition import Range
 from dist_ml.train.guard import Guard
 
 ALONE = Communicator(Loopback())
@@ -84,7 +85,7 @@ def test_local_steps_leave_a_step_out_together(ranks: int) -> None:
 def test_shards_are_clipped_by_the_norm_of_the_whole(ranks: int) -> None:
     def body(world: Communicator) -> tuple[float, float]:
         shard = torch.full((2,), 3.0, dtype=torch.float64)
-        reduced = Sharded(shard, torch.zeros(1), world)
+        reduced = Sharded(shard, Range(0, len(shard)), torch.zeros(1), world)
         norm = reduced.norm()
         assert Guard(world, 1.0, "stop").admits(reduced, 0, 0)
         return norm, float(shard[0])
@@ -98,6 +99,8 @@ def test_shards_are_clipped_by_the_norm_of_the_whole(ranks: int) -> None:
 def test_one_bad_shard_is_everybodys() -> None:
     def body(world: Communicator) -> bool:
         shard = torch.tensor([math.nan if world.rank == 1 else 1.0])
-        return Guard(world, None, "skip").admits(Sharded(shard, torch.zeros(1), world), 0, 0)
+        return Guard(world, None, "skip").admits(
+            Sharded(shard, Range(0, len(shard)), torch.zeros(1), world), 0, 0
+        )
 
     assert run_ranks(3, body) == [False] * 3

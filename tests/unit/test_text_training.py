@@ -7,6 +7,7 @@ import functools
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,30 +15,15 @@ import torch
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
-from dist_ml.config.data import DataConfig
-from dist_ml.config.model import ModelConfig
-from dist_ml.config.train import OptimizerConfig, TrainConfig
+from dist_ml.config.train import TrainConfig
 from dist_ml.train import text_sample
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.evaluate import evaluate_run
 from dist_ml.train.run import train_run
 from dist_ml.train.text_sample import drawn, readable, write_text
 from tests.pipeline_world import Trained, assert_same, on_mesh, settings, train
+from tests.text_world import SGD, text_config
 from tests.thread_world import run_ranks
-
-TEXT = DataConfig("text", num_tokens=6, test_fraction=0.1, num_train=30, num_test=11)
-MODEL = ModelConfig("transformer", width=8, depth=3, heads=2, activation="gelu", dropout=0.1)
-# Without rotary positions no output depends on the bias of keys: its gradient is rounding alone,
-# and AdamW, which divides by its size, would make steps of that.
-SGD = OptimizerConfig("sgd", lr=0.1, weight_decay=0.0, momentum=0.5)
-ADAMW = OptimizerConfig("adamw", lr=0.01, weight_decay=0.1)
-
-
-def config(**changes: Any) -> TrainConfig:
-    """Batches of 13, 13 and 4 windows, with dropout."""
-    model = dataclasses.replace(MODEL, **changes.pop("model", {}))
-    return settings(**{"data": TEXT, "model": model, "optimizer": ADAMW, **changes})
-
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "rotary": {},
@@ -48,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def alone(variant: str) -> Trained:
-    return train(Communicator(Loopback()), config(**VARIANTS[variant]), num_steps=4)
+    return train(Communicator(Loopback()), text_config(**VARIANTS[variant]), num_steps=4)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +53,7 @@ def alone(variant: str) -> Trained:
 def test_every_mesh_trains_as_one_process(
     variant: str, data: int, pipeline: int, choices: dict[str, Any]
 ) -> None:
-    wanted = on_mesh(config(**VARIANTS[variant]), data, pipeline, **choices)
+    wanted = on_mesh(text_config(**VARIANTS[variant]), data, pipeline, **choices)
     found = run_ranks(data * pipeline, lambda comm: train(comm, wanted, num_steps=4))
     assert_same(found, alone(variant))
 
@@ -80,14 +66,14 @@ def test_losses_are_means_over_tokens() -> None:
 
 def test_an_encoder_of_features_trains_as_one_process() -> None:
     data = dataclasses.replace(settings().data, num_features=12)
-    wanted = config(data=data, model={"positions": "learned"}, optimizer=SGD)
+    wanted = text_config(data=data, model={"positions": "learned"}, optimizer=SGD)
     expected = train(Communicator(Loopback()), wanted, num_steps=4)
     meshed = on_mesh(wanted, 2, 2, name="one_f_one_b")
     assert_same(run_ranks(4, lambda comm: train(comm, meshed, num_steps=4)), expected)
 
 
 def test_accumulation_changes_nothing() -> None:
-    found = train(Communicator(Loopback()), config(accumulation=4), num_steps=4)
+    found = train(Communicator(Loopback()), text_config(accumulation=4), num_steps=4)
     assert_same([found], alone("rotary"))
 
 
@@ -100,18 +86,42 @@ def written(comm: Communicator, wanted: TrainConfig) -> str:
 def test_all_meshes_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also beyond the length of a window."""
     monkeypatch.setattr(text_sample, "NUM_WRITTEN", 12)
-    (expected,) = {written(Communicator(Loopback()), config()) for _ in range(2)}
+    (expected,) = {written(Communicator(Loopback()), text_config()) for _ in range(2)}
     assert len(expected) >= 6 + 12
     for data, pipeline in ((2, 1), (2, 2), (1, 4)):
         name = "one_f_one_b" if pipeline < 4 else "chimera"
-        wanted = on_mesh(config(), data, pipeline, name=name)
+        wanted = on_mesh(text_config(), data, pipeline, name=name)
         texts = run_ranks(data * pipeline, lambda comm, wanted=wanted: written(comm, wanted))  # type: ignore[misc]
         assert set(texts) == {expected}
 
 
+@pytest.mark.parametrize("length", [3, 6, 40])
+def test_what_is_written_follows_what_the_model_saw_last(length: int) -> None:
+    """A model that is sure of the next letter after the last, in windows shorter and longer than
+    what is known.
+    """
+
+    def counting(inputs: torch.Tensor) -> torch.Tensor:
+        assert inputs.shape == (1, length)
+        return 1e3 * torch.nn.functional.one_hot((inputs + 1 - 65) % 26 + 65, 256)
+
+    first = torch.tensor([[65 + place % 26 for place in range(length)]])
+    trainer = SimpleNamespace(
+        dataset=SimpleNamespace(
+            test=SimpleNamespace(num_features=length, batch=lambda _: SimpleNamespace(inputs=first))
+        ),
+        mesh=SimpleNamespace(world=Communicator(Loopback())),
+        outputs=counting,
+    )
+    text = write_text(trainer, 0)  # type: ignore[arg-type]
+    begun = min(length, text_sample.NUM_PROMPT)
+    letters = [chr(65 + place % 26) for place in range(begun + text_sample.NUM_WRITTEN)]
+    assert text == "".join(letters)
+
+
 def test_a_slow_model_stops_writing_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_sample, "LIMIT_SECONDS", 0.0)
-    trainer = build_trainer(config(), build_mesh(config(), Communicator(Loopback())))
+    trainer = build_trainer(text_config(), build_mesh(text_config(), Communicator(Loopback())))
     start = time.monotonic()
     first = bytes(trainer.dataset.test.batch(torch.zeros(1, dtype=torch.int64).numpy()).inputs[0])
     assert write_text(trainer, 0) == readable(first)
@@ -144,7 +154,7 @@ def test_a_run_on_text_leaves_what_it_wrote(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_sample, "NUM_WRITTEN", 12)
-    wanted = config(folder=str(tmp_path / "run"), epochs=1)
+    wanted = text_config(folder=str(tmp_path / "run"), epochs=1)
     summary = train_run(wanted, Communicator(Loopback()))
     shown = capsys.readouterr().out
     assert "continued by the model" in shown

@@ -1,0 +1,117 @@
+"""The words that each axis of the mesh moves in a step, told from sizes alone: what a run's summary
+puts beside those that its ledger holds.
+
+    data       2 (D-1)/D of what a rank holds, as gradients that are summed densely or sharded
+    pipeline   what leaves this rank along the edges of its stages, both ways
+    operator   the layers' closed forms (operator_parallel/words.py) and the objective's
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from math import prod
+
+from torch import nn
+
+from dist_ml.comm.mesh import Mesh
+from dist_ml.comm.traffic import allreduce_words
+from dist_ml.config.train import TrainConfig
+from dist_ml.models import BlockModel, Objective
+from dist_ml.models.blocks import Block
+from dist_ml.operator_parallel.objective import ParallelObjective
+from dist_ml.operator_parallel.words import SharedLayer
+from dist_ml.partition import block
+from dist_ml.pipeline_parallel.messages import used_by
+from dist_ml.train.pipeline import Pipeline
+from dist_ml.train.trainer import Trainer
+
+
+def planned_words(config: TrainConfig, trainer: Trainer) -> dict[str, float]:
+    """Words that this rank sends in a step, the mean over an epoch, along each axis of more than
+    one rank whose words are known beforehand.
+    """
+    mesh, pipeline = trainer.mesh, trainer.pipeline
+    planned: dict[str, float] = {}
+    summed = config.data_parallel.name in ("dense", "zero1", "zero2")
+    if mesh.sizes["data"] > 1 and summed and config.sparse.allreduce == "none":
+        planned["data"] = data_words(trainer.model, trainer.objective.num_slots, mesh)
+    num_microbatches = pipeline.schedule.num_microbatches if pipeline else config.accumulation
+    sampler, data = trainer.sampler, mesh.comm("data")
+    batches = Counter(sampler.batch_size_at(index) for index in range(sampler.steps_per_epoch))
+    for batch_size, times in batches.items():
+        share = block(batch_size, data.size, data.rank).size
+        sizes = [block(share, num_microbatches, m).size for m in range(num_microbatches)]
+        weight = times / sampler.steps_per_epoch
+        found = {
+            "pipeline": pipeline_words(pipeline, sizes),
+            "operator": operator_words(config, trainer, sizes),
+        }
+        for axis, words in found.items():
+            if mesh.sizes[axis] > 1:
+                planned[axis] = planned.get(axis, 0.0) + weight * words
+    return planned
+
+
+def data_words(model: BlockModel, num_slots: int, mesh: Mesh) -> int:
+    """Of one step with every gradient summed over the data axis."""
+    own = [parameter.numel() for parameter in model.parameters() if not parameter.is_meta]
+    n, comm = sum(own) + num_slots, mesh.comm("data")
+    if comm.size == 1:
+        return 0
+    return allreduce_words(n, block(n, comm.size, comm.rank).size, comm.size).sent
+
+
+def pipeline_words(pipeline: Pipeline | None, sizes: Sequence[int]) -> int:
+    """Of one step of micro-batches of so many samples."""
+    if pipeline is None:
+        return 0
+    schedule, rank, words = pipeline.schedule, pipeline.comm.rank, 0
+    for other, actions in enumerate(schedule.actions):
+        for action in actions if other != rank else ():
+            pipe = schedule.pipes[schedule.pipe_of[action.microbatch]]
+            for edge, backward, m in used_by(action, pipeline.stages):
+                if pipe[edge.destination if backward else edge.source] == rank:
+                    words += prod(pipeline.shapes[edge.value].sizes) * sizes[m]
+    return words
+
+
+def operator_words(config: TrainConfig, trainer: Trainer, sizes: Sequence[int]) -> int:
+    """Of one step of micro-batches of so many samples, through all layers or this rank's stages."""
+    pipeline, objective = trainer.pipeline, trainer.objective
+    if pipeline is None:
+        return passes_words(trainer.model.blocks(), objective, sizes)
+    words = 0
+    for stage in pipeline.own:
+        own = [
+            sizes[m]
+            for number, kind, m in pipeline.schedule.actions[pipeline.comm.rank]
+            if (number, kind) == (stage.number, "F")
+        ]
+        ends = objective if stage.is_last else None
+        words += passes_words(stage.blocks, ends, own, config.pipeline.recompute)
+    return words
+
+
+def passes_words(
+    blocks: Sequence[Block],
+    objective: Objective | None,
+    sizes: Sequence[int],
+    recompute: bool = False,
+) -> int:
+    """Of passes of so many samples each through `blocks`, and to the `objective` where the model's
+    last one is among them; `recompute`: forward passes run twice.
+    """
+    layers = [layer for block_ in blocks for layer in _shared_layers(block_.module)]
+    moved = [layer.words(size) for layer in layers for size in sizes if size]
+    words = sum((1 + recompute) * one.forward + one.backward for one in moved)
+    if isinstance(objective, ParallelObjective):
+        words += (1 + recompute) * sum(objective.words(size) for size in sizes if size)
+    return words
+
+
+def _shared_layers(module: nn.Module) -> Iterator[SharedLayer]:
+    """Those in a module; what one of them holds (a tied weight's other user) it tells itself."""
+    if isinstance(module, SharedLayer):
+        yield module
+        return
+    for child in module.children():
+        yield from _shared_layers(child)

@@ -1,0 +1,136 @@
+"""Gradients of a model that ranks share, along the pipeline or the operator axis: summed over those
+that hold the same part, and what all holders of one model must agree on.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.mesh import Mesh
+from dist_ml.data_parallel.gradients import places
+from dist_ml.data_parallel.reduced_gradients import Counted, ReducedGradients, root
+from dist_ml.data_parallel.reducer import GradientReducer
+from dist_ml.models import BlockModel
+from dist_ml.placement import share_of
+from dist_ml.train.pipeline import Pipeline
+from dist_ml.train.shared_parameters import SharedParameters
+
+
+class ModelReducer(GradientReducer):
+    """Sums this rank's gradients over the ranks that hold the same part of the model, by `inner`,
+    and has the ranks of the model agree on the rest.
+
+    Parameters that stages of several ranks use are summed over these first. Words beside `inner`'s:
+    the slots and, where somebody asks, the norm, once over the ranks of the model.
+
+    Gradients are exchanged as they become final where the ranks that exchange them run the same
+    actions. Copies in pipes of different directions don't: one would wait in an exchange for the
+    other, which waits for an action of the first.
+    """
+
+    def __init__(
+        self, inner: GradientReducer, mesh: Mesh, model: BlockModel, pipeline: Pipeline | None
+    ) -> None:
+        self._inner = inner
+        self._comm = mesh.comm("pipeline", "operator")
+        self._shared = SharedParameters(pipeline) if pipeline else None
+        copies = pipeline.num_copies if pipeline else 1
+        operators = mesh.sizes["operator"]
+        # Of what this rank holds, what counts: other pipes hold the same, and all ranks of the
+        # operator axis the same slots, of which one rank's are taken, exactly.
+        self._share = 1 / copies
+        self._slot_share = 0.0 if mesh.coordinates["operator"] else self._share
+        self._counted = _counted(model, operators, self._shared)
+        self._eager = copies == 1 and not (pipeline and pipeline.shared)
+        self._started = False
+        self.slots = inner.slots
+
+    def begin(self) -> None:
+        self._inner.begin()
+
+    def start(self) -> None:
+        """Gradients become final: where that may be told at once, exchanges begin."""
+        if self._eager:
+            self._started = True
+            self._inner.start()
+
+    def finish(self) -> "ModelGradients":
+        if self._shared is not None:
+            self._shared.sum()
+        if not self._started:
+            self._inner.start()
+        self._started = False
+        reduced = self._inner.finish()
+        return ModelGradients(reduced, self._comm, self._share, self._slot_share, self._counted)
+
+    def diagnostics(self) -> dict[str, float]:
+        return self._inner.diagnostics()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._inner.load_state_dict(state)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class ModelGradients(ReducedGradients):
+    """The gradient of the whole model, of which this rank holds its part.
+
+    `share`: what this rank's part counts for in sums over the model's ranks, `slot_share` what its
+    slots count for, and `counted` what of the part counts for less. Slots and norm are one
+    allreduce of a few words each.
+    """
+
+    def __init__(
+        self,
+        inner: ReducedGradients,
+        comm: Communicator,
+        share: float,
+        slot_share: float,
+        counted: Counted,
+    ) -> None:
+        self._inner, self._comm, self._share, self._counted = inner, comm, share, counted
+        self.is_agreed = inner.is_agreed
+        slots = np.array(inner.slots, np.float64) * slot_share
+        comm.allreduce(slots)
+        self.slots = [float(value) for value in slots]
+
+    def norm(self, counted: Counted = ()) -> float:
+        norm = self._inner.norm([*self._counted, *counted])
+        square = np.array([self._share * norm * norm], np.float64)
+        self._comm.allreduce(square)
+        return root(float(square[0]))
+
+    def scale(self, factor: float) -> None:
+        self._inner.scale(factor)
+
+    def roll_back(self) -> None:
+        self._inner.roll_back()
+
+
+def replicated_names(model: BlockModel, num_operator_ranks: int) -> list[str]:
+    """The parameters, by name, that several ranks of the operator axis hold alike."""
+    if num_operator_ranks == 1:
+        return []
+    shares = {name: share_of(parameter) for name, parameter in model.named_parameters()}
+    return [name for name, share in shares.items() if share is None or share.num_copies > 1]
+
+
+def _counted(
+    model: BlockModel, num_operator_ranks: int, shared: SharedParameters | None
+) -> Counted:
+    """This rank's parameters, as ranges of its flat gradient, that count for less than once."""
+    parameters = [parameter for parameter in model.parameters() if not parameter.is_meta]
+    counted = []
+    for parameter, where in zip(parameters, places(parameters), strict=True):
+        share = share_of(parameter)
+        count = 1 / (num_operator_ranks if share is None else share.num_copies)
+        if shared is not None:
+            count *= shared.counts.get(parameter, 1.0)
+        if count < 1:
+            counted.append((where, count))
+    return counted

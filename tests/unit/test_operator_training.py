@@ -1,0 +1,158 @@
+"""Training on a mesh of data x pipeline x operator is training in one process: every layout, and
+what goes with it.
+"""
+
+import functools
+from typing import Any
+
+import pytest
+from operator_world import SHALLOW, on_mesh
+from pipeline_world import Trained, assert_same, settings, train
+from thread_world import run_ranks
+
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.loopback import Loopback
+from dist_ml.config.model import ModelConfig
+from dist_ml.config.train import OptimizerConfig, TrainConfig
+
+# layout, ranks of the operator axis, sides of the grid
+LAYOUTS: list[tuple[str, int, tuple[int, ...]]] = [
+    ("1d", 2, ()),
+    ("1d", 3, ()),
+    ("1d", 4, ()),
+    ("1d", 8, ()),
+    ("1d_sharded", 2, ()),
+    ("1d_sharded", 3, ()),
+    ("2d", 4, ()),
+    ("2d", 6, (3, 2)),
+    ("2d", 2, (2, 1)),
+    ("2.5d", 8, ()),
+    ("2.5d", 2, (2, 1, 1)),
+    ("2.5d", 6, (3, 1, 2)),
+    ("3d", 8, ()),
+    ("3d", 6, (1, 2, 3)),
+    ("3d", 4, (2, 1, 2)),
+]
+
+
+def alone(num_steps: int = 4, **changes: Any) -> Trained:
+    return train(Communicator(Loopback()), settings(**{"model": SHALLOW, **changes}), num_steps)
+
+
+@functools.cache
+def plain_alone(num_steps: int) -> Trained:
+    return alone(num_steps)
+
+
+def shared(config: TrainConfig, num_steps: int = 4) -> list[Trained]:
+    mesh = config.mesh
+    num_ranks = (mesh.data or 1) * (mesh.pipeline or 1) * (mesh.operator or 1)
+    return run_ranks(num_ranks, lambda comm: train(comm, config, num_steps))
+
+
+@pytest.mark.parametrize(
+    ("layout", "operator", "grid", "data"),
+    [
+        (*layout, data)
+        for layout in LAYOUTS
+        for data in (1, 2)
+        if data * layout[1] <= 4 * (3 - data)
+    ],
+)
+def test_every_layout_trains_as_one_process(
+    layout: str, operator: int, grid: tuple[int, ...], data: int
+) -> None:
+    """In fp64; uneven widths, fewer features than ranks, batches that don't divide, dropout."""
+    config = on_mesh(settings(model=SHALLOW), data, 1, operator, layout=layout, grid=grid)
+    assert_same(shared(config, 6), plain_alone(6))
+
+
+def test_one_layer_may_have_another_layout() -> None:
+    chosen = {"layout": "1d", "layers": {"layers.1": "1d_sharded", "layers.3": "whole"}}
+    assert_same(shared(on_mesh(settings(model=SHALLOW), 1, 1, 3, **chosen)), plain_alone(4))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "clipped adamw": {
+        "clip_norm": 0.1,
+        "optimizer": OptimizerConfig("adamw", lr=0.01, weight_decay=0.0),
+    },
+    "regression": {"data": {"task": "regression"}},
+    "one sample": {"batch_size": 1, "clip_norm": 0.05},
+    "accumulation": {"accumulation": 3, "clip_norm": 0.1},
+}
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+@pytest.mark.parametrize(("layout", "operator"), [("1d", 3), ("2.5d", 8), ("3d", 4)])
+def test_what_the_ranks_must_agree_on(layout: str, operator: int, variant: str) -> None:
+    changes = VARIANTS[variant]
+    config = on_mesh(settings(model=SHALLOW, **changes), 1, 1, operator, layout=layout)
+    assert_same(shared(config), alone(**changes))
+
+
+EXCHANGES: dict[str, dict[str, Any]] = {
+    "zero1": {"data_parallel": {"name": "zero1"}, "clip_norm": 0.1},
+    "zero2": {
+        "data_parallel": {"name": "zero2"},
+        "allreduce": {"bucket_bytes": 512},
+        "clip_norm": 0.1,
+    },
+    "ring thread": {"allreduce": {"name": "ring", "overlap": "thread", "bucket_bytes": 512}},
+    "sparse": {
+        "sparse": {"allreduce": "oktopk", "density": 1.0, "dense_below": 0},
+        "clip_norm": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("exchange", list(EXCHANGES))
+@pytest.mark.parametrize(("layout", "operator"), [("1d", 2), ("3d", 4)])
+def test_every_exchange_of_the_data_axis(layout: str, operator: int, exchange: str) -> None:
+    changes = EXCHANGES[exchange]
+    config = on_mesh(settings(model=SHALLOW, **changes), 2, 1, operator, layout=layout)
+    assert_same(shared(config), alone(clip_norm=changes.get("clip_norm")))
+
+
+@pytest.mark.parametrize(
+    ("data", "pipeline", "operator", "schedule"),
+    [(2, 2, 2, "one_f_one_b"), (1, 2, 3, "zb_h1"), (1, 2, 2, "chimera"), (2, 2, 2, "zb_v")],
+)
+@pytest.mark.parametrize("changes", [{}, {"clip_norm": 0.1, "nonfinite": "skip"}])
+def test_three_kinds_of_parallelism_train_as_one_process(
+    data: int, pipeline: int, operator: int, schedule: str, changes: dict[str, Any]
+) -> None:
+    config = on_mesh(
+        settings(model=SHALLOW, **changes), data, pipeline, operator, schedule=schedule
+    )
+    assert_same(shared(config, 6), alone(6, **changes))
+
+
+@pytest.mark.parametrize("kernel", ["torch", "numpy"])
+def test_layers_that_write_their_gradients_themselves(kernel: str) -> None:
+    """Wide enough to have gradient sinks in their parts."""
+    model = ModelConfig(hidden=(8, 700, 600, 6), activation="relu", dropout=0.1)
+    config = on_mesh(settings(model=model, kernel=kernel), 1, 1, 2)
+    assert_same(shared(config), alone(model=model), 1e-9)
+
+
+@pytest.mark.parametrize("layout", ["1d", "2.5d"])
+def test_fp32_stays_close(layout: str) -> None:
+    config = on_mesh(settings(model=SHALLOW, precision="fp32"), 1, 1, 2, layout=layout)
+    assert_same(shared(config, 20), alone(20, precision="fp32"), 2e-5)
+
+
+def test_bf16_products_stay_close() -> None:
+    config = on_mesh(settings(model=SHALLOW, precision="bf16"), 1, 1, 2)
+    found, expected = shared(config)[0].losses, alone(precision="fp32").losses
+    assert found == pytest.approx(expected, rel=2e-2)
+    assert found != pytest.approx(expected, rel=1e-5)
+
+
+def test_a_sparse_exchange_keeps_replicas_alike() -> None:
+    """What several operator ranks hold alike is summed densely: they would select differently."""
+    sparse = {"allreduce": "oktopk", "density": 0.2, "dense_below": 0}
+    config = on_mesh(settings(model=SHALLOW, sparse=sparse), 2, 1, 3)
+    found = shared(config, 12)
+    assert all(rank[:4] == found[0][:4] for rank in found)
+    assert found[0].losses != plain_alone(12).losses

@@ -1,0 +1,101 @@
+"""Words of layers that ranks share: the closed forms, the ledger of a pass, and the
+textbooks' formulas."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from thread_world import run_ranks
+
+from dist_ml.comm.communicator import Communicator
+from dist_ml.models import MLP
+from dist_ml.operator_parallel.grid import OperatorGrid, Sides
+from dist_ml.operator_parallel.layers import ParallelLayers
+from dist_ml.operator_parallel.layout import LAYOUTS, all_sides
+from dist_ml.operator_parallel.words import Layer, LayerWords, fewest_words, model_words
+
+WIDTHS = (10, 13, 6, 9)
+
+
+def layers(widths: tuple[int, ...]) -> list[Layer]:
+    return [Layer(f"layers.{i}", *pair) for i, pair in enumerate(pairwise(widths))]
+
+
+def seen(comm: Communicator, layout: str, sides: Sides, num_rows: int) -> LayerWords:
+    """What one rank's ledger holds after a forward and a backward pass."""
+    factory = ParallelLayers(OperatorGrid(comm, sides), layout, {}, "torch")
+    model = MLP(WIDTHS, "tanh", dtype=torch.float64, layers=factory)
+    comm.traffic.reset()
+    outputs = model(torch.randn(num_rows, WIDTHS[0], dtype=torch.float64))
+    forward = comm.traffic.total().words_sent
+    outputs.sum().backward()
+    return LayerWords(forward, comm.traffic.total().words_sent - forward)
+
+
+@pytest.mark.parametrize("num_rows", [1, 7])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_closed_form_is_what_the_ledger_holds(
+    layout: str, num_ranks: int, num_rows: int
+) -> None:
+    """On every grid and rank, for sizes that don't divide."""
+    for sides in all_sides(layout, num_ranks):
+        ledgers = run_ranks(num_ranks, lambda comm, s=sides: seen(comm, layout, s, num_rows))
+        for rank, ledger in enumerate(ledgers):
+            planned = model_words(layout, sides, layers(WIDTHS), num_rows, rank)
+            forward, backward = (sum(words) for words in zip(*planned, strict=True))
+            assert (forward, backward) == ledger, (sides, rank)
+
+
+B, M, N = 96, 48, 24
+
+
+@pytest.mark.parametrize(
+    ("layout", "sides", "forward", "backward"),
+    [
+        # two layers, M -> N -> M, of which the inputs' gradient of the first is wanted, too
+        ("1d", Sides(first=4), 2 * 3 / 4 * B * M, 2 * 3 / 4 * B * M),
+        ("1d_sharded", Sides(first=4), 2 * 3 / 4 * B * M, 2 * 3 / 4 * B * M),
+        (
+            "2d",
+            Sides(rows=2, first=2),
+            (B * M + M * N) / 4 + (M * N + B * M) / 4,
+            # the second layer's X and dX needn't move: less than three SUMMA products would
+            2 * (B * M + M * N) / 4 + (B * M + 2 * M * N) / 4,
+        ),
+        (
+            "3d",
+            Sides(rows=2, first=2, second=2),
+            (B * M + M * N + B * N) / 8 + (B * N + M * N + B * M) / 8,
+            (B * M + M * N + B * N) / 8 + (B * N + M * N + B * M) / 8,
+        ),
+    ],
+)
+def test_where_sizes_divide_it_is_the_textbooks(
+    layout: str, sides: Sides, forward: float, backward: float
+) -> None:
+    """The bias's allreduce left out."""
+    planned = model_words(layout, sides, layers((M, N, M)), B, first_gradient=True, bias=False)
+    assert sum(words.forward for words in planned) == forward
+    assert sum(words.backward for words in planned) == backward
+
+
+def test_two_dimensions_beat_one_from_the_batch_on_that_they_should() -> None:
+    """Pairs of square layers of m on P = 4 ranks: from b = 6 m / (4 sqrt(P) - 1) = 0.86 m on."""
+    square, grid = layers((70, 70, 70)), Sides(rows=2, first=2)
+
+    def words(layout: str, sides: Sides, num_rows: int) -> int:
+        planned = model_words(layout, sides, square, num_rows, first_gradient=True, bias=False)
+        return sum(map(sum, planned))
+
+    assert words("1d", Sides(first=4), 58) < words("2d", grid, 58)
+    assert words("1d", Sides(first=4), 62) > words("2d", grid, 62)
+
+
+def test_the_fewest_words_are_found_among_all_grids() -> None:
+    """A wide batch has its rows cut, a narrow one its layers."""
+    square = layers((64,) * 5)
+    name, sides = fewest_words(square, 4096, 4)
+    assert (LAYOUTS[name].replicated, sides.first) == (False, 1)
+    _, sides = fewest_words(square, 4, 4)
+    assert (sides.copies, sides.rows) == (1, 1)
