@@ -3,8 +3,8 @@
     python benchmarks/readme_table.py [--write] [FOLDER]
 
 Prints, or writes into the README, the rows of readme_table.toml with the figures that
-`reproduce.sh` left in FOLDER. A row whose benchmark has no result there says what was known before,
-and that it was not measured again.
+`reproduce.sh` left in FOLDER. A row whose benchmark has no result there keeps the README's figure;
+one that the README lacks says what was known before, and that it was not measured again.
 """
 
 import json
@@ -41,7 +41,8 @@ def main(argv: Sequence[str], readme: Path = README) -> int:
     folders = [word for word in argv if word != "--write"]
     if len(folders) > 1 or not all(Path(folder).is_dir() for folder in folders):
         raise SystemExit("usage: python benchmarks/readme_table.py [--write] [FOLDER of results]")
-    lines = table(checks_in(Path(folders[0])) if folders else {})
+    found = checks_in(Path(folders[0])) if folders else {}
+    lines = table(found, shown_in(readme.read_text()))
     if "--write" in argv:
         readme.write_text(with_table(readme.read_text(), lines))
     else:
@@ -71,12 +72,22 @@ def rows() -> list[Row]:
     return [Row(**row) for row in tomllib.loads(text)["row"]]
 
 
-def table(checks: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Its lines."""
+def shown_in(text: str) -> dict[tuple[str, str], str]:
+    """What a README's table says was measured, by what and command."""
+    cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {(row[0], row[3]): row[1] for row in cells if len(row) == len(HEADINGS)}
+
+
+def table(
+    checks: Mapping[str, Mapping[str, float]], shown: Mapping[tuple[str, str], str] | None = None
+) -> list[str]:
+    """Its lines; `shown`: what is said now."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
     for row in rows():
         command = f"`{command_of(row.label)}`"
-        cells = (row.what, figures(row, checks.get(row.label)), row.against, command)
+        kept = None if row.label in checks else (shown or {}).get((row.what, command))
+        said = kept or figures(row, checks.get(row.label))
+        cells = (row.what, said, row.against, command)
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

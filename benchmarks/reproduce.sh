@@ -57,6 +57,10 @@ sparse_accuracy     | sparse_accuracy
 sparse_curve        | sparse_curve
 pipeline            | pipeline
 pipeline_torch      | pipeline_torch
+operator            | operator
+operator-kernel     | operator train.kernel=auto
+operator_words      | operator_words
+operator_crossover  | operator_crossover
 gemm                | gemm
 gemm_words          | gemm_words
 '

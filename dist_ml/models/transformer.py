@@ -145,7 +145,12 @@ class Transformer(BlockModel):
         )
 
     def _check_residual(self, name: str, spread: Spread) -> None:
-        assert spread == self._residual_spread, (name, spread, self._residual_spread)
+        if spread != self._residual_spread:
+            raise ConfigError(
+                f"operator_parallel.layers has the outputs of {name} lie unlike the embedding's, "
+                f"to which they are added; name one layout for both layers of {name} and the "
+                "embedding, or none"
+            )
 
 
 def transformer(

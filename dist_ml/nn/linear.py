@@ -86,10 +86,13 @@ class TunedLinear(nn.Linear):
         return result if x.ndim == 2 else result.view(*x.shape[:-1], self.out_features)
 
     def _as_torch(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Autograd will add to the gradient, so it must be there."""
+        self.leave_gradient_to_autograd()
+        return functional.linear(x, self.weight, bias)
+
+    def leave_gradient_to_autograd(self) -> None:
+        """The weight's, in this pass: autograd will add to it, so it must be there."""
         if self._sink is not None and self._sink.attached:
             self._sink.zero_if_empty()
-        return functional.linear(x, self.weight, bias)
 
     def products(self, rows: int) -> Products:
         """The kernels in use at `rows` rows of input."""

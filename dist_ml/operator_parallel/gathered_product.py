@@ -39,7 +39,8 @@ def gathered_product(x: torch.Tensor, weight: torch.Tensor, gathering: Gathering
 
     Words of a rank, with b' of its block's rows: forward the other ranks' parts of X [b', inputs]
     and W, and (1 - 1/P) b' outputs; backward the same for dX and dW, dY in the place of Y, and,
-    unless they were kept, those of X and W again.
+    unless they were kept, those of X and W again. Under autocast what moves is of its dtype, but
+    for dW, which is summed in the weight's.
     """
     flat = x.flatten(1, -2) if x.ndim > 3 else x
     product: torch.Tensor = _GatheredProduct.apply(flat, weight, gathering)  # type: ignore[no-untyped-call]
@@ -54,8 +55,12 @@ class _GatheredProduct(torch.autograd.Function):
         ctx.gathering = gathering
         ctx.x_counts = gathering.row_counts(gathering.outputs.size)
         ctx.y_counts = gathering.row_counts(gathering.inputs.size)
+        ctx.dtypes, ctx.dtype = (x.dtype, weight.dtype), x.dtype
+        if torch.is_autocast_enabled("cpu"):  # which backward passes run without
+            ctx.dtype = torch.get_autocast_dtype("cpu")
+        x = x.to(ctx.dtype)
         all_x = gathered(x, gathering.outputs, ctx.x_counts)
-        all_weight = gathered(weight, gathering.rows, gathering.output_counts)
+        all_weight = gathered(weight.to(ctx.dtype), gathering.rows, gathering.output_counts)
         y = torch.matmul(all_x, all_weight.T)
         ctx.save_for_backward(*((all_x, all_weight) if gathering.keeps else (x, weight)))
         return kept(y, gathering.inputs, ctx.y_counts)
@@ -70,12 +75,12 @@ class _GatheredProduct(torch.autograd.Function):
         dy = gathered(dy, g.inputs, ctx.y_counts)
         if ctx.needs_input_grad[0] and part != "weight":
             if not g.keeps:
-                weight = gathered(weight, g.rows, g.output_counts)
-            dx = kept(torch.matmul(dy, weight), g.outputs, ctx.x_counts)
+                weight = gathered(weight.to(ctx.dtype), g.rows, g.output_counts)
+            dx = kept(torch.matmul(dy, weight), g.outputs, ctx.x_counts).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1] and part != "input":
             if not g.keeps:
                 x = gathered(x, g.outputs, ctx.x_counts)
-            dw = dy.flatten(0, -2).T @ x.flatten(0, -2)
+            dw = (dy.flatten(0, -2).T @ x.flatten(0, -2)).to(ctx.dtypes[1])
             dw = kept(dw, g.rows, g.output_counts)
             if g.copies.size > 1:
                 g.copies.allreduce(dw)

@@ -25,8 +25,8 @@ from dist_ml.operator_parallel.words import Layer
 
 
 class ParallelLayers(LayerFactory):
-    """Each layer cut over `grid` by the layout of its name: that of the longest prefix in `named`,
-    else `layout`. Making layers is collective.
+    """Each layer cut over `grid` by the layout of its name: that of the longest prefix in `named`
+    (of whole parts of the name, between dots), else `layout`. Making layers is collective.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class ParallelLayers(LayerFactory):
         self, name: str, inputs: int, outputs: int, given: Spread, units: tuple[int, int]
     ) -> tuple[nn.Linear, Spread]:
         """The layer on every rank alike."""
+        self._take_first()
         layer = self._make_linear(name, inputs, outputs)
         if given.is_whole:
             return layer, WHOLE
@@ -134,7 +135,12 @@ class ParallelLayers(LayerFactory):
 
     def _cut(self, name: str, given: Spread) -> LayerCut:
         layout = self._layout_of(name)
-        return cut_for(self._layout if layout == WHOLE_LAYER else layout, given, self.grid)
+        if layout == WHOLE_LAYER:
+            raise ConfigError(
+                f"operator_parallel.layers can't have {name} whole, only linear layers; leave it "
+                "out"
+            )
+        return cut_for(layout, given, self.grid)
 
     def _take_first(self) -> bool:
         """Is the layer that is made now the model's first?"""
@@ -142,6 +148,6 @@ class ParallelLayers(LayerFactory):
         return first
 
     def _layout_of(self, name: str) -> str:
-        matching = [prefix for prefix in self._named if name.startswith(prefix)]
+        matching = [prefix for prefix in self._named if f"{name}.".startswith(f"{prefix}.")]
         self._used.update(matching)
         return self._named[max(matching, key=len)] if matching else self._layout

@@ -80,6 +80,7 @@ class ParallelLinear(TunedLinear, SharedLayer):
         x = self._enter(x)
         bias = collectives.copy(self.bias, self._bias_holders)
         if self._gathering is not None:
+            self.leave_gradient_to_autograd()
             return gathered_product(x, self.weight, self._gathering).add_(bias)
         if self._cut.layout.replicated:
             x = collectives.copy(x, self._to_outputs)

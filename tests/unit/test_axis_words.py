@@ -33,6 +33,7 @@ def words(comm: Communicator, config: TrainConfig) -> tuple[dict[str, float], di
         (1, 3, 1, {"schedule": "one_f_one_b"}),
         (1, 2, 1, {"schedule": "chimera"}),
         (1, 1, 3, {}),
+        (1, 1, 3, {"layers": {"layers.0": "whole"}}),
         (1, 1, 4, {"layout": "2d"}),
         (1, 1, 8, {"layout": "3d"}),
         (2, 2, 2, {"schedule": "zb_v"}),

@@ -11,11 +11,22 @@ from pipeline_world import settings
 from thread_world import run_ranks
 
 from dist_ml.comm.communicator import Communicator
+from dist_ml.config.data import DataConfig
+from dist_ml.config.model import ModelConfig
 from dist_ml.config.operator import OperatorConfig
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError, DataError, DistMLError
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.model_weights import load_state
+
+DECODER = settings(
+    model=ModelConfig("transformer", width=12, depth=2, heads=3),
+    data=DataConfig("text", num_tokens=9, test_fraction=0.1, num_train=30, num_test=17),
+)
+CNN = settings(
+    model=ModelConfig("cnn", channels=(6, 9), groups=3, blocks_per_stage=1),
+    data=DataConfig("digits", num_train=30, num_test=17, test_every=5),
+)
 
 
 def told(config: TrainConfig, num_ranks: int) -> str:
@@ -47,6 +58,22 @@ def told(config: TrainConfig, num_ranks: int) -> str:
 def test_a_layout_or_grid_that_cannot_be(choices: dict[str, Any], message: str) -> None:
     config = on_mesh(settings(model=SHALLOW), 1, 1, 4, **choices)
     assert re.search(message, told(config, 4))
+
+
+@pytest.mark.parametrize(
+    ("config", "choices", "message"),
+    [
+        (DECODER, {"layers": {"layers.0.attention.qkv": "whole"}}, "outputs of layers.0.attention"),
+        (DECODER, {"layers": {"layers.1": "1d_sharded"}}, "outputs of layers.1.attention lie un"),
+        (DECODER, {"layers": {"embedding": "whole"}}, "can't have embedding whole, only linear"),
+        (CNN, {"layers": {"stages.1": "whole"}}, "can't have stages.1.0.conv1 whole"),
+        (CNN, {"layers": {"stages.1.0.conv": "1d"}}, "layers.stages.1.0.conv names no layer"),
+    ],
+)
+def test_a_layer_that_would_not_lie_as_its_neighbours(
+    config: TrainConfig, choices: dict[str, Any], message: str
+) -> None:
+    assert message in told(on_mesh(config, 1, 1, 2, **choices), 2)
 
 
 @pytest.mark.parametrize(

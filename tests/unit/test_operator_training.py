@@ -128,11 +128,16 @@ def test_three_kinds_of_parallelism_train_as_one_process(
     assert_same(shared(config, 6), alone(6, **changes))
 
 
-@pytest.mark.parametrize("kernel", ["torch", "numpy"])
-def test_layers_that_write_their_gradients_themselves(kernel: str) -> None:
-    """Wide enough to have gradient sinks in their parts."""
+@pytest.mark.parametrize(
+    ("kernel", "layout", "grid"),
+    [("torch", "1d", ()), ("numpy", "1d", ()), ("torch", "2d", (2, 1))],
+)
+def test_layers_that_write_their_gradients_themselves(
+    kernel: str, layout: str, grid: tuple[int, ...]
+) -> None:
+    """Wide enough to have gradient sinks in their parts; gathered weights leave them unused."""
     model = ModelConfig(hidden=(8, 700, 600, 6), activation="relu", dropout=0.1)
-    config = on_mesh(settings(model=model, kernel=kernel), 1, 1, 2)
+    config = on_mesh(settings(model=model, kernel=kernel), 1, 1, 2, layout=layout, grid=grid)
     assert_same(shared(config), alone(model=model), 1e-9)
 
 
@@ -142,8 +147,12 @@ def test_fp32_stays_close(layout: str) -> None:
     assert_same(shared(config, 20), alone(20, precision="fp32"), 2e-5)
 
 
-def test_bf16_products_stay_close() -> None:
-    config = on_mesh(settings(model=SHALLOW, precision="bf16"), 1, 1, 2)
+@pytest.mark.parametrize(
+    ("layout", "operator", "grid"), [("1d", 2, ()), ("2d", 4, ()), ("3d", 4, (2, 1, 2))]
+)
+def test_bf16_products_stay_close(layout: str, operator: int, grid: tuple[int, ...]) -> None:
+    chosen = {"layout": layout, "grid": grid}
+    config = on_mesh(settings(model=SHALLOW, precision="bf16"), 1, 1, operator, **chosen)
     found, expected = shared(config)[0].losses, alone(precision="fp32").losses
     assert found == pytest.approx(expected, rel=2e-2)
     assert found != pytest.approx(expected, rel=1e-5)

@@ -63,3 +63,14 @@ def test_the_readme_has_these_rows() -> None:
         known = figures(row, None)
         assert measured == known or re.fullmatch(form, measured)
     assert not lines[start + len(rows())].startswith("|")
+
+
+def test_a_row_without_a_result_keeps_what_the_readme_says() -> None:
+    first = readme_table.rows()[0]
+    command = f"`{readme_table.command_of(first.label)}`"
+    text = f"| {first.what} | 7 of its time | somebody | {command} |\n"
+    shown = readme_table.shown_in(text)
+    assert readme_table.table({}, shown)[2].split(" | ")[1] == "7 of its time"
+    assert readme_table.table({}, {})[2].split(" | ")[1] != "7 of its time"
+    measured = {first.label: dict.fromkeys(first.checks, 0.5)}
+    assert readme_table.table(measured, shown)[2].split(" | ")[1].startswith("0.500")
