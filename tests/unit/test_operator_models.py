@@ -49,6 +49,7 @@ MESHES: list[tuple[str, tuple[int, int, int], dict[str, Any]]] = [
     ("cnn", (1, 1, 2), {}),
     ("cnn", (2, 1, 4), {}),
     ("cnn", (1, 2, 3), {"schedule": "chimera"}),
+    ("decoder", (1, 2, 2), {"schedule": "zb_v"}),  # parts of other sizes, but the same stages
 ]
 
 
