@@ -36,6 +36,12 @@ def share_of(tensor: Any) -> Share | None:
     return share
 
 
+def whole_shape(tensor: Any) -> tuple[int, ...]:
+    """The shape of the whole of which a parameter is a share."""
+    share = share_of(tensor)
+    return tuple(tensor.shape) if share is None else share.shape
+
+
 def flat_positions(region: Region, shape: Sequence[int]) -> NDArray[np.int64]:
     """The row-major positions, in the whole tensor, of a region's elements, in the region's own
     row-major order: int64 of the region's shape.

@@ -1,5 +1,6 @@
 """The points of an experiment, composed and converted; what must hold of them before any runs."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,10 +56,7 @@ def ranks_of(config: TrainConfig) -> int:
             f"ranks is not set, and mesh.{axis}=null takes any number; vary ranks, or set it in "
             "fixed"
         )
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
+    return math.prod(sizes)
 
 
 def check_point(experiment: ExperimentConfig, config: TrainConfig, ranks: int) -> None:

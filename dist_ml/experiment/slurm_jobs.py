@@ -150,8 +150,8 @@ def _look(config: ExperimentConfig, job: _Job) -> Outcome | None:
         )
         return Outcome(job.run, _TIMED_OUT, _output(job), what)
     _wait_for_summary(job.run, status)
-    problem = "" if status == 0 else f"job {job.number} ended as {state}"
-    return Outcome(job.run, status, _output(job), problem)
+    last = "" if status == 0 else f"\njob {job.number} ended as {state}"
+    return Outcome(job.run, status, _output(job) + last)
 
 
 def _state(number: str) -> tuple[str, int]:

@@ -124,7 +124,7 @@ _LEGEND = (
     "Medians over the finished runs, with the spread of their middle half (of all, where there are "
     "fewer than four) in brackets. Speed-up: samples/s over those of the fewest ranks of the same "
     "settings; efficiency: speed-up over the ratio of ranks, which in weak scaling is the rate "
-    "that a rank keeps. Words are those that rank 0 sent."
+    "that a rank keeps. Words are those that rank 0 sent: in all, and a step along a mesh axis."
 )
 
 
@@ -173,7 +173,7 @@ def _markdown_table(table: Table) -> str:
 
 
 def _header(name: str) -> str:
-    return _HEADERS.get(name) or f"words along {name.rpartition('.')[2]}"
+    return _HEADERS.get(name) or f"words a step along {name.rpartition('.')[2]}"
 
 
 def _measure(point: Mapping[str, Any], name: str) -> str:

@@ -2,7 +2,8 @@
 puts beside those that its ledger holds.
 
     data       2 (D-1)/D of what a rank holds, as gradients that are summed densely or sharded
-    pipeline   what leaves this rank along the edges of its stages, both ways
+    pipeline   what leaves this rank along the edges of its stages, both ways, and the gradients of
+               parameters that stages share
     operator   the layers' closed forms (operator_parallel/words.py) and the objective's
 """
 
@@ -71,6 +72,12 @@ def pipeline_words(pipeline: Pipeline | None, sizes: Sequence[int]) -> int:
             for edge, backward, m in used_by(action, pipeline.stages):
                 if pipe[edge.destination if backward else edge.source] == rank:
                     words += prod(pipeline.shapes[edge.value].sizes) * sizes[m]
+    for places in pipeline.shared:
+        users = sorted({user for place in places for user in schedule.holders(place.stage)})
+        if rank in users:
+            n = places[0].parameter.numel()
+            own = block(n, len(users), users.index(rank)).size
+            words += allreduce_words(n, own, len(users)).sent
     return words
 
 

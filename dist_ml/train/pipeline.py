@@ -3,6 +3,7 @@ holds the same ones.
 """
 
 from collections.abc import Mapping
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from dist_ml.pipeline_parallel.stage_graph import (
     shared_parameters,
 )
 from dist_ml.pipeline_parallel.stages import cut_by_hand, cut_evenly
+from dist_ml.placement import whole_shape
 
 
 class Pipeline(NamedTuple):
@@ -145,8 +147,10 @@ def _cuts(config: PipelineConfig, blocks: list[Block], schedule: Schedule) -> li
 
 
 def _cost(block: Block) -> float:
-    """A modelled cost: each weight of a product is multiplied once a sample and pass."""
-    return 1 + sum(parameter.numel() for parameter in block.module.parameters())
+    """A modelled cost: each weight is multiplied once a sample and pass. Of whole blocks, since all
+    ranks that share one must cut the same stages.
+    """
+    return 1 + sum(prod(whole_shape(parameter)) for parameter in block.module.parameters())
 
 
 def _copies(schedule: Schedule, rank: int) -> tuple[int, ...]:

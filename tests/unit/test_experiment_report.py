@@ -129,13 +129,13 @@ def test_the_table_has_what_runs_measured(tmp_path: Path) -> None:
     table = tables.points_table(made(compared(tmp_path)))
     assert list(table.headers) == [
         "way", "ranks", "seconds", "samples/s", "speed-up", "efficiency", "of the first",
-        "communication", "words sent", "bubble", "planned bubble", "words along data",
-        "words along pipeline", "runs",
+        "communication", "words sent", "bubble", "planned bubble", "words a step along data",
+        "words a step along pipeline", "runs",
     ]  # fmt: skip
     assert table.rows[0][:7] == ["plain", "1", "10.00", "100", "1.00", "100%", "1.00"]
     last = dict(zip(table.headers, table.rows[3], strict=True))
     assert (last["bubble"], last["planned bubble"]) == ("25.0%", "12.5%")
-    assert (last["words along pipeline"], last["words sent"]) == ("2,000,000", "1,000")
+    assert (last["words a step along pipeline"], last["words sent"]) == ("2,000,000", "1,000")
     assert table.rows[0][-3:] == ["-", "-", "1"]
 
 
