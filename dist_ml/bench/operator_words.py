@@ -127,9 +127,9 @@ def _one(comm: Communicator, layout: str, sides: Sides, model: Mapping[str, Any]
         "stated backward": max(words[1] for words in found),
         "seen backward": max(words[1] for words in passed),
         "forward without biases": max(words[0] for words in plain),
-        "textbook forward": book and book.forward,
+        "textbook forward": book and round(book.forward),
         "backward without biases": max(words[1] for words in plain),
-        "textbook backward": book and book.backward,
+        "textbook backward": book and round(book.backward),
         "unlike seen": max(
             _apart(pair[which], words[which])
             for pair, words in zip(found, passed, strict=True)
