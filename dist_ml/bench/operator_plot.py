@@ -35,13 +35,16 @@ def draw(
             found = [record[f"{layout} {key}"] for record in records]
             axes.loglog(batches, found, "o-", color=colour, label=layout)
         lines = [record[f"{layout} planned words"] for record in records]
-        words.loglog(batches, lines, ":", color=colour, label=f"{layout}, planned")
+        words.loglog(batches, lines, "k:", linewidth=2, label=f"{layout}, planned")
     plans.set_title(f"planned, a pair of layers of {width}", fontsize="medium")
-    words.set_title("a step's words, 4 layers, measured", fontsize="medium")
+    words.set_title(f"words of a step, layers of {width}", fontsize="medium")
     times.set_title(f"its milliseconds, {where}", fontsize="medium")
     plans.set_ylabel("words a rank sends")
+    for axes in (words, times):
+        axes.set_xticks(batches, [str(batch) for batch in batches], fontsize="small")
     for axes in (plans, words, times):
         axes.set_xlabel("samples of a batch")
+        axes.minorticks_off()
         axes.grid(True, which="both", alpha=0.25)
         axes.legend(fontsize="x-small")
     save(pyplot, figure, file)
