@@ -70,7 +70,8 @@ def build_task(config: TrainConfig, mesh: Mesh) -> Task:
         dataset = open_dataset(config.data, dtype)
         train = dataset.train
         samples = Samples(train.sample_shape, train.num_outputs, train.task)
-    layers = _layers(config, mesh, samples)
+    with raise_on_all_ranks(mesh.world):
+        layers = _layers(config, mesh, samples)
     with raise_on_all_ranks(mesh.world):
         spread = mesh.sizes["pipeline"] > 1
         with torch.device("meta" if spread else "cpu"):
