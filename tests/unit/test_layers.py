@@ -26,10 +26,11 @@ BELOW: dict[str, frozenset[str]] = {
     "data_parallel": _PARTS,
     "pipeline_parallel": _PARTS,
     "operator_parallel": _PARTS,
-    "train": _PARTS | _PARALLEL,
-    "bench": _PARTS | _PARALLEL | {"train"},  # it measures what train composes
+    "checkpoint": LEAVES | {"comm"},
+    "train": _PARTS | _PARALLEL | {"checkpoint"},
+    "bench": _PARTS | _PARALLEL | {"checkpoint", "train"},  # it measures what train composes
     "experiment": LEAVES | {"comm", "train"},  # it starts runs and reads what they left
-    "cli": _PARTS | _PARALLEL | {"train", "bench", "experiment"},
+    "cli": _PARTS | _PARALLEL | {"checkpoint", "train", "bench", "experiment"},
 }
 # Leaves that stand on other leaves.
 BELOW["config"] = frozenset({"errors"})

@@ -1,0 +1,82 @@
+"""Are a checkpoint's files what its index says?"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_ml.checkpoint.checksum import Checksum
+from dist_ml.checkpoint.index import Index
+from dist_ml.errors import DataError
+
+_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Bytes of a file that have one checksum."""
+
+    file: str
+    start: int
+    num_bytes: int
+    checksum: str
+    what: str
+
+
+def segments(index: Index) -> list[Segment]:
+    """All bytes of all files, in the order of files and positions."""
+    headers = [
+        Segment(name, 0, file.header_bytes, file.header_checksum, "its header")
+        for name, file in index.files.items()
+    ]
+    boxes = [
+        Segment(box.file, box.start, box.num_bytes, box.checksum, box.key)
+        for tensor in index.tensors.values()
+        for box in tensor.boxes
+    ]
+    order = {name: place for place, name in enumerate(index.files)}
+    return sorted([*headers, *boxes], key=lambda part: (order[part.file], part.start))
+
+
+def check_files(path: Path, index: Index, share: int = 0, num_shares: int = 1) -> None:
+    """Read the `share`-th of `num_shares` equal parts of a checkpoint's bytes, whole boxes, and
+    hold them against their checksums. `DataError` for the first that differs, and for any file that
+    is missing or has another size. Memory: a buffer of 1 MB.
+    """
+    for name, file in index.files.items():
+        try:
+            num_bytes = (path / name).stat().st_size
+        except OSError as error:
+            raise DataError(f"{path / name}: {error.strerror or error}") from None
+        if num_bytes != file.num_bytes:
+            raise DataError(f"{path / name} has {num_bytes:,} bytes in place of {file.num_bytes:,}")
+    for segment in _share(segments(index), share, num_shares):
+        try:
+            total = _checksum_of(path / segment.file, segment)
+        except OSError as error:
+            raise DataError(f"{path / segment.file}: {error.strerror or error}") from error
+        if total != segment.checksum:
+            raise DataError(f"{path / segment.file} is damaged: the checksum of {segment.what}")
+
+
+def _share(parts: list[Segment], share: int, num_shares: int) -> Iterator[Segment]:
+    """The parts whose middle lies in this share of all bytes."""
+    total, before = sum(part.num_bytes for part in parts), 0
+    for part in parts:
+        middle = before + part.num_bytes / 2
+        if min(int(middle * num_shares / max(total, 1)), num_shares - 1) == share:
+            yield part
+        before += part.num_bytes
+
+
+def _checksum_of(file: Path, segment: Segment) -> str:
+    total, left = Checksum(), segment.num_bytes
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    with file.open("rb", buffering=0) as opened:
+        opened.seek(segment.start)
+        while left > 0:
+            count = opened.readinto(buffer[:left])
+            if not count:
+                raise OSError(f"it ends {left:,} bytes early")
+            total.add(buffer[:count])
+            left -= count
+    return total.text
