@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import pytest
+import torch
 from operator_world import SHALLOW, on_mesh
 from pipeline_world import Trained, assert_same, settings, train
 from thread_world import run_ranks
@@ -14,6 +15,8 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.train import OptimizerConfig, TrainConfig
+from dist_ml.train.model_reducer import replicated_names
+from dist_ml.train.trainer import Trainer
 
 # layout, ranks of the operator axis, sides of the grid
 LAYOUTS: list[tuple[str, int, tuple[int, ...]]] = [
@@ -162,6 +165,16 @@ def test_a_sparse_exchange_keeps_replicas_alike() -> None:
     """What several operator ranks hold alike is summed densely: they would select differently."""
     sparse = {"allreduce": "oktopk", "density": 0.2, "dense_below": 0}
     config = on_mesh(settings(model=SHALLOW, sparse=sparse), 2, 1, 3)
-    found = shared(config, 12)
-    assert all(rank[:4] == found[0][:4] for rank in found)
-    assert found[0].losses != plain_alone(12).losses
+
+    def replicas(comm: Communicator) -> dict[str, torch.Tensor]:
+        trainers: list[Trainer] = []
+        trained = train(comm, config, 12, trainers.append)
+        assert trained.losses != plain_alone(12).losses
+        (model,) = (trainer.model for trainer in trainers)
+        parameters = dict(model.named_parameters())
+        return {name: parameters[name].detach() for name in replicated_names(model, 3)}
+
+    found = run_ranks(6, replicas)
+    assert list(found[0]) == ["layers.1.bias", "layers.3.bias", "layers.5.bias"]
+    for held in found:
+        assert all(torch.equal(held[name], value) for name, value in found[0].items())
