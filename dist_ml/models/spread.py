@@ -43,6 +43,11 @@ class Spread:
 WHOLE = Spread()
 
 
+def axes_of(cuts: tuple[Cut, ...]) -> tuple[str, ...]:
+    """The axes that cut."""
+    return tuple(cut.axis for cut in cuts)
+
+
 def own_range(n: int, cuts: tuple[Cut, ...], unit: int = 1) -> Range:
     """Of `n` elements in groups of `unit`, cut by `cuts` one after the other, this rank's."""
     assert n % unit == 0, (n, unit)

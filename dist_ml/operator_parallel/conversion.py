@@ -1,12 +1,16 @@
 """From how an activation lies to how the next layer wants it."""
 
+from typing import TypeAlias
+
 import torch
 
 from dist_ml.comm.communicator import Communicator
-from dist_ml.models.spread import Cut, Spread
+from dist_ml.models.spread import Cut, Spread, axes_of
 from dist_ml.operator_parallel import collectives
 from dist_ml.operator_parallel.grid import OperatorGrid
 from dist_ml.partition import nested_blocks
+
+Cuts: TypeAlias = tuple[Cut, ...]
 
 
 class Conversion:
@@ -36,29 +40,27 @@ class Conversion:
         if self._tells_rows:
             self._grid.num_rows = len(x)
         if self._rows is not None:
-            given, wanted = self._rows
-            if given:
-                sizes = _sizes(self._grid.num_rows, given)
-                x = collectives.whole(x, self._along(given), sizes)
-            if wanted:
-                x = collectives.part(x, self._along(wanted), _sizes(len(x), wanted))
+            x = self._cut_anew(x, *self._rows, self._grid.num_rows)
         if self._features is not None:
-            given, wanted = self._features
-            x = x.movedim(-1, 0)
-            if given:
-                sizes = _sizes(self._num_features, given, self._unit)
-                x = collectives.whole(x, self._along(given), sizes)
-            if wanted:
-                sizes = _sizes(self._num_features, wanted, self._unit)
-                x = collectives.part(x, self._along(wanted), sizes)
+            x = self._cut_anew(x.movedim(-1, 0), *self._features, self._num_features, self._unit)
             x = x.movedim(0, -1).contiguous()
         return x
 
-    def _along(self, cuts: tuple[Cut, ...]) -> Communicator:
-        return self._grid.along(*(cut.axis for cut in cuts))
+    def _cut_anew(
+        self, x: torch.Tensor, given: Cuts, wanted: Cuts, n: int, unit: int = 1
+    ) -> torch.Tensor:
+        """x along its dimension 0, of `n` in groups of `unit` over all ranks."""
+        if given:
+            x = collectives.whole(x, self._along(given), _sizes(n, given, unit))
+        if wanted:
+            x = collectives.part(x, self._along(wanted), _sizes(n, wanted, unit))
+        return x
+
+    def _along(self, cuts: Cuts) -> Communicator:
+        return self._grid.along(*axes_of(cuts))
 
 
-def _sizes(n: int, cuts: tuple[Cut, ...], unit: int = 1) -> list[int]:
+def _sizes(n: int, cuts: Cuts, unit: int) -> list[int]:
     """Of `n` elements, how many each rank along `cuts` holds, in row-major order of the cuts."""
     parts = [cut.parts for cut in cuts]
     return [part.size * unit for part in nested_blocks(n // unit, parts)]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dist_ml.models.spread import own_range
-from dist_ml.operator_parallel import collectives
+from dist_ml.operator_parallel.boundary import Boundary
 from dist_ml.operator_parallel.grid import OperatorGrid
 from dist_ml.operator_parallel.layout import LayerCut
 from dist_ml.operator_parallel.words import LayerWords, SharedLayer, boundary_words
@@ -41,21 +41,20 @@ class ParallelConvolution(nn.Conv2d, SharedLayer):
         self.weight.share = Share(  # type: ignore[attr-defined]
             (channels[1], channels[0], kernel, kernel), (own_out, own_in, square, square), 1
         )
-        self._to_outputs, self._to_inputs = grid.along(cut.outputs), grid.along(cut.inputs)
+        self._boundary = Boundary(cut, grid)
         self._grid, self._cut, self._reads_data = grid, cut, reads_data
         self._sizes = 0, 0  # numbers of a sample, before and after, as last seen
 
     def words(self, num_rows: int) -> LayerWords:
-        forward, backward = boundary_words(self._grid, self._cut, num_rows, *self._sizes)
-        return LayerWords(forward, 0 if self._reads_data else backward)
+        return boundary_words(self._grid, self._cut, num_rows, *self._sizes, not self._reads_data)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, in, h, w] -> [b, out, h', w'], this rank's channels of each."""
-        x = collectives.copy(x, self._to_outputs)
+        x = self._boundary.enter(x)
         if self.in_channels and self.out_channels:
             y = super().forward(x)
         else:  # fewer groups of channels than ranks: nothing to add, but gradients to take part in
             size = [-(-n // stride) for n, stride in zip(x.shape[2:], self.stride, strict=True)]
             y = x.new_zeros(len(x), self.out_channels, *size) + x.sum() * 0 + self.weight.sum()
         self._sizes = prod(x.shape[1:]), prod(y.shape[1:])
-        return collectives.reduce(y, self._to_inputs)
+        return self._boundary.leave(y)

@@ -11,8 +11,9 @@ from math import prod
 import torch
 from torch import nn
 
-from dist_ml.models.spread import Spread, own_range
+from dist_ml.models.spread import Spread, axes_of, own_range
 from dist_ml.operator_parallel import collectives
+from dist_ml.operator_parallel.boundary import Boundary
 from dist_ml.operator_parallel.conversion import Conversion
 from dist_ml.operator_parallel.grid import OperatorGrid
 from dist_ml.operator_parallel.layout import LayerCut
@@ -22,7 +23,6 @@ from dist_ml.operator_parallel.words import (
     allreduce_words,
     boundary_words,
 )
-from dist_ml.partition import counts
 from dist_ml.placement import Share
 
 
@@ -38,13 +38,12 @@ class ParallelEmbedding(nn.Embedding, SharedLayer):
             (num, width), (self.tokens, columns), grid.size("copies", "rows")
         )
         self.cut, self.width, self._grid = cut, width, grid
-        self._along, self._holders = grid.along(cut.outputs), grid.along("copies", "rows")
+        self._boundary, self._holders = Boundary(cut.swapped(), grid), grid.along("copies", "rows")
         self._num_tokens = 1
 
     def words(self, num_rows: int) -> LayerWords:
-        after = self.cut._replace(outputs=self.cut.inputs, inputs=self.cut.outputs)
         size = self._num_tokens * self.weight.shape[1]
-        forward, backward = boundary_words(self._grid, after, num_rows, 0, size)
+        forward, backward = boundary_words(self._grid, self.cut.swapped(), num_rows, 0, size)
         copies = allreduce_words(self.weight.numel(), self._grid, "copies", "rows")
         return LayerWords(forward, backward + copies)
 
@@ -54,7 +53,7 @@ class ParallelEmbedding(nn.Embedding, SharedLayer):
         grid.num_rows, self._num_tokens = len(tokens), prod(tokens.shape[1:])
         tokens = tokens[own_range(len(tokens), grid.cuts("copies", "rows")).slice]
         weight = collectives.copy(self.weight, self._holders)
-        if self._along.size == 1:
+        if not self._boundary.sums:
             return nn.functional.embedding(tokens, weight)
         mine = (tokens >= self.tokens.start) & (tokens < self.tokens.stop)
         places = torch.where(mine, tokens - self.tokens.start, 0)
@@ -62,9 +61,7 @@ class ParallelEmbedding(nn.Embedding, SharedLayer):
             vectors = nn.functional.embedding(places, weight) * mine[..., None]
         else:  # a rank beyond the vocabulary
             vectors = weight.new_zeros(*tokens.shape, weight.shape[1]) + weight.sum()
-        if self.cut.layout.replicated:
-            return collectives.reduce(vectors, self._along)
-        return collectives.scatter(vectors, self._along, counts(len(tokens), self._along.size))
+        return self._boundary.leave(vectors)
 
 
 class ParallelTiedLinear(nn.Module, SharedLayer):
@@ -73,10 +70,8 @@ class ParallelTiedLinear(nn.Module, SharedLayer):
     def __init__(self, embedding: ParallelEmbedding, enter: Conversion, grid: OperatorGrid) -> None:
         super().__init__()
         self.embedding = embedding
-        self._enter, self._grid, cut = enter, grid, embedding.cut
-        self._replicated = cut.layout.replicated
-        self._to_outputs, self._to_inputs = grid.along(cut.outputs), grid.along(cut.inputs)
-        self._holders = grid.along("copies", "rows")
+        self._enter, self._grid = enter, grid
+        self._boundary, self._holders = Boundary(embedding.cut, grid), grid.along("copies", "rows")
         self._num_tokens = 1
 
     def words(self, num_rows: int) -> LayerWords:
@@ -90,13 +85,7 @@ class ParallelTiedLinear(nn.Module, SharedLayer):
         self._num_tokens = prod(x.shape[1:-1])
         x = self._enter(x)
         weight = collectives.copy(self.embedding.weight, self._holders)
-        if self._replicated:
-            y = nn.functional.linear(collectives.copy(x, self._to_outputs), weight)
-            return collectives.reduce(y, self._to_inputs)
-        block = own_range(self._grid.num_rows, self._grid.cuts("copies", "rows")).size
-        x = collectives.gather(x, self._to_outputs, counts(block, self._to_outputs.size))
-        y = nn.functional.linear(x, weight)
-        return collectives.scatter(y, self._to_inputs, counts(block, self._to_inputs.size))
+        return self._boundary.leave(nn.functional.linear(self._boundary.enter(x), weight))
 
 
 class ParallelPositions(nn.Embedding, SharedLayer):
@@ -105,7 +94,7 @@ class ParallelPositions(nn.Embedding, SharedLayer):
     def __init__(self, num: int, width: int, given: Spread, grid: OperatorGrid) -> None:
         columns = given.feature_range(width)
         super().__init__(num, columns.size, _weight=torch.empty(num, columns.size))
-        self._grid, self._sides = grid, [cut.axis for cut in given.rows]
+        self._grid, self._sides = grid, axes_of(given.rows)
         self._holders = grid.along(*self._sides)
         share_features(self.weight, (num, width), given, grid)
 
@@ -130,12 +119,12 @@ class ParallelProjection(nn.Linear, SharedLayer):
         self.in_features, self.out_features = inputs, rows.size
         self.weight = nn.Parameter(torch.empty(rows.size, inputs))
         self.bias = nn.Parameter(torch.empty(rows.size))
-        copies = grid.comm.size // grid.size(*(cut.axis for cut in made.features))
+        copies = grid.comm.size // grid.size(*axes_of(made.features))
         whole = own_range(inputs, ())
         self.weight.share = Share((width, inputs), (rows, whole), copies)  # type: ignore[attr-defined]
         self.bias.share = Share((width,), (rows,), copies)  # type: ignore[attr-defined]
         self._enter = enter
-        self._grid, self._sides = grid, [cut.axis for cut in made.rows]
+        self._grid, self._sides = grid, axes_of(made.rows)
         self._holders = grid.along(*self._sides)
 
     def words(self, num_rows: int) -> LayerWords:  # noqa: ARG002
@@ -149,13 +138,17 @@ class ParallelProjection(nn.Linear, SharedLayer):
 
 
 def share_features(
-    parameter: torch.Tensor, shape: tuple[int, ...], given: Spread, grid: OperatorGrid
+    parameter: torch.Tensor,
+    shape: tuple[int, ...],
+    given: Spread,
+    grid: OperatorGrid,
+    unit: int = 1,
 ) -> None:
     """Mark a parameter of the global `shape`, whose last dimension is features that lie as `given`,
-    where they are cut.
+    `unit` of them together, where they are cut.
     """
     if not given.features:
         return
-    copies = grid.comm.size // grid.size(*(cut.axis for cut in given.features))
-    region = *(own_range(n, ()) for n in shape[:-1]), given.feature_range(shape[-1])
+    copies = grid.comm.size // grid.size(*axes_of(given.features))
+    region = *(own_range(n, ()) for n in shape[:-1]), given.feature_range(shape[-1], unit)
     parameter.share = Share(shape, region, copies)  # type: ignore[attr-defined]

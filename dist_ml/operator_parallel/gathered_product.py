@@ -8,30 +8,23 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from dist_ml.models.spread import own_range
 from dist_ml.nn import backward_part
+from dist_ml.operator_parallel.boundary import Boundary
 from dist_ml.operator_parallel.collectives import gathered, kept
 from dist_ml.operator_parallel.grid import OperatorGrid
 from dist_ml.operator_parallel.layout import LayerCut
-from dist_ml.partition import counts
 
 
-class Gathering:
+class Gathering(Boundary):
     """Who gathers what in one layer. `output_counts`: rows of the weight on each rank of the rows'
     side.
     """
 
     def __init__(self, grid: OperatorGrid, cut: LayerCut, output_counts: Sequence[int]) -> None:
-        self._grid = grid
+        super().__init__(cut, grid)
         self.keeps = cut.layout.keeps
-        self.outputs, self.inputs = grid.along(cut.outputs), grid.along(cut.inputs)
         self.rows, self.copies = grid.along("rows"), grid.along("copies")
         self.output_counts = list(output_counts)
-
-    def row_counts(self, num_ranks: int) -> list[int]:
-        """The rows on each of `num_ranks` ranks among which this rank's block of rows is cut."""
-        block = own_range(self._grid.num_rows, self._grid.cuts("copies", "rows"))
-        return counts(block.size, num_ranks)
 
 
 def gathered_product(x: torch.Tensor, weight: torch.Tensor, gathering: Gathering) -> torch.Tensor:

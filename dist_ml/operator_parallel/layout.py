@@ -71,6 +71,10 @@ class LayerCut(NamedTuple):
         rows = ("copies", "rows") if self.layout.replicated else ("copies", "rows", self.inputs)
         return Spread(grid.cuts(*rows), grid.cuts(self.outputs))
 
+    def swapped(self) -> "LayerCut":
+        """The cut of a layer whose inputs lie as this one's outputs, and the other way round."""
+        return LayerCut(self.layout, outputs=self.inputs, inputs=self.outputs)
+
 
 def cut_for(name: str, given: Spread, place: Place) -> LayerCut:
     """The cut of a layer of layout `name` whose inputs come as `given`: the one that takes them so,

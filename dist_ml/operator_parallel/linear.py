@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from dist_ml.kernels.tuner import Tuner
-from dist_ml.models.spread import own_range
+from dist_ml.models.spread import axes_of, own_range
 from dist_ml.nn.linear import TunedLinear
 from dist_ml.operator_parallel import collectives
+from dist_ml.operator_parallel.boundary import Boundary
 from dist_ml.operator_parallel.conversion import Conversion
 from dist_ml.operator_parallel.gathered_product import Gathering, gathered_product
 from dist_ml.operator_parallel.grid import OperatorGrid
@@ -56,13 +57,11 @@ class ParallelLinear(TunedLinear, SharedLayer):
         self._cut, self._grid, self._enter = cut, grid, enter
         self._layer, self._reads_data = layer, reads_data
         self._row_items = 1  # vectors of a row, as last seen
-        self._to_outputs, self._to_inputs = grid.along(cut.outputs), grid.along(cut.inputs)
+        self._boundary = Boundary(cut, grid)
         self._gathering = None
         if grid.size("rows", "copies") > 1:
             self._gathering = Gathering(grid, cut, counts(own_outputs.size, grid.size("rows")))
-        replicated = cut.layout.replicated
-        rows_sides = ("copies", "rows") if replicated else ("copies", "rows", cut.inputs)
-        self._bias_holders = grid.along(*rows_sides)
+        self._bias_holders = grid.along(*axes_of(cut.made(grid).rows))
 
     def words(self, num_rows: int) -> LayerWords:
         return layer_words(
@@ -82,14 +81,7 @@ class ParallelLinear(TunedLinear, SharedLayer):
         if self._gathering is not None:
             self.leave_gradient_to_autograd()
             return gathered_product(x, self.weight, self._gathering).add_(bias)
-        if self._cut.layout.replicated:
-            x = collectives.copy(x, self._to_outputs)
-            if self._to_inputs.size == 1:
-                return self.affine(x, bias)
-            return collectives.reduce(self.affine(x, None), self._to_inputs).add_(bias)
-        num_rows = self._grid.num_rows
-        x = collectives.gather(x, self._to_outputs, counts(num_rows, self._to_outputs.size))
-        if self._to_inputs.size == 1:
+        x = self._boundary.enter(x)
+        if not self._boundary.sums:
             return self.affine(x, bias)
-        sizes = counts(num_rows, self._to_inputs.size)
-        return collectives.scatter(self.affine(x, None), self._to_inputs, sizes).add_(bias)
+        return self._boundary.leave(self.affine(x, None)).add_(bias)

@@ -6,12 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dist_ml.models.spread import Spread
+from dist_ml.models.spread import Spread, axes_of
 from dist_ml.operator_parallel import collectives
 from dist_ml.operator_parallel.embedding import share_features
 from dist_ml.operator_parallel.grid import OperatorGrid
 from dist_ml.operator_parallel.words import LayerWords, SharedLayer, allreduce_words
-from dist_ml.placement import Share
 
 
 class ParallelNorm(nn.LayerNorm, SharedLayer):
@@ -26,17 +25,16 @@ class ParallelNorm(nn.LayerNorm, SharedLayer):
         self._width, self._is_cut = width, bool(given.features)
         for parameter in (self.weight, self.bias):
             share_features(parameter, (width,), given, grid)
-        self._along = grid.along(*(cut.axis for cut in given.features))
-        self._holders = grid.along(*(cut.axis for cut in given.rows))
+        self._along = grid.along(*axes_of(given.features))
+        self._holders = grid.along(*axes_of(given.rows))
         self._grid, self._given, self._num_vectors = grid, given, 1
 
     def words(self, num_rows: int) -> LayerWords:
-        rows = [cut.axis for cut in self._given.rows]
+        rows, features = axes_of(self._given.rows), axes_of(self._given.features)
         shared = 2 * allreduce_words(self.weight.numel(), self._grid, *rows)
         if not self._is_cut:
             return LayerWords(0, shared)
         means = self._given.row_range(num_rows).size * self._num_vectors
-        features = [cut.axis for cut in self._given.features]
         moved = 2 * allreduce_words(means, self._grid, *features)
         return LayerWords(moved, moved + shared)
 
@@ -66,11 +64,9 @@ class ParallelGroupNorm(nn.GroupNorm):
         own_groups = own.size * groups // channels
         super().__init__(max(1, own_groups), max(1, own.size))
         self.num_groups, self.num_channels = own_groups, own.size
-        copies = grid.comm.size // grid.size(*(cut.axis for cut in given.features))
         for name in ("weight", "bias"):
             parameter = nn.Parameter(torch.empty(own.size))
-            if given.features:
-                parameter.share = Share((channels,), (own,), copies)  # type: ignore[attr-defined]
+            share_features(parameter, (channels,), given, grid, channels // groups)
             setattr(self, name, parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from math import prod
 import torch
 
 from dist_ml.models.objective import Objective, cross_entropy
-from dist_ml.models.spread import WHOLE, Spread
+from dist_ml.models.spread import WHOLE, Spread, axes_of
 from dist_ml.operator_parallel import collectives
 from dist_ml.operator_parallel.conversion import Conversion
 from dist_ml.operator_parallel.cross_entropy import cross_entropy_sums
@@ -36,10 +36,10 @@ class ParallelObjective(Objective):
         if not self._splits_classes:
             others = prod(cut.parts for cut in (*spread.rows, *spread.features)) - 1
             return b * classes * others
-        axes = [cut.axis for cut in spread.features]
+        axes = axes_of(spread.features)
         words = allreduce_words(b, grid, *axes) + allreduce_words(3 * b, grid, *axes)
         if spread.rows:
-            words += 2 * allreduce_words(1, grid, *(cut.axis for cut in spread.rows))
+            words += 2 * allreduce_words(1, grid, *axes_of(spread.rows))
         return words
 
     def whole(self, outputs: torch.Tensor) -> torch.Tensor:
@@ -60,11 +60,11 @@ class ParallelObjective(Objective):
             return base.sums(self.whole(outputs), targets)
         classes = self.spread.feature_range(self.num_outputs)
         own = targets[self.spread.row_range(len(targets)).slice]
-        comm = grid.along(*(cut.axis for cut in self.spread.features))
+        comm = grid.along(*axes_of(self.spread.features))
         loss, correct = cross_entropy_sums(outputs, own, classes, comm)
         if not self.spread.rows:
             return loss, correct
-        holders = grid.along(*(cut.axis for cut in self.spread.rows))
+        holders = grid.along(*axes_of(self.spread.rows))
         correct = correct.to(loss.dtype)
         holders.allreduce(correct)
         return collectives.reduce(loss, holders), correct

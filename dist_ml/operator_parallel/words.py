@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from dist_ml.comm import traffic
-from dist_ml.models.spread import WHOLE, own_range
+from dist_ml.models.spread import WHOLE, axes_of, own_range
 from dist_ml.operator_parallel.grid import Place, Sides
 from dist_ml.operator_parallel.layout import LAYOUTS, LayerCut, all_sides, cut_for
 from dist_ml.partition import block
@@ -56,29 +56,19 @@ def layer_words(
     """Of the rank at `place`, for `num_rows` rows over all ranks, of `row_items` vectors each
     (tokens); without `input_gradient` for a layer whose inputs are the data.
     """
-    outputs, inputs = place.size(cut.outputs), place.size(cut.inputs)
     n = own_range(layer.outputs, place.cuts(cut.outputs), layer.units[1]).size
     m = own_range(layer.inputs, place.cuts(cut.inputs), layer.units[0]).size
-    b = own_range(num_rows, place.cuts("copies", "rows")).size
-    own_x = own_range(b, place.cuts(cut.outputs)).size * row_items * m
-    own_y = own_range(b, place.cuts(cut.inputs)).size * row_items * n
+    x, y = row_items * m, row_items * n
+    forward, backward = boundary_words(place, cut, num_rows, x, y, input_gradient)
     own_w = own_range(n, place.cuts("rows")).size * m
-    rows, copies = place.size("rows"), place.size("copies")
-    x, y, w = b * row_items * m, b * row_items * n, n * m
-    gather_x, keep_x = own_x * (outputs - 1), x - own_x
-    gather_w, keep_w = own_w * (rows - 1), w - own_w
-    forward, backward = gather_w, keep_w + allreduce_words(own_w, place, "copies")
-    if cut.layout.replicated:
-        forward += allreduce_words(y, place, cut.inputs)
-        backward += allreduce_words(x, place, cut.outputs) if input_gradient else 0
-    else:
-        forward += gather_x + y - own_y
-        backward += own_y * (inputs - 1) + (keep_x if input_gradient else 0)
-    if not cut.layout.keeps and rows * copies > 1:
-        backward += gather_x + (gather_w if input_gradient else 0)
-    others = () if cut.layout.replicated else (cut.inputs,)
+    gather_w = own_w * (place.size("rows") - 1)
+    forward += gather_w
+    backward += n * m - own_w + allreduce_words(own_w, place, "copies")
+    if not cut.layout.keeps and place.size("rows", "copies") > 1:
+        backward += boundary_words(place, cut, num_rows, x, 0).forward
+        backward += gather_w if input_gradient else 0
     if bias:
-        backward += allreduce_words(n, place, "copies", "rows", *others)
+        backward += allreduce_words(n, place, *axes_of(cut.made(place).rows))
     return LayerWords(forward, backward)
 
 
@@ -123,18 +113,24 @@ def allreduce_words(n: int, place: Place, *sides: str) -> int:
 
 
 def boundary_words(
-    place: Place, cut: LayerCut, num_rows: int, x_words: int, y_words: int
+    place: Place,
+    cut: LayerCut,
+    num_rows: int,
+    x_words: int,
+    y_words: int,
+    input_gradient: bool = True,
 ) -> LayerWords:
-    """Of X and Y, of `x_words` and `y_words` a row on this rank, before and after a layer whose
-    weights needn't move.
+    """Of X and Y, of `x_words` and `y_words` a row on this rank, before and after a layer; without
+    `input_gradient` for a layer whose inputs are the data.
     """
     b = own_range(num_rows, place.cuts("copies", "rows")).size
     x, y = b * x_words, b * y_words
     if cut.layout.replicated:
-        return LayerWords(
-            allreduce_words(y, place, cut.inputs), allreduce_words(x, place, cut.outputs)
-        )
-    own_x = own_range(b, place.cuts(cut.outputs)).size * x_words
-    own_y = own_range(b, place.cuts(cut.inputs)).size * y_words
-    forward = own_x * (place.size(cut.outputs) - 1) + y - own_y
-    return LayerWords(forward, own_y * (place.size(cut.inputs) - 1) + x - own_x)
+        forward, of_y = allreduce_words(y, place, cut.inputs), 0
+        of_x = allreduce_words(x, place, cut.outputs)
+    else:
+        own_x = own_range(b, place.cuts(cut.outputs)).size * x_words
+        own_y = own_range(b, place.cuts(cut.inputs)).size * y_words
+        forward = own_x * (place.size(cut.outputs) - 1) + y - own_y
+        of_x, of_y = x - own_x, own_y * (place.size(cut.inputs) - 1)
+    return LayerWords(forward, of_y + (of_x if input_gradient else 0))
