@@ -80,27 +80,35 @@ def model_words(
     rank: int = 0,
     first_gradient: bool = False,
     bias: bool = True,
+    row_items: int = 1,
 ) -> list[LayerWords]:
-    """Of each layer of a chain, on one rank; `first_gradient`: that of the first one's inputs is
-    wanted, too.
+    """Of each layer of a chain, on one rank, for `num_rows` rows of `row_items` vectors each;
+    `first_gradient`: that of the first one's inputs is wanted, too.
     """
     place, spread, found = Place(sides, rank), WHOLE, []
     for number, layer in enumerate(layers):
         cut = cut_for(layout, spread, place)
         wanted = first_gradient or number > 0
-        found.append(layer_words(place, cut, layer, num_rows, wanted, bias))
+        found.append(layer_words(place, cut, layer, num_rows, wanted, bias, row_items))
         spread = cut.made(place)
     return found
 
 
 def fewest_words(
-    layers: list[Layer], num_rows: int, num_ranks: int, names: Iterable[str] = LAYOUTS
+    layers: list[Layer],
+    num_rows: int,
+    num_ranks: int,
+    names: Iterable[str] = LAYOUTS,
+    row_items: int = 1,
 ) -> tuple[str, Sides]:
-    """The layout, of `names`, and the sides of its grid with the fewest words a step."""
+    """The layout, of `names`, and the sides of its grid with the fewest words a step, of `num_rows`
+    rows of `row_items` vectors each.
+    """
     candidates = [(name, sides) for name in names for sides in all_sides(name, num_ranks)]
 
     def total(candidate: tuple[str, Sides]) -> int:
-        return sum(sum(words) for words in model_words(*candidate, layers, num_rows))
+        words = model_words(*candidate, layers, num_rows, row_items=row_items)
+        return sum(map(sum, words))
 
     return min(candidates, key=total)
 

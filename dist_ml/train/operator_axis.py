@@ -34,7 +34,9 @@ def build_layers(config: TrainConfig, mesh: Mesh, samples: Samples) -> ParallelL
 def choose_layout(
     config: TrainConfig, mesh_sizes: dict[str, int], samples: Samples
 ) -> tuple[str, Sides]:
-    """The layout and its grid: `auto` takes those with the fewest words at this batch."""
+    """The layout and its grid: `auto` takes those with the fewest words at this batch, of which
+    each sample makes several vectors in models of tokens.
+    """
     chosen, num_ranks = config.operator_parallel, mesh_sizes["operator"]
     if chosen.layout != AUTO:
         return chosen.layout, sides_for(chosen.layout, num_ranks, chosen.grid)
@@ -44,11 +46,12 @@ def choose_layout(
     num_rows = -(-config.batch_size // (mesh_sizes["data"] * pieces))
     recorded = RecordedLayers()
     with torch.device("meta"):
-        build_model(config.model, samples, config.seed, layers=recorded)
+        model = build_model(config.model, samples, config.seed, layers=recorded)
     names = [name for name in LAYOUTS if _suits(name, mesh_sizes, recorded.convolves)]
     if config.sparse.allreduce != "none":
         names = [name for name in names if name != _COPYING]
-    return fewest_words(recorded.linear_layers, num_rows, num_ranks, names)
+    layers, row_items = recorded.linear_layers, model.rows_per_sample
+    return fewest_words(layers, num_rows, num_ranks, names, row_items)
 
 
 def check_operator_axis(config: TrainConfig, mesh_sizes: Mapping[str, int]) -> None:

@@ -8,11 +8,16 @@ import torch
 from thread_world import run_ranks
 
 from dist_ml.comm.communicator import Communicator
-from dist_ml.models import MLP
+from dist_ml.config.data import DataConfig
+from dist_ml.config.model import ModelConfig
+from dist_ml.config.operator import OperatorConfig
+from dist_ml.models import MLP, Samples
 from dist_ml.operator_parallel.grid import OperatorGrid, Sides
 from dist_ml.operator_parallel.layers import ParallelLayers
 from dist_ml.operator_parallel.layout import LAYOUTS, all_sides
 from dist_ml.operator_parallel.words import Layer, LayerWords, fewest_words, model_words
+from dist_ml.train.operator_axis import choose_layout
+from tests.unit.train_worlds import changed
 
 WIDTHS = (10, 13, 6, 9)
 
@@ -99,3 +104,26 @@ def test_the_fewest_words_are_found_among_all_grids() -> None:
     assert (LAYOUTS[name].replicated, sides.first) == (False, 1)
     _, sides = fewest_words(square, 4, 4)
     assert (sides.copies, sides.rows) == (1, 1)
+
+
+def test_a_row_may_be_many_vectors() -> None:
+    """The tokens of a sample count as so many rows, but stay on one rank."""
+    square, grid = layers((64, 64, 64)), Sides(rows=2, first=2)
+    tokens = model_words("2d", grid, square, 8, row_items=32)
+    assert tokens == model_words("2d", grid, square, 8 * 32)
+    assert fewest_words(square, 8, 4, row_items=32) == fewest_words(square, 8 * 32, 4)
+    assert fewest_words(square, 8, 4, row_items=32) != fewest_words(square, 8, 4)
+
+
+@pytest.mark.parametrize(("num_tokens", "cuts_rows"), [(2, False), (400, True)])
+def test_auto_counts_the_tokens_of_a_text(num_tokens: int, cuts_rows: bool) -> None:
+    data = DataConfig("text", num_tokens=num_tokens, test_fraction=0.1, num_train=4, num_test=4)
+    config = changed(
+        model=ModelConfig("transformer", width=32, depth=1, heads=4),
+        data=data,
+        batch_size=4,
+        operator_parallel=OperatorConfig("auto"),
+    )
+    samples = Samples((num_tokens,), 256, "next_token")
+    name, _ = choose_layout(config, {"data": 1, "pipeline": 1, "operator": 4}, samples)
+    assert LAYOUTS[name].replicated != cuts_rows
