@@ -1,5 +1,6 @@
 """States that are cut over ranks in several ways, for the tests of checkpoints."""
 
+import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -158,6 +159,13 @@ class KilledFiles(Files):
     def remove_folder(self, path: Path) -> None:
         self._next()
         super().remove_folder(path)
+
+
+class FullDisk(KilledFiles):
+    """Has no room from the `at`-th operation on."""
+
+    def _end(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def corner(region: Region) -> Region:

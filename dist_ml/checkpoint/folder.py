@@ -13,10 +13,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_ml.checkpoint import index as indices
 from dist_ml.checkpoint.checksum import checksum
 from dist_ml.checkpoint.files import Files, make_durable_folder, remove_tree, write_file
 from dist_ml.checkpoint.index import Index
+from dist_ml.checkpoint.index_parser import parse
 from dist_ml.errors import DataError
 
 INDEX, COMMIT = "index.json", "COMMIT"
@@ -57,6 +57,21 @@ def committed(folder: Path) -> list[Path]:
     return [path for *_, path in sorted(found, reverse=True)]
 
 
+def find(path: Path) -> list[Path]:
+    """The committed checkpoints at `path`, newest first: itself, or those in it, or in its folder
+    `checkpoints` where it is a run's. `DataError` where there are none.
+    """
+    if (path / COMMIT).exists():
+        return [path]
+    found = committed(path) or committed(path / "checkpoints")
+    if not found:
+        raise DataError(
+            f"{path} holds no committed checkpoint; give a run, its folder checkpoints, or one "
+            "step-N of it"
+        )
+    return found
+
+
 def read_index(path: Path) -> Index:
     """The index of a committed checkpoint; `DataError` where it isn't the one committed."""
     try:
@@ -69,7 +84,7 @@ def read_index(path: Path) -> Index:
     if checksum(text) != expected:
         raise DataError(f"{path / INDEX} is damaged: its checksum is not that in {COMMIT}")
     try:
-        return indices.parse(text)
+        return parse(text)
     except DataError as error:
         raise DataError(f"{path / INDEX}: {error}") from error
 

@@ -57,7 +57,7 @@ class SaveJob:
         self.own = [pieces[position] for position in writer.positions]
         self._sums: tuple[str, ...] = ("",)
         self._all_sums: list[Sequence[str]] = []
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         from_root(comm, self._begin)
 
     def write(self, values: Iterable[memoryview]) -> None:
@@ -68,7 +68,7 @@ class SaveJob:
         path /= indices.file_name(self._comm.rank)
         try:
             self._sums = tensor_file.write(self._files, path, self._layout.header, values)
-        except Exception as error:
+        except BaseException as error:  # in a thread it would be lost
             self._failure = self._in_words(error)
 
     def gather(self) -> None:
@@ -83,18 +83,20 @@ class SaveJob:
         index = indices.make(self._step, self._header, self._held, self._writers, self._all_sums)
         try:
             folders.commit(self._files, self._folder, index)
-        except Exception as error:
+            self._retain()
+        except BaseException as error:
             self._failure = self._in_words(error)
-            return
-        try:
-            folders.retain(self._files, self._folder, self._step, self._keep)
-        except OSError as error:
-            log.warning("an older checkpoint than %d can't be removed: %s", self._step, error)
 
     def finish(self) -> Path:
         """Collective, after `commit`: the checkpoint's folder."""
         self._raise_failure()
         return self._folder / f"step-{self._step}"
+
+    def _retain(self) -> None:
+        try:
+            folders.retain(self._files, self._folder, self._step, self._keep)
+        except OSError as error:
+            log.warning("an older checkpoint than %d can't be removed: %s", self._step, error)
 
     def _begin(self) -> None:
         try:
@@ -114,7 +116,7 @@ class SaveJob:
                     remove_tree(self._files, unfinished)
             raise
 
-    def _in_words(self, error: Exception) -> Exception:
+    def _in_words(self, error: BaseException) -> BaseException:
         if not isinstance(error, OSError):
             return error
         where = error.filename or self._folder

@@ -27,6 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "run a scaling experiment from its configuration, and report on it",
     ),
     "report": ("dist_ml.cli.report", "tabulate runs, and plot their losses and step times"),
+    "checkpoint": (
+        "dist_ml.cli.checkpoint",
+        "show, verify, export and import checkpoints; no MPI",
+    ),
     "bench": ("dist_ml.cli.bench", "run a benchmark and hold its figures against their limits"),
     "schedule": ("dist_ml.cli.schedule", "prove, time and draw a pipeline schedule"),
     "gemm": ("dist_ml.cli.gemm", "plan and run distributed matrix products"),

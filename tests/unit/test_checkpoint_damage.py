@@ -14,7 +14,16 @@ from dist_ml.checkpoint.writer import save
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.errors import DataError
-from tests.checkpoint_world import CUTS, Killed, KilledFiles, holds, pieces, save_from, state
+from tests.checkpoint_world import (
+    CUTS,
+    FullDisk,
+    Killed,
+    KilledFiles,
+    holds,
+    pieces,
+    save_from,
+    state,
+)
 from tests.thread_world import run_ranks
 
 ALONE = Communicator(Loopback())
@@ -118,13 +127,6 @@ def killed_save(folder: Path, rank: int, at: int, power_loss: bool, step: int, s
     except Killed:
         return True
     return False
-
-
-class FullDisk(KilledFiles):
-    """Has no room from the `at`-th operation on."""
-
-    def _end(self) -> None:
-        raise OSError(28, "No space left on device")
 
 
 def test_a_full_disk_is_told_by_all_and_costs_nothing(tmp_path: Path) -> None:
