@@ -58,8 +58,12 @@ class ParameterAverager(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
 
-    def close(self) -> None:  # noqa: B027 - nothing is ever under way between periodic averages
-        """Wait for what is under way, so that a run may end before its last step. Collective."""
+    def close(self) -> None:
+        """Wait for what is under way, so that a run may end before its last step, and give the
+        allreduce's communicator back. Collective.
+        """
+        self._allreduce.free()
+        self._allreduce.comm.free()
 
 
 class PeriodicAverager(ParameterAverager):

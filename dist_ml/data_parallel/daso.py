@@ -107,6 +107,7 @@ class DasoAverager(ParameterAverager):
         if self._in_flight is not None:
             self._merge()
         self._thread.shutdown()
+        super().close()
 
     def _blocking(self) -> None:
         if self._in_flight is not None:

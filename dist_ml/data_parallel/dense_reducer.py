@@ -92,6 +92,7 @@ class DenseReducer(GradientReducer):
     def close(self) -> None:
         if self._scheduler is not None:
             self._scheduler.close()
+        self._allreduce.free()
 
     def _start(self, number: int) -> Request:
         return self._allreduce.start(self._gradients.buffer[self.buckets[number].slice])

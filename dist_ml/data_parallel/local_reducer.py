@@ -8,7 +8,8 @@ from dist_ml.data_parallel.reducer import GradientReducer
 
 
 class LocalReducer(GradientReducer):
-    """Sums gradients over `intra_node` (None: over nobody) and slots over all of `comm`.
+    """Sums gradients over `intra_node` (None: over nobody; else on a communicator that nobody else
+    uses) and slots over all of `comm`.
 
     A rank's gradient is scaled for a sum over all ranks, so a sum over fewer is scaled up to match.
     Words between nodes: the slots'.
@@ -34,3 +35,8 @@ class LocalReducer(GradientReducer):
         self._gradients.flat.mul_(self._comm.size / summed)
         self._comm.allreduce(self.slots)
         return Local(self._gradients.flat, self.slots)
+
+    def close(self) -> None:
+        if self._intra_node is not None:
+            self._intra_node.free()
+            self._intra_node.comm.free()

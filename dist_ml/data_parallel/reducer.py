@@ -49,4 +49,6 @@ class GradientReducer(ABC):
         assert not state, f"{type(self).__name__} has no state, but got {list(state)}"
 
     def close(self) -> None:  # noqa: B027 - most hold nothing
-        """End threads; no exchange may be under way."""
+        """End threads, give back communicators and the memory that gradients lie in; nothing may be
+        under way. Collective.
+        """

@@ -59,6 +59,7 @@ class SparseBuckets:
         assert over is not None
         self._over = over
         self._nodes = split_nodes(comm) if config.hierarchical else None
+        self._own_comms = [*([over] if config.overlap else ()), *(self._nodes or ())]
         self.parts = [
             self._part(bucket, groups.within(bucket), config, seed + 1000 * number)
             for number, bucket in enumerate(self.ranges)
@@ -103,6 +104,8 @@ class SparseBuckets:
 
     def close(self) -> None:
         self._scheduler.close()
+        for comm in self._own_comms:
+            comm.free()
 
     def diagnostics(self) -> dict[str, float]:
         """Of the last step: densities sent and received, the residual's norm, xi, seconds by

@@ -72,8 +72,7 @@ def run_on_slurm(
     finally:
         with signals_wait():
             for job in jobs:
-                with contextlib.suppress(MachineError):
-                    _client("scancel", job.number)
+                _cancel(job)
 
 
 def job_goes_on(run: Run) -> str | None:
@@ -142,7 +141,7 @@ def _look(config: ExperimentConfig, job: _Job) -> Outcome | None:
             limit = config.slurm.wait_seconds
         if time.monotonic() - job.since <= limit:
             return None
-        _client("scancel", job.number)
+        _cancel(job)
         what = (
             f"its time_limit_seconds={config.time_limit_seconds:g} were up"
             if job.started
@@ -152,6 +151,12 @@ def _look(config: ExperimentConfig, job: _Job) -> Outcome | None:
     _wait_for_summary(job.run, status)
     last = "" if status == 0 else f"\njob {job.number} ended as {state}"
     return Outcome(job.run, status, _output(job) + last)
+
+
+def _cancel(job: _Job) -> None:
+    """End a job, which may have ended by itself meanwhile: then Slurm knows it no more."""
+    with contextlib.suppress(MachineError):
+        _client("scancel", job.number)
 
 
 def _state(number: str) -> tuple[str, int]:

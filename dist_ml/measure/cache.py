@@ -5,6 +5,7 @@ Files are written whole, under a name of their own, and moved into place, so tha
 sees half of one, also where several nodes share the folder.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -32,16 +33,16 @@ def store(name: str, values: Mapping[str, Any]) -> None:
     """Keep `values` under `name`, whole or not at all. A folder that can't be written is no error:
     it is measured again.
     """
-    file = folder() / f"{name}.json"
-    try:
+    file, text = folder() / f"{name}.json", json.dumps(values, indent=1)
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=file.parent, prefix=f".{name}.", delete=False
-        ) as partial:
-            partial.write(json.dumps(values, indent=1))
-        Path(partial.name).replace(file)
-    except OSError:
-        return
+        handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{name}.")
+        try:
+            with open(handle, "w") as stream:
+                stream.write(text)
+            Path(partial).replace(file)
+        except OSError:  # no room, for example
+            Path(partial).unlink()
 
 
 def merge(name: str, section: str, values: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 blocks before it made.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ from torch import nn
 
 from dist_ml.models.spread import WHOLE, Spread
 from dist_ml.models.step_context import StepContext
+from dist_ml.placement import whole_shape
 
 INPUTS = "inputs"  # the name of what the model is given
 
@@ -94,6 +96,14 @@ class BlockModel(nn.Module, ABC):
             for module in block.module.modules():
                 self._allocate(module)
             self.initialise(block)
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of the whole model's parameters, whichever ranks have them; one that several
+        blocks use counts once.
+        """
+        distinct = {self._made.get(parameter, parameter) for parameter in self.parameters()}
+        return sum(math.prod(whole_shape(parameter)) for parameter in distinct)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Outputs of the last block for the inputs of the first."""

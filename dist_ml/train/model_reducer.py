@@ -75,6 +75,8 @@ class ModelReducer(GradientReducer):
 
     def close(self) -> None:
         self._inner.close()
+        if self._shared is not None:
+            self._shared.close()
 
 
 class ModelGradients(ReducedGradients):

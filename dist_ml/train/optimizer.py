@@ -1,11 +1,10 @@
-"""Torch's own optimizers and learning-rate schedules, by configuration."""
+"""Torch's own optimizers, and the learning rate of each step, by configuration."""
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from dist_ml.config.names import require_one_of
 from dist_ml.config.train import LRScheduleConfig, OptimizerConfig
@@ -81,11 +80,46 @@ LR_SCHEDULES: dict[str, LRScheduleMember] = {
 }
 
 
+class LRSchedule:
+    """Sets the learning rate of each step: the optimizer's first one times `factor(step)`.
+
+    Torch's own warns where the first step of a run is left out.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:
+        self._optimizer, self._factor = optimizer, factor
+        self._first = [float(group["lr"]) for group in optimizer.param_groups]
+        self._num_steps = 0
+        self._set()
+
+    def step(self) -> None:
+        """To the rate of the next step."""
+        self._num_steps += 1
+        self._set()
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_steps": self._num_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._num_steps = state["num_steps"]
+        self._set()
+
+    def _set(self) -> None:
+        factor = self._factor(self._num_steps)
+        for group, first in zip(self._optimizer.param_groups, self._first, strict=True):
+            group["lr"] = first * factor
+
+
 def build_lr_schedule(
     config: LRScheduleConfig, optimizer: torch.optim.Optimizer, num_steps: int
-) -> LambdaLR:
+) -> LRSchedule:
     """A schedule over `num_steps` optimizer steps; call its `step` after each."""
-    return LambdaLR(optimizer, rate_factor(config, num_steps))
+    return LRSchedule(optimizer, rate_factor(config, num_steps))
 
 
 def rate_factor(config: LRScheduleConfig, num_steps: int) -> Callable[[int], float]:

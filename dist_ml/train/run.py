@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,6 @@ from dist_ml.errors import DataError, DistMLError
 from dist_ml.measure.environment import environment
 from dist_ml.pipeline_parallel import timeline_file
 from dist_ml.pipeline_parallel.timeline_file import MeasuredStep
-from dist_ml.placement import share_of
 from dist_ml.train import run_folder
 from dist_ml.train.axis_words import planned_words
 from dist_ml.train.build import build_mesh, build_trainer
@@ -79,7 +77,7 @@ class Run:
 
     def train(self) -> dict[str, Any]:
         """All epochs; the summary."""
-        log.info("%d parameters on %d ranks", self._num_parameters, self._world.size)
+        log.info("%d parameters on %d ranks", self._trainer.model.num_parameters, self._world.size)
         evaluation: dict[str, Any] = {}
         try:
             for epoch in range(self._config.epochs):
@@ -143,13 +141,6 @@ class Run:
         for name, spent in phases.items():
             self._phase_seconds[name] = self._phase_seconds.get(name, 0.0) + spent
 
-    @property
-    def _num_parameters(self) -> int:
-        return sum(
-            parameter.numel() if (share := share_of(parameter)) is None else math.prod(share.shape)
-            for parameter in self._trainer.model.parameters()
-        )
-
     def _summary(self, evaluation: Mapping[str, Any]) -> dict[str, Any]:
         seconds = max(self._train_seconds, 1e-9)
         total = self._world.traffic.total()
@@ -158,7 +149,7 @@ class Run:
             "name": self._config.name,
             "folder": str(self._folder.path),
             "ranks": self._world.size,
-            "num_parameters": self._num_parameters,
+            "num_parameters": self._trainer.model.num_parameters,
             "num_steps": self._trainer.num_steps,
             "num_skipped": self._num_skipped,
             "train_loss": self._last_loss,

@@ -36,3 +36,8 @@ class SharedParameters:
             group.allreduce(parameter.grad)
             if same > 1:
                 parameter.grad.div_(same)
+
+    def close(self) -> None:
+        """Give the communicators back. Collective."""
+        for _, group, _ in self._tied:
+            group.free()

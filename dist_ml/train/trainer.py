@@ -79,8 +79,9 @@ class Trainer:
         return self.pipeline.comm.allgather_objects(self._train_step.stages.timed_actions)
 
     def close(self) -> None:
-        """Let no exchange be under way any more, and end threads: for a run that is over, or ends
-        before its last step. Collective.
+        """Let no exchange be under way any more, end threads, and give back communicators and the
+        memory that gradients lie in (not the mesh): for a run that is over, or ends before its last
+        step. Parameters stay. Collective.
         """
         self.updater.close()
         self.reducer.close()

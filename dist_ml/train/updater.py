@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from dist_ml.data_parallel.averagers import ParameterAverager
+from dist_ml.train.optimizer import LRSchedule
 
 
 class Updater:
@@ -17,7 +17,7 @@ class Updater:
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        lr_schedule: LambdaLR,
+        lr_schedule: LRSchedule,
         gather: Callable[[], None] | None = None,
         averager: ParameterAverager | None = None,
     ) -> None:
@@ -41,7 +41,7 @@ class Updater:
     @property
     def learning_rate(self) -> float:
         """Of the next step."""
-        return float(self._lr_schedule.get_last_lr()[0])
+        return self._lr_schedule.learning_rate
 
     def diagnostics(self) -> dict[str, float]:
         return self._averager.diagnostics() if self._averager is not None else {}

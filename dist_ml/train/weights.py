@@ -10,15 +10,28 @@ from dist_ml.errors import DataError
 
 
 def save_weights(state: Mapping[str, torch.Tensor], file: Path) -> None:
-    """Write a state dict to `file`, whole or not at all; `DataError` where it can't be."""
+    """Write a state dict to `file`, whole or not at all; `DataError` where it can't be. A weight
+    with two names is written under both, since a plain state dict has both.
+    """
     unfinished = file.with_suffix(".part")
     try:
-        safetensors.torch.save_file(dict(state), unfinished)
+        safetensors.torch.save_file(_apart(state), unfinished)
         unfinished.replace(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(
             f"the weights can't be saved in {file.parent}: {error}; make room there"
         ) from error
+
+
+def _apart(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors, no two of them in the same memory: safetensors refuses those."""
+    seen: set[tuple[int, int]] = set()
+    apart = {}
+    for name, tensor in state.items():
+        place = tensor.data_ptr(), tensor.numel()
+        apart[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return apart
 
 
 def load_weights(model: torch.nn.Module, file: Path) -> None:

@@ -100,6 +100,33 @@ def test_a_member_reads_the_keys_that_it_says_it_reads(name: str, overlap: str) 
         assert found == {key for key in keys_read(config) if key.startswith(groups)}
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"allreduce": {"name": "hierarchical"}},
+        {"data_parallel": {"name": "periodic"}, "allreduce": {"name": "hierarchical"}},
+        {"data_parallel": {"name": "daso"}},
+        {"sparse": {"allreduce": "oktopk", "overlap": 2}, "optimizer": {"momentum": 0.0}},
+        {"sparse": {"allreduce": "oktopk", "hierarchical": True}, "optimizer": {"momentum": 0.0}},
+    ],
+    ids=["dense", "periodic", "daso", "sparse, overlap", "sparse, hierarchical"],
+)
+def test_closing_gives_back_the_communicators_that_building_made(changes: dict[str, Any]) -> None:
+    """MPICH has 2,048 for all that a process makes."""
+
+    def body(comm: Communicator) -> tuple[int, int]:
+        own, exchange = built(changed(**changes), comm)
+        step(own, exchange, torch.ones(2, 6, dtype=torch.float64))
+        made = len(comm._children)
+        if exchange.averager is not None:
+            exchange.averager.close()
+        exchange.reducer.close()
+        return made, len(comm._children)
+
+    for made, left in run_ranks(4, body, [0, 0, 1, 1]):
+        assert made > left == 0
+
+
 def test_an_unknown_way_to_share_lists_those_there_are() -> None:
     with pytest.raises(ConfigError, match="dense, zero1, zero2, periodic, daso"):
         built(changed(data_parallel={"name": "fsdp"}), Communicator(Loopback()))

@@ -144,6 +144,20 @@ def test_a_job_that_slurm_has_forgotten_is_judged_by_what_it_wrote(
     assert (first.status, first.problem, first.run.is_finished()) == (0, "", True)
 
 
+def test_a_job_that_ends_while_it_is_cancelled_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(monkeypatch, ["RUNNING"], ["FAILED 1:0"], ["FAILED 1:0"])
+
+    def client(*command: str, environment: Mapping[str, str] | None = None) -> str:
+        if command[0] == "scancel":
+            raise MachineError("scancel failed: Invalid job id specified")
+        return cluster(*command, environment=environment)
+
+    monkeypatch.setattr(slurm_jobs, "_client", client)
+    assert [each.status for each in outcomes(tmp_path)] == [124, 1, 1]
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_jobs_are_cancelled_when_the_experiment_is_stopped(
     stop: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

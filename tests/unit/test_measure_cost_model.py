@@ -84,6 +84,20 @@ def test_a_folder_that_cannot_be_made_is_no_error(home: Path) -> None:
     assert cache.load("kernels") is None
 
 
+def test_a_write_that_fails_leaves_what_was_there(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.store("kernels", {"a": 1})
+    monkeypatch.setattr(Path, "replace", _no_room)
+    cache.store("kernels", {"a": 2})
+    assert cache.load("kernels") == {"a": 1}
+    assert [file.name for file in home.iterdir()] == ["kernels.json"]
+
+
+def _no_room(*_: object) -> None:
+    raise OSError("no space left on device")
+
+
 def _write_many(number: int) -> None:
     for step in range(40):
         cache.merge("shared", str(number), {str(step): "x" * 2000})

@@ -140,6 +140,7 @@ def test_the_blocks_that_a_rank_makes_are_those_of_the_whole_model(
     blocks = model.blocks()
     mine = [blocks[i] for i in own] if own is not None else None
     model.materialize(mine)
+    assert model.num_parameters == sum(parameter.numel() for parameter in whole.parameters())
     names = [block.name for block in mine or blocks]
     for block, there in zip(blocks, whole.blocks(), strict=True):
         for ours, theirs in zip(block.module.parameters(), there.module.parameters(), strict=True):

@@ -165,6 +165,17 @@ class TestWeights:
         assert torch.equal(plain.weight, saved.layers[0].weight)
         assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
+    def test_a_weight_with_two_names_is_kept_under_both(self, tmp_path: Path) -> None:
+        first, second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+        second.weight = first.weight
+        model = torch.nn.Sequential(first, second)
+        save_weights(model.state_dict(), tmp_path / "x")
+        before = first.weight.detach().clone()
+        first.weight.detach().zero_()
+        load_weights(model, tmp_path / "x")
+        assert torch.equal(second.weight, before)
+        assert len(load_file(tmp_path / "x")) == 4
+
     @pytest.mark.parametrize(
         ("weights", "message"),
         [

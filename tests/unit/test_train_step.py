@@ -19,6 +19,7 @@ from dist_ml.errors import NonFiniteError
 from dist_ml.measure.timer import Phases
 from dist_ml.pipeline_parallel.executor import Executor
 from dist_ml.pipeline_parallel.schedule import Action, one_stage
+from dist_ml.train.optimizer import LRSchedule
 from dist_ml.train.step import Step, TrainStep
 from dist_ml.train.updater import Updater
 from tests.unit.train_worlds import Points, Steps, regression_step
@@ -242,7 +243,7 @@ class TestUpdater:
         parameter = torch.nn.Parameter(torch.tensor([1.0]))
         parameter.grad = torch.tensor([2.0])
         optimizer = torch.optim.SGD([parameter], lr=0.25, momentum=0.5)
-        halving = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+        halving = LRSchedule(optimizer, lambda step: 0.5**step)
         gather = lambda: log.append(("gathered", parameter.item()))  # noqa: E731
         return Updater(optimizer, halving, gather, Noting(log, parameter)), parameter, log
 
@@ -258,7 +259,8 @@ class TestUpdater:
         updater.close()
         assert log[-1] == ("closed",)
 
-    def test_a_step_that_is_left_out_moves_the_rate_alone(self) -> None:
+    @pytest.mark.filterwarnings("error")
+    def test_a_first_step_that_is_left_out_moves_the_rate_alone(self) -> None:
         updater, parameter, log = self.make()
         updater.advance()
         assert (updater.learning_rate, parameter.item(), log) == (0.125, 1.0, [])
@@ -281,7 +283,7 @@ class TestUpdater:
     def test_without_gather_and_averager_there_is_nothing_to_do(self) -> None:
         _, parameter, _ = self.make()
         optimizer = torch.optim.SGD([parameter], lr=0.25)
-        plain = Updater(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0))
+        plain = Updater(optimizer, LRSchedule(optimizer, lambda _: 1.0))
         plain.update(1.0)
         plain.close()
         assert parameter.item() == 0.5
