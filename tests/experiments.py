@@ -1,8 +1,8 @@
 """Experiments for tests: configurations, points, and runs as training leaves them."""
 
-import functools
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,7 +12,7 @@ from dist_ml.config.experiment import ExperimentConfig
 from dist_ml.config.train import TrainConfig
 from dist_ml.experiment.folder import Run
 from dist_ml.experiment.points import Point
-from tests import malformed
+from tests import configurations
 
 
 def config_of(**changed: Any) -> ExperimentConfig:
@@ -31,16 +31,11 @@ def config_of(**changed: Any) -> ExperimentConfig:
     return from_mapping(ExperimentConfig, {**usual, **changed})
 
 
-@functools.cache
-def _default() -> dict[str, Any]:
-    return malformed.default()
-
-
 def point_of(
     number: int, ranks: int, settings: Mapping[str, str] | None = None, **changed: Any
 ) -> Point:
     """A point on so many ranks: the default training, with keys changed."""
-    config = from_mapping(TrainConfig, {**_default(), "ranks": ranks, **changed})
+    config = from_mapping(TrainConfig, {**configurations.mapping(), "ranks": ranks, **changed})
     named = {"ranks": str(ranks)} if settings is None else settings
     return Point(number, named, (f"ranks={ranks}",), config, ranks)
 
@@ -60,3 +55,23 @@ def finish(run: Run, **summary: Any) -> None:
         "environment": {"processor": "a processor", "cores": 2, "commit": "abc", "torch": "2"},
     }
     (run.folder / "summary.json").write_text(json.dumps({**usual, **summary}))
+
+
+def write_small(folder: Path, **changed: Any) -> None:
+    """The experiment `small` in a folder for --config-dir: one run each of two numbers of ranks."""
+    fixed = {"data": "synthetic", "data.num_train": 1024, "data.num_test": 64, "epochs": 1}
+    usual = {
+        "name": "small",
+        "folder": "out",
+        "kind": "strong",
+        "base": "train",
+        "fixed": {**fixed, "model.hidden": [16]},
+        "axes": {"ranks": [1, 2]},
+        "repetitions": 1,
+        "where": "local",
+        "time_limit_seconds": 100,
+        "most_ranks": 2,
+    }
+    (folder / "experiment").mkdir()
+    text = "# @package _global_\n" + yaml.safe_dump({**usual, **changed}, sort_keys=False)
+    (folder / "experiment" / "small.yaml").write_text(text)

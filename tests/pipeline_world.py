@@ -22,9 +22,10 @@ from dist_ml.train.trainer import Trainer
 from tests.unit.train_worlds import changed
 
 SYNCHRONOUS = [name for name in SCHEDULES if name not in ("pipedream_2bw", "file")]
-# 16 layers of uneven widths: enough for two stages on each of eight ranks.
-HIDDEN = (7, 6, 9, 5, 8, 6, 7, 4, 6, 5, 7, 8, 6, 7, 5)
-NUM_STEPS = 20
+# 8 layers of uneven widths: enough for two stages on each of four ranks; and 16.
+HIDDEN = (7, 6, 9, 5, 8, 6, 7)
+DEEP = (*HIDDEN, 4, 6, 5, 7, 8, 6, 7, 5)
+NUM_STEPS = 7  # two epochs and a step
 
 
 class Trained(NamedTuple):
@@ -37,9 +38,9 @@ class Trained(NamedTuple):
     weights: dict[str, torch.Tensor] | None  # on rank 0
 
 
-def settings(**changes: Any) -> TrainConfig:
+def settings(hidden: Sequence[int] = HIDDEN, **changes: Any) -> TrainConfig:
     """The configuration that all compare: 30 samples in batches of 13, 13 and 4, with dropout."""
-    model = ModelConfig(hidden=HIDDEN, activation="tanh", dropout=0.1)
+    model = ModelConfig(hidden=tuple(hidden), activation="tanh", dropout=0.1)
     return changed(**{"batch_size": 13, "model": model, "epochs": 7, **changes})
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ml.launch import mpi_installation, mpiexec
-from dist_ml.launch.extras import install_command
+from dist_ml.launch import mpiexec
 from dist_ml.launch.mpiexec import Completed
 
 TIME_LIMIT_SECONDS = 60.0
@@ -61,13 +60,26 @@ sys.exit(ranks.run_on_ranks(body))
 Job = Callable[..., tuple[Completed, float]]
 
 
-@pytest.fixture(params=["mpich", "openmpi"])
-def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def on_ranks(flavour: str, *arguments: str) -> Completed:
+    """Python on the ranks of one MPI."""
+    return mpiexec.run(
+        [sys.executable, *arguments],
+        RANKS,
+        flavour,
+        time_limit_seconds=TIME_LIMIT_SECONDS,
+        capture=True,
+        environment=ENVIRONMENT,
+    )
+
+
+@pytest.fixture
+def job(flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """Runs PROGRAM with a statement on the ranks of one MPI: how it ended, and how many seconds
     after it failed.
     """
-    if request.param not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(f"the {request.param} wheel is not installed: {install_command(request.param)}")
     monkeypatch.chdir(tmp_path)
 
     def run(
@@ -79,14 +91,7 @@ def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
             .replace("AFTER", after)
         )
         (tmp_path / "program.py").write_text(program)
-        completed = mpiexec.run(
-            [sys.executable, "program.py"],
-            RANKS,
-            request.param,
-            time_limit_seconds=TIME_LIMIT_SECONDS,
-            capture=True,
-            environment={"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
-        )
+        completed = on_ranks(flavour, "program.py")
         return completed, time.time() - float((tmp_path / "failing-at").read_text())
 
     return run
@@ -117,7 +122,7 @@ def test_a_rank_that_is_killed(job: Job) -> None:
 
 
 def test_a_rank_that_is_killed_while_others_reduce_in_shared_memory(job: Job) -> None:
-    """The others notice by themselves as well: see tests/unit/test_shared.py. Nothing of the memory
+    """The others notice by themselves as well: see test_dead_ranks.py. Nothing of the memory
     stays behind.
     """
     kept = set(os.listdir("/dev/shm"))
@@ -136,30 +141,17 @@ def test_a_rank_that_is_killed_while_others_reduce_in_shared_memory(job: Job) ->
     assert set(os.listdir("/dev/shm")) <= kept
 
 
-@pytest.mark.parametrize("flavour", ["mpich", "openmpi"])
 def test_a_bad_configuration_is_told_once(
     flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if flavour not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(f"the {flavour} wheel is not installed: {install_command(flavour)}")
     monkeypatch.chdir(tmp_path)
-    program = [sys.executable, "-m", "dist_ml", "train", "optimizer.lrr=3"]
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    completed = mpiexec.run(
-        program,
-        RANKS,
-        flavour,
-        time_limit_seconds=TIME_LIMIT_SECONDS,
-        capture=True,
-        environment=environment,
-    )
+    completed = on_ranks(flavour, "-m", "dist_ml", "train", "optimizer.lrr=3")
     assert completed.returncode == 2
     assert completed.stderr.count("error: unknown key optimizer.lrr=3 (did you mean lr?)") == 1
     assert "Traceback" not in completed.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flavour", ["mpich", "openmpi"])
 @pytest.mark.parametrize("redirection", [">/dev/full", ">&-", "| head -n 1"])
 def test_a_run_outlives_its_standard_output(
     redirection: str, flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -167,16 +159,13 @@ def test_a_run_outlives_its_standard_output(
     """Words that nobody can read are lost; the run is not, or its status says so: MPICH's launcher
     ends its ranks when it can't write.
     """
-    if flavour not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(f"the {flavour} wheel is not installed: {install_command(flavour)}")
     monkeypatch.chdir(tmp_path)
     launch = f"{sys.executable} -m dist_ml launch -n 2 --mpi {flavour} --time-limit 60"
     train = "train epochs=2 folder=run"
     shell = f"set -o pipefail; {launch} {train} {redirection}"
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
         ["bash", "-c", shell],
-        env={**os.environ, **environment},
+        env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
         timeout=90,
@@ -190,22 +179,12 @@ def test_a_run_outlives_its_standard_output(
     assert done.returncode == 0, done
 
 
-@pytest.mark.parametrize("flavour", ["mpich", "openmpi"])
 def test_a_rank_that_is_killed_is_named(
     flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if flavour not in [installation.name for installation in mpi_installation.available()]:
-        pytest.skip(f"the {flavour} wheel is not installed: {install_command(flavour)}")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "program.py").write_text(KILLED)
-    completed = mpiexec.run(
-        [sys.executable, "program.py"],
-        RANKS,
-        flavour,
-        time_limit_seconds=TIME_LIMIT_SECONDS,
-        capture=True,
-        environment={"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
-    )
+    completed = on_ranks(flavour, "program.py")
     assert completed.returncode != 0
     named = f"rank 1 on {socket.gethostname()} (process {(tmp_path / 'pid').read_text()})"
     assert f"{named} ended first: Killed (signal 9)" in completed.stderr

@@ -21,13 +21,18 @@ REDUCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
 class Group:
-    """What the threads of one group share. `nodes[r]` is the node that rank r says it is on."""
+    """What the threads of one group share. `nodes[r]` is the node that rank r says it is on.
+
+    Objects are exchanged in two sets of slots in turn: whoever writes into one again has passed a
+    barrier of the other, which all reach after they have read the first.
+    """
 
     def __init__(self, world: World, nodes: Sequence[int]) -> None:
         self.world, self.nodes, self.size = world, list(nodes), len(nodes)
         self.mailboxes = Mailboxes(world)
         self.barrier = world.barrier(self.size)
-        self.slots: list[Any] = [None] * self.size
+        self.slots: tuple[list[Any], list[Any]] = [None] * self.size, [None] * self.size
+        self.turns = [0] * self.size
 
 
 class ThreadTransport:
@@ -42,11 +47,11 @@ class ThreadTransport:
         self.rank, self.size, self.shared = rank, shared.size, shared
 
     def allgather_objects(self, value: Any) -> list[Any]:
-        self.shared.slots[self.rank] = value
+        slots = self.shared.slots[self.shared.turns[self.rank]]
+        self.shared.turns[self.rank] ^= 1
+        slots[self.rank] = value
         self.shared.barrier.wait(LIMIT_SECONDS)
-        everybody = list(self.shared.slots)
-        self.shared.barrier.wait(LIMIT_SECONDS)
-        return everybody
+        return list(slots)
 
     def allreduce(self, array: Array, op: str) -> None:
         parts = self.allgather_objects(array.copy())

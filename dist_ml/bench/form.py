@@ -6,6 +6,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from dist_ml.measure.compare import spread
+
 Record: TypeAlias = Mapping[str, Any]
 
 
@@ -52,6 +54,12 @@ class Result:
             "records": list(self.records),
             "checks": checks,
         }
+
+
+def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    """Columns of a record: the middle of `seconds` and the quartiles."""
+    middle = spread(seconds)
+    return {"ms": 1e3 * middle.median, "low": 1e3 * middle.low, "high": 1e3 * middle.high}
 
 
 def most(values: Iterable[float]) -> float:

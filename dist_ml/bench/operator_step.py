@@ -8,13 +8,13 @@ from typing import Any
 
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.configured import to_arguments, with_widths
-from dist_ml.bench.form import Check, Record, Result, most
+from dist_ml.bench.form import Check, Record, Result, milliseconds, most
 from dist_ml.bench.operator_part import DTENSOR, DTENSOR_SHARDED, ONE_RANK, measure, ours
 from dist_ml.bench.reproduce import difference
 from dist_ml.bench.worlds import Worlds
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
-from dist_ml.measure.compare import fastest, ratio, spread
+from dist_ml.measure.compare import fastest, ratio
 
 _CHECKED = "1d"
 
@@ -71,20 +71,16 @@ def run(config: OperatorBench, worlds: Worlds) -> Result:
 
 def step_records(seconds: Mapping[str, Sequence[float]]) -> list[Record]:
     """A row a candidate: its time, the quartiles, our 1-D step over it, and its share of ours."""
-    records: list[Record] = []
-    for name, values in seconds.items():
-        middle, over = spread(values), ratio(seconds[ours(_CHECKED)], values)
-        records.append(
-            {
-                "candidate": name,
-                "ms": 1e3 * middle.median,
-                "low": 1e3 * middle.low,
-                "high": 1e3 * middle.high,
-                "1d over it": over.median,
-                "of 1d": ratio(values, seconds[ours(_CHECKED)]).median,
-            }
-        )
-    return records
+    own = seconds[ours(_CHECKED)]
+    return [
+        {
+            "candidate": name,
+            **milliseconds(values),
+            "1d over it": ratio(own, values).median,
+            "of 1d": ratio(values, own).median,
+        }
+        for name, values in seconds.items()
+    ]
 
 
 def operator_checks(found: Mapping[str, Any], ranks: int) -> list[Check]:

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 
 from dist_ml.bench.bare_loop import BareLoop
-from dist_ml.bench.form import Record
+from dist_ml.bench.form import Record, milliseconds
 from dist_ml.bench.reproduce import difference
 from dist_ml.bench.step_candidates import OURS, our_steps
-from dist_ml.measure.compare import alternate, own_seconds, ratio, spread
+from dist_ml.measure.compare import alternate, own_seconds, ratio
 from dist_ml.train.trainer import Trainer
 
 COMPARED_STEPS = 20
@@ -51,16 +52,13 @@ def records(model: str, found: Mapping[str, Any], items: int, unit: str) -> list
     """A row a candidate; a step is of so many `items`, called `unit`."""
     rows: list[Record] = []
     for name, values in found["seconds"].items():
-        middle = spread(values)
         rows.append(
             {
                 "model": model,
                 "step": name,
                 "parameters": found["parameters"],
-                "ms": 1e3 * middle.median,
-                "low": 1e3 * middle.low,
-                "high": 1e3 * middle.high,
-                f"{unit}/s": items / middle.median,
+                **milliseconds(values),
+                f"{unit}/s": items / median(values),
                 "ours over it": ratio(found["seconds"][OURS], values).median,
             }
         )

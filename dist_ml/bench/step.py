@@ -11,14 +11,14 @@ from dist_ml.bench import kernel_step
 from dist_ml.bench.bare_step import BARE, FUSED
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.configured import from_arguments, on_arrays, to_arguments, with_widths
-from dist_ml.bench.form import Check, Record, Result
+from dist_ml.bench.form import Check, Record, Result, milliseconds
 from dist_ml.bench.step_candidates import OURS, bare_candidates, our_steps
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
 from dist_ml.kernels.tuner import FALLBACK
-from dist_ml.measure.compare import alternate, fastest, ratio, spread
+from dist_ml.measure.compare import alternate, fastest, ratio
 from dist_ml.train.build import build_mesh, build_trainer
 
 
@@ -67,19 +67,14 @@ def run(config: StepBench, worlds: Worlds) -> Result:
 
 def step_records(seconds: Mapping[str, list[float]]) -> list[Record]:
     """A row a candidate: its step, the quartiles, and our step over it."""
-    records: list[Record] = []
-    for name, values in seconds.items():
-        middle, over = spread(values), ratio(seconds[OURS], values)
-        records.append(
-            {
-                "step": name,
-                "ms": 1e3 * middle.median,
-                "low": 1e3 * middle.low,
-                "high": 1e3 * middle.high,
-                "ours over it": over.median,
-            }
-        )
-    return records
+    return [
+        {
+            "step": name,
+            **milliseconds(values),
+            "ours over it": ratio(seconds[OURS], values).median,
+        }
+        for name, values in seconds.items()
+    ]
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, list[float]]:

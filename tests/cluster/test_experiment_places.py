@@ -12,28 +12,16 @@ from virtual_slurm import VirtualSlurm
 
 from dist_ml.launch import mpi_installation
 from dist_ml.launch.emulated_network import missing
+from tests.experiments import write_small
 
 pytestmark = pytest.mark.cluster
 
 REPOSITORY = Path(__file__).parents[2]
-EXPERIMENT = """\
-# @package _global_
-name: small
-folder: out
-kind: strong
-base: train
-fixed: {data: synthetic, data.num_train: 2048, data.num_test: 64, model.hidden: [16], epochs: 1}
-axes: {ranks: [2, 4]}
-repetitions: 1
-time_limit_seconds: 60
-most_ranks: 4
-"""
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "small.yaml").write_text(EXPERIMENT)
+    write_small(tmp_path, axes={"ranks": [2, 4]}, time_limit_seconds=60, most_ranks=4)
     return tmp_path
 
 

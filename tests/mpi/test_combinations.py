@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 import torch
 
-from dist_ml.cli import arguments, compose
 from dist_ml.comm.allreduce.family import ALLREDUCES
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.sparse.family import SPARSE_ALLREDUCES
@@ -30,33 +29,19 @@ from dist_ml.errors import ConfigError
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.exchange import DATA_PARALLEL
 from dist_ml.train.members import check_members
+from tests.configurations import mapping, synthetic
 
 pytestmark = pytest.mark.mpi
 
 BASE = from_mapping(
     TrainConfig,
     {
-        **compose.composed(
-            arguments.parse(
-                [
-                    *("epochs=3", "batch_size=12", "model.hidden=[6]", "model.dropout=0"),
-                    *("optimizer.lr=0.1", "optimizer.momentum=0", "lr_schedule=constant"),
-                ],
-                "test",
-                "train",
-            )
+        **mapping(
+            *("epochs=3", "batch_size=12", "model.hidden=[6]", "model.dropout=0"),
+            *("optimizer.lr=0.1", "optimizer.momentum=0", "lr_schedule=constant"),
         ),
-        "data": {
-            "name": "synthetic",
-            "num_train": 12,  # one step an epoch
-            "num_test": 1,
-            "num_features": 5,
-            "num_outputs": 3,
-            "task": "classification",
-            "teacher_width": 4,
-            "noise": 0.0,
-            "seed": 0,
-        },
+        # one step an epoch
+        "data": synthetic(num_train=12, num_test=1, num_features=5),
     },
 )
 CLIP_NORM = 0.3  # below the norm of every step
@@ -66,33 +51,60 @@ EXCHANGES = tuple(
         ("fp32", "bf16", "fp16"),
         ("auto", "none", "thread", "poll"),
         ("none", "auto", *SPARSE_ALLREDUCES),
-        (None, CLIP_NORM),
-        ("stop", "skip"),
-        (1, 2),
     )
+)
+# clip_norm, nonfinite, accumulation. Two ranks train all of them; on other numbers of ranks, and
+# for what is refused whatever they are, any two of the keys meet in all ways.
+STEPS = tuple(itertools.product((None, CLIP_NORM), ("stop", "skip"), (1, 2)))
+FEW_STEPS = (
+    (None, "stop", 1),
+    (None, "skip", 2),
+    (CLIP_NORM, "stop", 2),
+    (CLIP_NORM, "skip", 1),
 )
 
 
-def combinations(data_parallel: str, precision: str) -> Iterator[TrainConfig | ConfigError]:
-    """Every configuration of the product, or what refuses it."""
-    for allreduce, wire, overlap, sparse, clip_norm, nonfinite, accumulation in EXCHANGES:
-        try:
-            config = replace(
-                BASE,
-                precision=precision,  # type: ignore[arg-type]
-                clip_norm=clip_norm,
-                nonfinite=nonfinite,
-                accumulation=accumulation,
-                allreduce=replace(BASE.allreduce, name=allreduce, wire=wire, overlap=overlap),
-                sparse=replace(BASE.sparse, allreduce=sparse, **SPARSE if sparse != "none" else {}),
-                data_parallel=replace(
-                    BASE.data_parallel, name=data_parallel, **LOCAL.get(data_parallel, {})
-                ),
-            )
-            check_members(config)
-            yield config
-        except ConfigError as error:
-            yield error
+def combinations(
+    data_parallel: str, precision: str, size: int
+) -> Iterator[TrainConfig | ConfigError]:
+    """Every configuration that a world of `size` ranks tries, or what refuses it."""
+    for exchange in EXCHANGES:
+        few = [configured(data_parallel, precision, *exchange, *steps) for steps in FEW_STEPS]
+        yield from few
+        if size == 2 and not all(isinstance(each, ConfigError) for each in few):
+            for steps in STEPS:
+                if steps not in FEW_STEPS:
+                    yield configured(data_parallel, precision, *exchange, *steps)
+
+
+def configured(
+    data_parallel: str,
+    precision: str,
+    allreduce: str,
+    wire: str,
+    overlap: str,
+    sparse: str,
+    clip_norm: float | None,
+    nonfinite: str,
+    accumulation: int,
+) -> TrainConfig | ConfigError:
+    try:
+        config = replace(
+            BASE,
+            precision=precision,  # type: ignore[arg-type]
+            clip_norm=clip_norm,
+            nonfinite=nonfinite,
+            accumulation=accumulation,
+            allreduce=replace(BASE.allreduce, name=allreduce, wire=wire, overlap=overlap),
+            sparse=replace(BASE.sparse, allreduce=sparse, **SPARSE if sparse != "none" else {}),
+            data_parallel=replace(
+                BASE.data_parallel, name=data_parallel, **LOCAL.get(data_parallel, {})
+            ),
+        )
+        check_members(config)
+        return config
+    except ConfigError as error:
+        return error
 
 
 SPARSE: dict[str, Any] = {"density": 1.0, "dense_below": 0}
@@ -134,7 +146,7 @@ def test_every_combination_trains_or_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     num_trained, shared, refused = 0, 0, 0
-    for config in combinations(data_parallel, precision):
+    for config in combinations(data_parallel, precision, world.size):
         if isinstance(config, ConfigError):
             assert any(word in str(config) for word in ("leave it at", "use ", "set ")), config
             refused += 1

@@ -6,33 +6,21 @@ from typing import Any
 import pytest
 import torch
 
-from dist_ml.cli import arguments, compose
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.data_parallel.sharded_reducers import Zero2Reducer, optimizer_bytes
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.trainer import Trainer
+from tests.configurations import mapping, synthetic
 
 pytestmark = pytest.mark.mpi
 
-SYNTHETIC = {
-    "name": "synthetic",
-    "num_train": 61,
-    "num_test": 37,
-    "num_features": 12,
-    "num_outputs": 3,
-    "seed": 0,
-}
 BASE: dict[str, Any] = {
-    **compose.composed(
-        arguments.parse(
-            ["epochs=2", "batch_size=16", "precision=fp64", "model.hidden=[10,7]", "clip_norm=0.5"],
-            "test",
-            "train",
-        )
+    **mapping(
+        "epochs=2", "batch_size=16", "precision=fp64", "model.hidden=[10,7]", "clip_norm=0.5"
     ),
-    "data": {**SYNTHETIC, "task": "classification", "teacher_width": 4, "noise": 0.0},
+    "data": synthetic(),
 }
 
 

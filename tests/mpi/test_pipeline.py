@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 from pipeline_world import (
+    HIDDEN,
     NUM_STEPS,
     SYNCHRONOUS,
     Trained,
@@ -113,7 +114,7 @@ def test_a_run_can_be_evaluated_on_other_meshes(world: Communicator, tmp_path: P
         assert values["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-10)
     weights = safetensors.torch.load_file(Path(path) / "checkpoints" / "model.safetensors")
     assert weights.keys() == {
-        f"layers.{i}.{name}" for i in range(16) for name in ("weight", "bias")
+        f"layers.{i}.{name}" for i in range(len(HIDDEN) + 1) for name in ("weight", "bias")
     }
     world.barrier()
 

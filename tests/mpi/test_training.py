@@ -11,7 +11,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from dist_ml.cli import arguments, compose
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.config.convert import from_mapping
@@ -21,20 +20,10 @@ from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.evaluate import evaluate_run
 from dist_ml.train.run import train_run
 from dist_ml.train.trainer import Trainer
+from tests.configurations import mapping, synthetic
 
 pytestmark = pytest.mark.mpi
 
-SYNTHETIC = {
-    "name": "synthetic",
-    "num_train": 61,
-    "num_test": 37,
-    "num_features": 12,
-    "num_outputs": 3,
-    "task": "classification",
-    "teacher_width": 4,
-    "noise": 0.0,
-    "seed": 0,
-}
 OVERRIDES = [
     "name=test",
     "seed=3",
@@ -49,10 +38,7 @@ OVERRIDES = [
     "lr_schedule.warmup_fraction=0.2",
     "lr_schedule.final_fraction=0.1",
 ]
-BASE: dict[str, Any] = {
-    **compose.composed(arguments.parse(OVERRIDES, "test", "train")),
-    "data": SYNTHETIC,
-}
+BASE: dict[str, Any] = {**mapping(*OVERRIDES), "data": synthetic()}
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -75,7 +61,7 @@ def losses(trainer: Trainer, epochs: int) -> list[float]:
         {"batch_size": 3, "epochs": 1},  # fewer samples than ranks: some ranks have none
         {"clip_norm": 0.05, "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.01}},
         {"comm": {"checked": True, "timing": True}},
-        {"data": {**SYNTHETIC, "task": "regression", "noise": 0.1}, "accumulation": 2},
+        {"data": synthetic(task="regression", noise=0.1), "accumulation": 2},
     ],
     ids=["plain", "accumulation", "empty shares", "clipping and adamw", "checked", "regression"],
 )
@@ -189,7 +175,7 @@ def test_mistakes_are_raised_by_all_ranks(world: Communicator, tmp_path: Path) -
         trainer_on(world, config(mesh={"data": 5, "pipeline": 1, "operator": 1}))
     assert caught_mesh.value.agreed
     regression = config(
-        data={**SYNTHETIC, "task": "regression"}, model={**BASE["model"], "loss": "cross_entropy"}
+        data=synthetic(task="regression"), model={**BASE["model"], "loss": "cross_entropy"}
     )
     with pytest.raises(ConfigError, match="cross_entropy needs classes") as caught_config:
         trainer_on(world, regression)

@@ -13,21 +13,9 @@ import pytest
 
 from dist_ml.launch import mpi_installation
 from dist_ml.launch.process import marked
+from tests.experiments import write_small
 
 REPOSITORY = Path(__file__).parents[2]
-EXPERIMENT = """\
-# @package _global_
-name: small
-folder: out
-kind: strong
-base: train
-fixed: {data: synthetic, data.num_train: 1024, data.num_test: 64, model.hidden: [16], epochs: 1}
-axes: {ranks: [1, 2]}
-repetitions: 1
-where: local
-time_limit_seconds: 100
-most_ranks: 2
-"""
 MARK = "DIST_ML_TEST_EXPERIMENT"
 SECONDS = 150.0  # that a busy machine may take for an experiment
 
@@ -69,8 +57,7 @@ class Experiments:
 
 @pytest.fixture
 def experiments(tmp_path: Path) -> Iterator[Experiments]:
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "small.yaml").write_text(EXPERIMENT)
+    write_small(tmp_path)
     made = Experiments(tmp_path)
     yield made
     made.end()

@@ -120,25 +120,29 @@ def test_orphan_in_a_session_of_its_own_does_not_survive() -> None:
     assert not is_running(int(done.stdout))
 
 
+def launched(program: str, pid_file: Path) -> subprocess.Popen[bytes]:
+    """A launcher whose program has begun, and has written its process id."""
+    launcher = (
+        "import os, sys; from dist_ml.launch.job import Command, run_all\n"
+        f"run_all([Command([sys.executable, '-c', {program!r}], os.environ)], "
+        "time_limit_seconds=50, capture=True)"
+    )
+    # TMPDIR: where a launcher that is killed leaves its folder
+    environment = {**ENVIRONMENT, "TMPDIR": str(pid_file.parent)}
+    started = subprocess.Popen(
+        [sys.executable, "-c", launcher], env=environment, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
+    return started
+
+
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_launcher_that_is_ended_takes_its_job_along(ending: signal.Signals, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     program = (
         f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
     )
-    launcher = (
-        "import os, sys; from dist_ml.launch.job import Command, run_all\n"
-        f"run_all([Command([sys.executable, '-c', {program!r}], os.environ)], "
-        "time_limit_seconds=50, capture=True)"
-    )
-    environment = {
-        **ENVIRONMENT,
-        "TMPDIR": str(tmp_path),
-    }  # where a launcher that is killed leaves its folder
-    started = subprocess.Popen(
-        [sys.executable, "-c", launcher], env=environment, stderr=subprocess.DEVNULL
-    )
-    wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
+    started = launched(program, pid_file)
     started.send_signal(ending)
     assert started.wait(10) != 0
     wait_until(lambda: not is_running(int(pid_file.read_text())))
@@ -151,19 +155,7 @@ def test_second_interrupt_does_not_stop_the_clean_up(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     stubborn = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     program = f"{stubborn}open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
-    launcher = (
-        "import os, sys; from dist_ml.launch.job import Command, run_all\n"
-        f"run_all([Command([sys.executable, '-c', {program!r}], os.environ)], "
-        "time_limit_seconds=50, capture=True)"
-    )
-    environment = {
-        **ENVIRONMENT,
-        "TMPDIR": str(tmp_path),
-    }  # where a launcher that is killed leaves its folder
-    started = subprocess.Popen(
-        [sys.executable, "-c", launcher], env=environment, stderr=subprocess.DEVNULL
-    )
-    wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
+    started = launched(program, pid_file)
     started.send_signal(signal.SIGINT)
     time.sleep(0.5)
     started.send_signal(signal.SIGINT)

@@ -1,13 +1,40 @@
-"""Worlds for tests of benchmarks: what was measured is given, or measured on threads."""
+"""Worlds for tests of benchmarks: what was measured is given, or measured on threads; and their
+configurations and results.
+"""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from dist_ml.bench.bench import Part
+from dist_ml.bench.benches import BENCHES
+from dist_ml.bench.form import Check, Result
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
+from dist_ml.config.convert import from_mapping
+from tests import configurations
 from tests.thread_world import run_ranks
+
+
+def bench_config(name: str, *overrides: str) -> Any:
+    """A benchmark's configuration."""
+    return from_mapping(
+        BENCHES[name].config, configurations.mapping(*overrides, name=f"bench/{name}")
+    )
+
+
+def failed(checks: Iterable[Check]) -> list[str]:
+    """The names of those that did not pass."""
+    return [check.name for check in checks if not check.passed]
+
+
+def only_finite(result: Result) -> None:
+    """JSON that a strict reader takes, and checks that a terminal of 80 columns shows whole."""
+    json.loads(json.dumps(result.to_json({})), parse_constant=pytest.fail)
+    assert [str(check) for check in result.checks if len(str(check)) > 80] == []
 
 
 class GivenWorlds:

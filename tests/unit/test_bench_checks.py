@@ -1,7 +1,7 @@
 """Every check of a benchmark is green on good figures and turns red on bad ones."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -25,13 +25,10 @@ from dist_ml.bench.bare_step import BARE, FUSED
 from dist_ml.bench.form import Check
 from dist_ml.bench.kernel_step import OURS_ON_TORCH
 from dist_ml.bench.step_candidates import OURS
+from tests.unit.bench_worlds import failed
 
 Figures = dict[str, Any]
 NAN = math.nan
-
-
-def failed(checks: Sequence[Check]) -> list[str]:
-    return [check.name for check in checks if not check.passed]
 
 
 def changed(good: Mapping[str, Any], **bad: Any) -> Figures:

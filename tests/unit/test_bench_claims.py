@@ -13,8 +13,7 @@ import pytest
 from benchmarks import claims
 from dist_ml.bench.benches import BENCHES
 from dist_ml.bench.form import Check, Result
-from dist_ml.cli import arguments, compose
-from dist_ml.config.convert import from_mapping
+from tests.unit.bench_worlds import bench_config
 
 SCRIPT = Path(claims.__file__).with_name("reproduce.sh")
 
@@ -58,13 +57,12 @@ def test_results_of_several_commits_say_so() -> None:
 
 
 def test_the_script_runs_every_benchmark_with_keys_that_exist() -> None:
+    """So every benchmark has a configuration that fits, too."""
     lines = re.findall(r"^(\S+) +\| (\S+) ?(.*)$", SCRIPT.read_text(), re.MULTILINE)
     assert {name for _, name, _ in lines} == set(BENCHES)
     assert len({label for label, _, _ in lines}) == len(lines)
     for _, name, rest in lines:
-        overrides = [word for word in rest.split() if "=" in word]
-        request = arguments.parse(overrides, name, f"bench/{name}")
-        from_mapping(BENCHES[name].config, compose.composed(request))
+        bench_config(name, *[word for word in rest.split() if "=" in word])
 
 
 def reproduce(folder: Path, *words: str, meanwhile: str = "") -> subprocess.CompletedProcess[str]:

@@ -16,15 +16,13 @@ from dist_ml.bench.bare_step import ALONE, BARE, FUSED
 from dist_ml.bench.configured import from_arguments, on_arrays, to_arguments, with_widths
 from dist_ml.bench.kernel_step import OURS_ON_TORCH, PRODUCTS, TORCH_PRODUCTS
 from dist_ml.bench.step_candidates import OURS
-from dist_ml.cli import arguments, compose
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
-from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.kernels.tuner import FALLBACK, Shape, Tuner
 from dist_ml.nn.linear import TunedLinear
 from dist_ml.train.build import build_mesh, build_trainer
-from tests.unit.bench_worlds import GivenWorlds, alone
+from tests.unit.bench_worlds import GivenWorlds, alone, bench_config
 
 WIDTHS = (6, 8, 8, 3)
 
@@ -40,8 +38,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def config(*overrides: str) -> step.StepBench:
-    request = arguments.parse(list(overrides), "step", "bench/step")
-    wanted: step.StepBench = from_mapping(step.StepBench, compose.composed(request))
+    wanted: step.StepBench = bench_config("step", *overrides)
     return wanted
 
 

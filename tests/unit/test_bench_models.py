@@ -12,15 +12,14 @@ from dist_ml.bench import cnn, models, transformer
 from dist_ml.bench.bare_loop import BareLoop
 from dist_ml.bench.models import ModelsBench
 from dist_ml.bench.step_candidates import OURS
-from dist_ml.cli import arguments, compose
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
-from dist_ml.config.convert import from_mapping, to_mapping
+from dist_ml.config.convert import to_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.trainer import Trainer
-from tests.unit.bench_worlds import GivenWorlds, alone
+from tests.unit.bench_worlds import GivenWorlds, alone, bench_config
 
 CNN: dict[str, Any] = {
     "shape": (2, 5, 4),
@@ -40,8 +39,7 @@ TRANSFORMER: dict[str, Any] = {
 
 
 def config(*overrides: str, **changes: Any) -> ModelsBench:
-    request = arguments.parse(list(overrides), "models", "bench/models")
-    wanted = from_mapping(ModelsBench, compose.composed(request))
+    wanted: ModelsBench = bench_config("models", *overrides)
     tiny = {"steps": 1, "rounds": 2}
     return dataclasses.replace(
         wanted,

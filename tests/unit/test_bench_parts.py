@@ -33,37 +33,22 @@ from dist_ml.bench import (
     step,
     step_candidates,
 )
-from dist_ml.bench.benches import BENCHES
 from dist_ml.bench.configured import to_arguments, with_widths
 from dist_ml.bench.counting_transport import counted
-from dist_ml.bench.form import Result
 from dist_ml.bench.selection_baselines import BASELINES, EXACT
 from dist_ml.bench.sparse_step import link_bytes
-from dist_ml.cli import arguments, compose
 from dist_ml.comm.allreduce import family
 from dist_ml.comm.communicator import Communicator
-from dist_ml.config.convert import from_mapping, to_mapping
+from dist_ml.config.convert import to_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
 from tests.thread_world import run_ranks
-from tests.unit.bench_worlds import GivenWorlds, alone, on_threads
-
-
-def config(name: str, *overrides: str) -> Any:
-    """A benchmark's configuration."""
-    request = arguments.parse(list(overrides), name, f"bench/{name}")
-    return from_mapping(BENCHES[name].config, compose.composed(request))
+from tests.unit.bench_worlds import GivenWorlds, alone, bench_config, on_threads, only_finite
 
 
 def tiny(*overrides: str) -> TrainConfig:
-    train = config("step", *overrides).train
+    train = bench_config("step", *overrides).train
     return with_widths(train, (6, 8, 3), 4)
-
-
-def only_finite(result: Result) -> None:
-    """JSON that a strict reader takes, and checks that a terminal of 80 columns shows whole."""
-    json.loads(json.dumps(result.to_json({})), parse_constant=pytest.fail)
-    assert [str(check) for check in result.checks if len(str(check)) > 80] == []
 
 
 def test_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +57,7 @@ def test_step(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = alone(step.measure, part)
     assert set(seconds) == {"dist_ml", bare_step.BARE, bare_step.FUSED, bare_step.ALONE}
     assert all(len(times) == 2 and min(times) > 0 for times in seconds.values())
-    result = step.run(config("step"), GivenWorlds({"step": seconds}))
+    result = step.run(bench_config("step"), GivenWorlds({"step": seconds}))
     only_finite(result)
     (check,) = result.checks
     assert check.name == "step over the best bare loop"
@@ -99,7 +84,7 @@ def test_collectives(monkeypatch: pytest.MonkeyPatch) -> None:
     part = {"sizes_bytes": [8, 1 << 20], "rounds": 3, "round_seconds": 1e-4}
     found = on_threads(2, collectives.measure, part)
     assert [sorted(times) for times in found] == [["dist_ml", "mpi4py"]] * 2
-    wanted = config("collectives", "sizes_bytes=[8,1048576]")
+    wanted = bench_config("collectives", "sizes_bytes=[8,1048576]")
     result = collectives.run(wanted, GivenWorlds({"collectives": found}))
     only_finite(result)
     assert [record["bytes"] for record in result.records] == [8, 1 << 20]
@@ -169,11 +154,11 @@ def test_reproduce() -> None:
     runs = {n: on_threads(n, reproduce.measure, to_arguments(train)) for n in (1, 2)}
     assert len(runs[1]["losses"]) == 3
     worlds = GivenWorlds({"losses": lambda ranks, _: runs[ranks]})
-    result = reproduce.run(config("reproduce", "ranks=[1,2]"), worlds)
+    result = reproduce.run(bench_config("reproduce", "ranks=[1,2]"), worlds)
     assert max(record["difference"] for record in result.records) < 1e-5
     assert [ranks for _, ranks, _ in worlds.arguments] == [1, 2, 1, 2]
     with pytest.raises(ConfigError, match=r"ranks=\[3\] has nothing to compare"):
-        config("reproduce", "ranks=[3]")
+        bench_config("reproduce", "ranks=[3]")
 
 
 def test_sharded_and_memory() -> None:
@@ -183,14 +168,14 @@ def test_sharded_and_memory() -> None:
     assert found[0]["losses"] == pytest.approx(found[1]["losses"])
     assert all(each["kept"] > 0 and each["peak"] >= 0 for each in found)
     worlds = GivenWorlds({"sharded": found[0]})
-    result = sharded.run(config("sharded", "ranks=[2]", "stages=[zero1]"), worlds)
+    result = sharded.run(bench_config("sharded", "ranks=[2]", "stages=[zero1]"), worlds)
     assert len(result.checks) == 1  # no claim on memory where ZeRO-2 was not measured
     told = alone(memory.measure, {"train": to_arguments(tiny()), "num_steps": 1})
     assert told["parameters"] == 4 * (6 * 8 + 8 + 8 * 3 + 3)
     good = {"parameters": 100, "peak": 400, "activations": 50, "loaded by torch": 10}
     names = ["parameters, gradients and momentum at least"]
     for peak, expected in ((400, []), (200, names)):
-        result = memory.run(config("memory"), GivenWorlds({"memory": {**good, "peak": peak}}))
+        result = memory.run(bench_config("memory"), GivenWorlds({"memory": {**good, "peak": peak}}))
         assert [check.name for check in result.checks if not check.passed] == expected
 
 
@@ -212,14 +197,16 @@ def test_baselines_select_what_they_say(name: str) -> None:
 
 
 def test_selection() -> None:
-    wanted = config("selection", "num_elements=4096", "rounds=2", "threshold_steps=2", "steps=2")
+    wanted = bench_config(
+        "selection", "num_elements=4096", "rounds=2", "threshold_steps=2", "steps=2"
+    )
     seconds = alone(selection.measure, vars(wanted))
     assert {selection.ADD, selection.REUSED, selection.ANEW, *BASELINES} <= set(seconds)
     result = selection.run(wanted, GivenWorlds({"selection": seconds}))
     only_finite(result)
     assert len(result.records) == len(seconds)
     with pytest.raises(ConfigError, match="steps=3 must be a multiple of threshold_steps=2"):
-        config("selection", "threshold_steps=2", "steps=3")
+        bench_config("selection", "threshold_steps=2", "steps=3")
 
 
 def test_overlap() -> None:
@@ -236,12 +223,12 @@ def test_overlap() -> None:
     given = {"seconds": every, "processor": every, "backward": 1.0}
     for network in ("node", "1gbit"):
         worlds = GivenWorlds({"overlap": lambda *_: dict(given)})
-        result = overlap.run(config("overlap", f"network={network}"), worlds)
+        result = overlap.run(bench_config("overlap", f"network={network}"), worlds)
         assert result.checks
 
 
 def test_sparse() -> None:
-    wanted = config("sparse", "hosts=0", "widths=[8,64,4]", "batch=2", "rounds=2", "steps=1",
+    wanted = bench_config("sparse", "hosts=0", "widths=[8,64,4]", "batch=2", "rounds=2", "steps=1",
                     "ddp=false", "sparse={topk:{allreduce:allgather,density:0.1}}")  # fmt: skip
     part = to_mapping(wanted)
     part["sparse"] = {"topk": part["sparse"]["topk"]}
@@ -269,7 +256,7 @@ def test_sparse_scaling() -> None:
     assert {"dense", "oktopk"} <= set(found["variants"])
     assert found["variants"]["dense"]["words"] == pytest.approx(2000, rel=0.01)
     overrides = ("ranks=[2]", "planned_ranks=[16]", "num_elements=2000", "density=0.05")
-    wanted = config("sparse_scaling", *overrides)
+    wanted = bench_config("sparse_scaling", *overrides)
     result = sparse_scaling.run(wanted, GivenWorlds({"sparse_scaling": found}))
     assert any("from_ranks" in record for record in result.records)
     contribution = sparse_scaling_part.contribution
@@ -286,7 +273,7 @@ def test_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = alone(kernel_part.measure, part)
     assert found["chosen"] == {"4x5x6:NT": "torch"}  # nothing was measured: torch
     assert {"torch", "tuned", "torch bf16"} <= set(found["rates"]["4x5x6:NT"])
-    wanted = config("kernel", "shapes=['4x5x6:NT']")
+    wanted = bench_config("kernel", "shapes=['4x5x6:NT']")
     result = kernel.run(wanted, GivenWorlds({"kernel": found}))
     only_finite(result)
     assert not result.passed  # torch over itself is no gain
@@ -309,7 +296,7 @@ def test_sparse_curve_says_when_a_variant_is_there() -> None:
 def test_gemm_says_what_nothing_can_exceed() -> None:
     seconds = {"local kernel": [1.0, 1.0], "auto": [1.25, 1.25], "heat, splits 0 and 1": [2.0, 2.0]}
     found = {"seconds": seconds, "peak": 1e12}
-    result = gemm.run(config("gemm", "emulated_network=false"), GivenWorlds({"gemm": found}))
+    result = gemm.run(bench_config("gemm", "emulated_network=false"), GivenWorlds({"gemm": found}))
     only_finite(result)
     assert [check.value for check in result.checks] == [pytest.approx(0.8), pytest.approx(1.6)]
     assert not any(check.passed for check in result.checks)
@@ -323,7 +310,7 @@ def test_allreduce_has_a_record_a_candidate_and_size(network: str, checks: int) 
                 for size in part["sizes_bytes"]}  # fmt: skip
 
     worlds = GivenWorlds({"allreduce": found})
-    result = allreduce.run(config("allreduce", f"network={network}"), worlds)
+    result = allreduce.run(bench_config("allreduce", f"network={network}"), worlds)
     only_finite(result)
     assert len(result.checks) == checks
     assert {record["ms"] for record in result.records} == {1.0}

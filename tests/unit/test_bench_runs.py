@@ -10,24 +10,16 @@ from typing import Any
 import pytest
 
 from dist_ml.bench import daso, sparse_accuracy
-from dist_ml.bench.benches import BENCHES
 from dist_ml.bench.daso import DasoBench
 from dist_ml.bench.sparse_accuracy_part import Setting
-from dist_ml.cli import arguments, compose
-from dist_ml.config.convert import from_mapping
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.errors import ConfigError
 from dist_ml.measure.compare import mean_interval
-from tests.unit.bench_worlds import GivenWorlds
-
-
-def config(name: str, *overrides: str) -> Any:
-    request = arguments.parse(list(overrides), name, f"bench/{name}")
-    return from_mapping(BENCHES[name].config, compose.composed(request))
-
+from tests.configurations import mapping
+from tests.unit.bench_worlds import GivenWorlds, bench_config
 
 # --- DASO
-DASO: DasoBench = config("daso", "seeds=[0,1,2]", "targets=[0.9]", "checked_target=0.9")
+DASO: DasoBench = bench_config("daso", "seeds=[0,1,2]", "targets=[0.9]", "checked_target=0.9")
 
 
 def runs(*seconds: float | None) -> list[dict[str, Any]]:
@@ -36,7 +28,7 @@ def runs(*seconds: float | None) -> list[dict[str, Any]]:
 
 
 def test_daso_as_it_comes_is_compared() -> None:
-    found = compose.composed(arguments.parse(["data_parallel=daso"], "dist-ml train", "train"))
+    found = mapping("data_parallel=daso")
     assert DASO.candidates["daso"].period == found["data_parallel"]["period"]
     assert DASO.candidates["daso"].warmup_steps == found["data_parallel"]["warmup_steps"] > 0
 
@@ -102,7 +94,7 @@ def accuracies(validation: float, lost: float) -> Any:
 def test_points_lost(lost: float, failed: int) -> None:
     part = accuracies(0.0, lost)
     worlds = GivenWorlds({"sparse_accuracy": part, "sparse_accuracy validation": part})
-    result = sparse_accuracy.run(config("sparse_accuracy"), worlds)
+    result = sparse_accuracy.run(bench_config("sparse_accuracy"), worlds)
     assert sum(not check.passed for check in result.checks) == failed
     row = next(row for row in result.records if row.get("candidate") == "split_1pct")
     assert row["points_lost"] == pytest.approx(lost)
@@ -112,7 +104,7 @@ def test_points_lost(lost: float, failed: int) -> None:
 def test_settings_are_chosen_on_the_validation_split_alone() -> None:
     part = accuracies(0.01, 0.1)
     worlds = GivenWorlds({"sparse_accuracy": part, "sparse_accuracy validation": part})
-    wanted = config("sparse_accuracy")
+    wanted = bench_config("sparse_accuracy")
     sparse_accuracy.run(wanted, worlds)
     parts = [part for part, _, _ in worlds.arguments]
     assert parts == ["sparse_accuracy validation"] * 2 + ["sparse_accuracy"] * 3
@@ -126,9 +118,9 @@ def test_settings_are_chosen_on_the_validation_split_alone() -> None:
                     correction.momentum, correction.factor_masking)  # fmt: skip
     assert not set(wanted.seeds) & set(wanted.validation_seeds)
     with pytest.raises(ConfigError, match="there is no interval"):
-        config("sparse_accuracy", "seeds=[0]")
+        bench_config("sparse_accuracy", "seeds=[0]")
     with pytest.raises(ConfigError, match="chosen_on=mnist must be one of digits"):
-        config("sparse_accuracy", "chosen_on=mnist")
+        bench_config("sparse_accuracy", "chosen_on=mnist")
 
 
 def test_warm_up_densities_are_those_above_the_variants_own() -> None:

@@ -10,10 +10,8 @@ import pytest
 from dist_ml.bench import same_numbers
 from dist_ml.bench.same_numbers import SameNumbersBench, runs_of
 from dist_ml.bench.same_numbers_part import Run, measure
-from dist_ml.cli import arguments, compose
-from dist_ml.config.convert import from_mapping
 from dist_ml.errors import ConfigError
-from tests.unit.bench_worlds import GivenWorlds, on_threads
+from tests.unit.bench_worlds import GivenWorlds, bench_config, on_threads
 
 SMALL = (
     "train.model.hidden=[7,6,8]", "train.data.num_train=17", "train.batch_size=7", "train.epochs=1",
@@ -22,8 +20,8 @@ SMALL = (
 
 
 def config(*overrides: str) -> SameNumbersBench:
-    request = arguments.parse(list(overrides), "same_numbers", "bench/same_numbers")
-    return from_mapping(SameNumbersBench, compose.composed(request))
+    wanted: SameNumbersBench = bench_config("same_numbers", *overrides)
+    return wanted
 
 
 def trained(ranks: int, given: Mapping[str, Any]) -> list[dict[str, Any]]:

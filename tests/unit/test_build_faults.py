@@ -5,19 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_ml.cli import arguments, compose
 from dist_ml.comm.communicator import Communicator
-from dist_ml.config.convert import from_mapping
-from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError, DistMLError
 from dist_ml.train.build import build_mesh, build_trainer
+from tests.configurations import train_config
 from tests.thread_world import run_ranks
 
 
 def errors_of(overrides: list[str], ranks: int) -> list[DistMLError]:
     """What building raises on each rank."""
-    request = arguments.parse(overrides, "test", "train")
-    config = from_mapping(TrainConfig, compose.composed(request))
+    config = train_config(*overrides)
 
     def body(world: Communicator) -> DistMLError:
         with pytest.raises(DistMLError) as caught:
@@ -84,6 +81,5 @@ def test_bad_files_are_told_on_all_ranks(change: str, tmp_path: Path) -> None:
 def test_a_value_out_of_range_is_told_by_the_configuration(
     overrides: list[str], message: str
 ) -> None:
-    request = arguments.parse(overrides, "test", "train")
     with pytest.raises(ConfigError, match=message):
-        from_mapping(TrainConfig, compose.composed(request))
+        train_config(*overrides)

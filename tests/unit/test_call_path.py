@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from dist_ml.cli import arguments, compose, main
+from dist_ml.cli import main
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.mpi_transport import MpiTransport
-from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.train import logs
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.step import TrainStep
+from tests.configurations import train_config
 from tests.thread_world import ThreadTransport, run_ranks
 
 MOST_FROM_COMMAND_TO_STEP = 9
@@ -65,8 +65,7 @@ class MpiComm:
 
 
 def config(*overrides: str) -> TrainConfig:
-    request = arguments.parse([*DATA, *overrides], "train", "train")
-    return from_mapping(TrainConfig, compose.composed(request))
+    return train_config(*DATA, *overrides)
 
 
 def paths_to_mpi(*overrides: str) -> list[list[str]]:

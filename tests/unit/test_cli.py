@@ -7,22 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from dist_ml.cli import arguments, compose, main, sweep
+from dist_ml.cli import arguments, main, sweep
 from dist_ml.cli.configured import field_comments
-from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
+from tests.configurations import train_config
 
 OWN_DATA = "name: synthetic\nnum_train: 100\nnum_test: 10\nnum_features: 4\n"
 OWN_DATA += "num_outputs: 3\ntask: classification\n"
 OWN_DATA += "teacher_width: 4\nnoise: 0.0\nseed: 0\n"
 OWN_TRAIN = "defaults:\n  - train\n  - override data: tiny\n  - _self_\nepochs: 2\n"
-
-
-def config_of(*argv: str) -> TrainConfig:
-    return from_mapping(
-        TrainConfig, compose.composed(arguments.parse(argv, "dist-ml train", "train"))
-    )
 
 
 @pytest.fixture
@@ -77,7 +71,7 @@ def test_cfg_job_is_yaml_that_composes_again(
 ) -> None:
     assert main.main(["train", "--cfg", "job", "--resolve", "seed=7", "folder=x"]) == 0
     (tmp_path / "again.yaml").write_text(capsys.readouterr().out)
-    assert config_of("--config-dir", str(tmp_path), "--config-name", "again") == config_of(
+    assert train_config("--config-dir", str(tmp_path), "--config-name", "again") == train_config(
         "seed=7", "folder=x"
     )
 
@@ -88,7 +82,7 @@ def test_package_shows_a_part(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_overrides_and_groups() -> None:
-    config = config_of(
+    config = train_config(
         "optimizer=adamw", "optimizer.lr=1e-4", "model.hidden=[8,9]", "+clip_norm=1", "name=mine"
     )
     assert (config.optimizer.name, config.optimizer.lr) == ("adamw", 1e-4)
@@ -98,12 +92,12 @@ def test_overrides_and_groups() -> None:
 
 
 def test_a_key_that_the_yaml_leaves_out_can_be_set() -> None:
-    assert config_of("optimizer=adamw", "optimizer.eps=0.5").optimizer.eps == 0.5
+    assert train_config("optimizer=adamw", "optimizer.eps=0.5").optimizer.eps == 0.5
 
 
 def test_own_config_folder(own: Path) -> None:
-    assert config_of("--config-dir", str(own), "data=tiny").data.num_train == 100
-    config = config_of("--config-dir", str(own), "--config-name", "mine", "data.num_test=5")
+    assert train_config("--config-dir", str(own), "data=tiny").data.num_train == 100
+    config = train_config("--config-dir", str(own), "--config-name", "mine", "data.num_test=5")
     assert (config.epochs, config.data.num_train, config.data.num_test) == (2, 100, 5)
 
 
@@ -138,7 +132,7 @@ def test_own_config_folder(own: Path) -> None:
 )
 def test_mistakes_are_answered_in_words(argv: list[str], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config_of(*argv)
+        train_config(*argv)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dist_ml.cli import arguments, compose, main, sweep
+from dist_ml.cli import arguments, main, sweep
 from dist_ml.comm import mpi
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
@@ -14,6 +14,7 @@ from dist_ml.errors import ConfigError, DistMLError
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.metrics import flatten
 from tests import malformed
+from tests.configurations import mapping, train_config
 
 NUM_OVERRIDES = 40  # through Hydra, which takes a quarter of a second each
 VALUES = [
@@ -34,13 +35,8 @@ SHAPES = [
 FLAGS = ["--lr", "-x", "--cfg", "--cfg=all", "--config-name=nowhere", "--resolve=1", "--", "-"]
 
 
-def config_of(*argv: str) -> TrainConfig:
-    request = arguments.parse(argv, "dist-ml train", "train")
-    return from_mapping(TrainConfig, compose.composed(request))
-
-
 def build(argv: list[str]) -> None:
-    config = config_of(*argv)
+    config = train_config(*argv)
     build_trainer(config, build_mesh(config, mpi.world()))
 
 
@@ -48,7 +44,7 @@ def overrides() -> Iterator[list[str]]:
     """Keys of the configuration, and some that don't exist, with values that mostly don't fit."""
     chance = random.Random(malformed.SEED)
     keys = [
-        *flatten(malformed.default()),
+        *flatten(mapping()),
         "data",
         "optimizer",
         "nowhere",
@@ -77,15 +73,15 @@ def outcome(case: Any, config: Callable[[], TrainConfig]) -> str:
 
 
 def test_malformed_command_lines_are_refused_in_words_or_make_a_trainer() -> None:
-    outcomes = [outcome(case, lambda case=case: config_of(*case)) for case in overrides()]  # type: ignore[misc]
+    outcomes = [outcome(case, lambda case=case: train_config(*case)) for case in overrides()]  # type: ignore[misc]
     assert set(outcomes) == {"refused", "built"}
     assert outcomes.count("refused") > NUM_OVERRIDES // 2
 
 
 def test_malformed_values_are_refused_in_words_or_make_a_trainer() -> None:
     outcomes = []
-    for case, mapping in malformed.mappings():
-        config = lambda mapping=mapping: from_mapping(TrainConfig, mapping)  # noqa: E731
+    for case, wanted in malformed.mappings():
+        config = lambda wanted=wanted: from_mapping(TrainConfig, wanted)  # noqa: E731
         outcomes.append(outcome(case, config))
     assert set(outcomes) == {"refused", "built"}
     assert outcomes.count("refused") > malformed.NUM_MAPPINGS // 2

@@ -16,11 +16,12 @@ from dist_ml.config.model import ModelConfig
 from dist_ml.counter_random import stream
 from dist_ml.errors import ConfigError
 from dist_ml.models import CNN, LOSSES, MODELS, Samples, WholeLayers, build_model
-from dist_ml.models.blocks import INPUTS, forward
+from dist_ml.models.blocks import forward
 from dist_ml.models.initialise import initialise_convolution
 from dist_ml.models.spread import WHOLE, Cut, Spread
 from dist_ml.partition import Range
 from dist_ml.placement import Share
+from tests.unit.block_models import assert_blocks_are_the_model
 
 F64 = torch.float64
 DIGITS = Samples((1, 8, 8), 10)
@@ -128,15 +129,9 @@ def test_blocks_in_order_are_the_model_and_hold_its_parameters_in_order() -> Non
     model.context.set(3, np.arange(7))
     expected = model(x)
     assert not torch.equal(expected, model(x.flip(0)).flip(0))
-    passed, parameters = x, []
-    for block in model.blocks():
-        passed = block.module(passed)
-        parameters += list(block.module.parameters())
-    assert torch.equal(passed, expected)
-    names = ["stem", *(f"stages.{i}.{j}" for i in range(3) for j in range(2)), "head"]
-    assert [block.name for block in model.blocks()] == names
-    assert [block.sources for block in model.blocks()] == [(INPUTS,), *zip(names[:-1])]
-    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert_blocks_are_the_model(
+        model, x, ["stem", *(f"stages.{i}.{j}" for i in range(3) for j in range(2)), "head"]
+    )
     model.context.clear()
     assert not torch.equal(model(x), expected)
 

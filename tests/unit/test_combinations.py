@@ -2,17 +2,14 @@
 
 import pytest
 
-from dist_ml.cli import arguments, compose
 from dist_ml.config.combinations import TABLE
-from dist_ml.config.convert import from_mapping
-from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
 from dist_ml.train.members import check_members
+from tests.configurations import train_config
 
 
 def checked(*overrides: str) -> None:
-    request = arguments.parse(overrides, "dist-ml train", "train")
-    check_members(from_mapping(TrainConfig, compose.composed(request)))
+    check_members(train_config(*overrides))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""compare_checkouts.py: what it refuses, what turns it red, and two checkouts in turn."""
+"""compare_checkouts.py: what it refuses, and what turns it red."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import compare_checkouts
-from benchmarks.compare_checkouts import OURS, THEIRS
-from dist_ml.errors import MachineError
-from dist_ml.launch import mpi_installation
 
 
 @pytest.mark.parametrize(
@@ -67,26 +64,3 @@ def test_a_slower_checkout_is_told(
     record = json.loads(file.read_text())["records"][0]
     assert record["ratio"] == pytest.approx(factor)
     assert record["held"] is held
-
-
-def _wheel() -> str:
-    try:
-        return mpi_installation.find("mpich").name
-    except MachineError as error:
-        pytest.skip(str(error))
-
-
-def test_two_worlds_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
-    """This checkout against itself, one turn each after the warm-up."""
-    checkouts = {OURS: compare_checkouts.THIS, THEIRS: compare_checkouts.THIS}
-    (record,) = compare_checkouts.compare_case("step1", checkouts, 1, 1, _wheel())
-    assert 0.05 < record["ratio"] < 20
-    assert record["this_us"] > 0
-    assert "step1, mpich, step:" in capsys.readouterr().out
-
-
-def test_a_world_that_fails_is_told_at_once() -> None:
-    with pytest.raises(SystemExit, match="the this checkout's ranks failed"):
-        compare_checkouts.compare_case(
-            "step1", {OURS: Path("/usr"), THEIRS: compare_checkouts.THIS}, 1, 1, _wheel()
-        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_ml.config.convert import from_mapping, to_mapping
@@ -52,6 +52,7 @@ outers = st.builds(
 )
 
 
+@settings(max_examples=40)
 @given(outers)
 def test_mapping_and_back_gives_an_equal_config(config: Outer) -> None:
     assert from_mapping(Outer, to_mapping(config)) == config

@@ -135,10 +135,10 @@ def test_plans_are_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["auto", "summa", "summa_25d", "carma"])
-@pytest.mark.parametrize("word_bytes", [2, 4, 8])
+@pytest.mark.parametrize("word_bytes", [2, 8])
 def test_a_memory_limit_is_kept(name: str, word_bytes: int) -> None:
     for (m, n, k), ranks in itertools.product(
-        [(257, 129, 300), (64, 64, 4096), (512, 512, 16)], [1, 2, 6, 8, 27]
+        [(257, 129, 300), (64, 64, 4096), (512, 512, 16)], [1, 6, 27]
     ):
         free = family.plan(name, ProductShape(m, n, k, ranks, word_bytes, max(4, word_bytes)))
         for part in (1.0, 0.5, 0.1):
@@ -201,8 +201,9 @@ def test_tiles_of_c_are_used_where_they_save_words(
     )
 
 
-@pytest.mark.parametrize("shape", TABLE)
-@pytest.mark.parametrize("factor", [1.1, 2, 4])
+@pytest.mark.parametrize(
+    ("shape", "factor"), [(TABLE[0], 1.1), (TABLE[1], 4), (TABLE[2], 2), (TABLE[3], 1.1)]
+)
 def test_a_hundred_thousand_ranks_of_little_memory_stay_near_cosmas_bound(
     shape: tuple[int, int, int], factor: float
 ) -> None:

@@ -67,21 +67,29 @@ def check(plan: Plan, dtype: torch.dtype, factors: tuple[float, float] = (1.0, 0
 @pytest.mark.parametrize("ranks", range(1, 10))
 @pytest.mark.parametrize("name", list(GEMMS))
 def test_products_are_right_and_move_what_is_planned(name: str, ranks: int) -> None:
+    """Every algorithm meets each dtype on three numbers of ranks."""
     draw = random.Random(f"{name} {ranks}")
-    for dtype, (word_bytes, sum_bytes) in DTYPES.items():
-        m, n, k = (draw.choice(SIZES) for _ in range(3))
-        orders = Orders(draw.random() < 0.5, draw.random() < 0.5)
-        shape = ProductShape(m, n, k, ranks, word_bytes, sum_bytes)
-        panel = draw.choice([None, 1, 7]) if "panel" in GEMMS[name].honours else None
-        plan = family.plan(name, shape, Choice(panel=panel), orders)
-        if draw.random() < 0.5:
-            limited = replace(shape, memory=plan.working_bytes)
-            plan = family.plan(name, limited, None, orders)
-        check(plan, dtype, draw.choice([(1.0, 0.0), (2.0, -1.0), (0.5, 1.0), (0.0, 2.0)]))
+    dtype, word_sizes = list(DTYPES.items())[ranks % 3]
+    m, n, k = (draw.choice(SIZES) for _ in range(3))
+    orders = Orders(draw.random() < 0.5, draw.random() < 0.5)
+    shape = ProductShape(m, n, k, ranks, *word_sizes)
+    panel = draw.choice([None, 1, 7]) if "panel" in GEMMS[name].honours else None
+    plan = family.plan(name, shape, Choice(panel=panel), orders)
+    if draw.random() < 0.5:
+        plan = family.plan(name, replace(shape, memory=plan.working_bytes), None, orders)
+    check(plan, dtype, draw.choice([(1.0, 0.0), (2.0, -1.0), (0.5, 1.0), (0.0, 2.0)]))
 
 
-@pytest.mark.parametrize("grid", [(1, 1, 5), (2, 1, 3), (1, 2, 2), (3, 2, 1)], ids=str)
-@pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
+@pytest.mark.parametrize(
+    ("grid", "dtype"),
+    [
+        ((1, 1, 5), torch.bfloat16),
+        ((2, 1, 3), torch.float32),
+        ((1, 2, 2), torch.float64),
+        ((3, 2, 1), torch.bfloat16),
+    ],
+    ids=str,
+)
 def test_tiles_of_c_one_after_the_other(grid: tuple[int, int, int], dtype: torch.dtype) -> None:
     choice = Choice(Grid(*grid), panel=3, tiles=Tiles(2, 3))
     shape = ProductShape(13, 11, 17, Grid(*grid).size, *DTYPES[dtype])

@@ -3,6 +3,7 @@ what goes with it.
 """
 
 import functools
+import math
 from typing import Any
 
 import pytest
@@ -18,23 +19,22 @@ from dist_ml.config.train import OptimizerConfig, TrainConfig
 from dist_ml.train.model_reducer import replicated_names
 from dist_ml.train.trainer import Trainer
 
-# layout, ranks of the operator axis, sides of the grid
-LAYOUTS: list[tuple[str, int, tuple[int, ...]]] = [
-    ("1d", 2, ()),
-    ("1d", 3, ()),
-    ("1d", 4, ()),
-    ("1d", 8, ()),
-    ("1d_sharded", 2, ()),
-    ("1d_sharded", 3, ()),
-    ("2d", 4, ()),
-    ("2d", 6, (3, 2)),
-    ("2d", 2, (2, 1)),
-    ("2.5d", 8, ()),
-    ("2.5d", 2, (2, 1, 1)),
-    ("2.5d", 6, (3, 1, 2)),
-    ("3d", 8, ()),
-    ("3d", 6, (1, 2, 3)),
-    ("3d", 4, (2, 1, 2)),
+# layout, ranks of the operator axis, sides of the grid, ranks of the data axis
+LAYOUTS: list[tuple[str, int, tuple[int, ...], int]] = [
+    ("1d", 2, (), 2),
+    ("1d", 3, (), 1),
+    ("1d", 8, (), 1),
+    ("1d_sharded", 2, (), 1),
+    ("1d_sharded", 3, (), 2),
+    ("2d", 4, (), 1),
+    ("2d", 6, (3, 2), 1),
+    ("2d", 2, (2, 1), 2),
+    ("2.5d", 8, (), 1),
+    ("2.5d", 2, (2, 1, 1), 2),
+    ("2.5d", 6, (3, 1, 2), 1),
+    ("3d", 8, (), 1),
+    ("3d", 6, (1, 2, 3), 1),
+    ("3d", 4, (2, 1, 2), 2),
 ]
 
 
@@ -53,21 +53,13 @@ def shared(config: TrainConfig, num_steps: int = 4) -> list[Trained]:
     return run_ranks(num_ranks, lambda comm: train(comm, config, num_steps))
 
 
-@pytest.mark.parametrize(
-    ("layout", "operator", "grid", "data"),
-    [
-        (*layout, data)
-        for layout in LAYOUTS
-        for data in (1, 2)
-        if data * layout[1] <= 4 * (3 - data)
-    ],
-)
+@pytest.mark.parametrize(("layout", "operator", "grid", "data"), LAYOUTS)
 def test_every_layout_trains_as_one_process(
     layout: str, operator: int, grid: tuple[int, ...], data: int
 ) -> None:
     """In fp64; uneven widths, fewer features than ranks, batches that don't divide, dropout."""
     config = on_mesh(settings(model=SHALLOW), data, 1, operator, layout=layout, grid=grid)
-    assert_same(shared(config, 6), plain_alone(6))
+    assert_same(shared(config), plain_alone(4))
 
 
 def test_one_layer_may_have_another_layout() -> None:
@@ -87,11 +79,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
-@pytest.mark.parametrize(("layout", "operator"), [("1d", 3), ("2.5d", 8), ("3d", 4)])
-def test_what_the_ranks_must_agree_on(layout: str, operator: int, variant: str) -> None:
+@pytest.mark.parametrize(("layout", "grid"), [("1d", (3,)), ("2.5d", (2, 1, 2)), ("3d", (1, 2, 2))])
+def test_what_the_ranks_must_agree_on(layout: str, grid: tuple[int, ...], variant: str) -> None:
     changes = VARIANTS[variant]
-    config = on_mesh(settings(model=SHALLOW, **changes), 1, 1, operator, layout=layout)
-    assert_same(shared(config), alone(**changes))
+    sides = {"grid": grid} if len(grid) > 1 else {}
+    config = on_mesh(
+        settings(model=SHALLOW, **changes), 1, 1, math.prod(grid), layout=layout, **sides
+    )
+    assert_same(shared(config, 3), alone(3, **changes))
 
 
 EXCHANGES: dict[str, dict[str, Any]] = {
@@ -110,25 +105,33 @@ EXCHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("exchange", list(EXCHANGES))
-@pytest.mark.parametrize(("layout", "operator"), [("1d", 2), ("3d", 4)])
-def test_every_exchange_of_the_data_axis(layout: str, operator: int, exchange: str) -> None:
+@pytest.mark.parametrize(("layout", "grid"), [("1d", ()), ("3d", (2, 1, 1))])
+def test_every_exchange_of_the_data_axis(layout: str, grid: tuple[int, ...], exchange: str) -> None:
     changes = EXCHANGES[exchange]
-    config = on_mesh(settings(model=SHALLOW, **changes), 2, 1, operator, layout=layout)
-    assert_same(shared(config), alone(clip_norm=changes.get("clip_norm")))
+    config = on_mesh(settings(model=SHALLOW, **changes), 2, 1, 2, layout=layout, grid=grid)
+    assert_same(shared(config, 3), alone(3, clip_norm=changes.get("clip_norm")))
+
+
+GUARDED: dict[str, Any] = {"clip_norm": 0.1, "nonfinite": "skip"}
 
 
 @pytest.mark.parametrize(
-    ("data", "pipeline", "operator", "schedule"),
-    [(2, 2, 2, "one_f_one_b"), (1, 2, 3, "zb_h1"), (1, 2, 2, "chimera"), (2, 2, 2, "zb_v")],
+    ("data", "pipeline", "operator", "schedule", "changes"),
+    [
+        (2, 2, 2, "one_f_one_b", {}),
+        (1, 2, 3, "zb_h1", GUARDED),
+        (1, 2, 2, "chimera", {}),
+        (1, 2, 2, "chimera", GUARDED),
+        (2, 2, 2, "zb_v", GUARDED),
+    ],
 )
-@pytest.mark.parametrize("changes", [{}, {"clip_norm": 0.1, "nonfinite": "skip"}])
 def test_three_kinds_of_parallelism_train_as_one_process(
     data: int, pipeline: int, operator: int, schedule: str, changes: dict[str, Any]
 ) -> None:
     config = on_mesh(
         settings(model=SHALLOW, **changes), data, pipeline, operator, schedule=schedule
     )
-    assert_same(shared(config, 6), alone(6, **changes))
+    assert_same(shared(config, 3), alone(3, **changes))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,7 @@ def test_layers_that_write_their_gradients_themselves(
 @pytest.mark.parametrize("layout", ["1d", "2.5d"])
 def test_fp32_stays_close(layout: str) -> None:
     config = on_mesh(settings(model=SHALLOW, precision="fp32"), 1, 1, 2, layout=layout)
-    assert_same(shared(config, 20), alone(20, precision="fp32"), 2e-5)
+    assert_same(shared(config, 7), alone(7, precision="fp32"), 2e-5)
 
 
 @pytest.mark.parametrize(
@@ -168,8 +171,8 @@ def test_a_sparse_exchange_keeps_replicas_alike() -> None:
 
     def replicas(comm: Communicator) -> dict[str, torch.Tensor]:
         trainers: list[Trainer] = []
-        trained = train(comm, config, 12, trainers.append)
-        assert trained.losses != plain_alone(12).losses
+        trained = train(comm, config, 6, trainers.append)
+        assert trained.losses != plain_alone(6).losses
         (model,) = (trainer.model for trainer in trainers)
         parameters = dict(model.named_parameters())
         return {name: parameters[name].detach() for name in replicated_names(model, 3)}

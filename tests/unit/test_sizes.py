@@ -3,6 +3,7 @@ of tests, and names that were given up for those of the field.
 """
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,9 +26,14 @@ RETIRED = {
 RETIRED_WORDS = {"patience", "flying", "rail", "arena", "arenas", "ticket", "laboratory", "twin"}
 
 
+@functools.cache
+def _nodes(source: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source)))
+
+
 def long_functions(source: str) -> Iterator[tuple[str, int]]:
     """Functions of more than `LONGEST_FUNCTION` lines, and how many they have."""
-    for node in ast.walk(ast.parse(source)):
+    for node in _nodes(source):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > LONGEST_FUNCTION:
@@ -38,7 +44,7 @@ def identifiers(source: str) -> Iterator[str]:
     """Every name that the source makes or uses: of variables, attributes, arguments, functions,
     classes, keywords, modules.
     """
-    for node in ast.walk(ast.parse(source)):
+    for node in _nodes(source):
         for attribute in ("id", "attr", "arg", "name", "asname", "module"):
             name = getattr(node, attribute, None)
             if isinstance(name, str):

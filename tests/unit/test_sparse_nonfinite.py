@@ -18,12 +18,19 @@ def entries(rank: int) -> Entries:
     return Entries(indices, random.standard_normal(K).astype(np.float32))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("values", ["plain", "fp32", "bf16", "int4"])
+@pytest.mark.parametrize(
+    ("values", "bad"),
+    [
+        *(("plain", bad) for bad in (np.nan, np.inf, -np.inf)),
+        *(("int4", bad) for bad in (np.nan, np.inf, -np.inf)),
+        ("fp32", np.nan),
+        ("bf16", np.inf),
+    ],
+)
 @pytest.mark.parametrize("name", SPARSE_ALLREDUCES)
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_a_bad_entry_of_one_rank_is_seen_by_all(name: str, values: str, bad: float) -> None:
-    for size in (1, 2, 3, 5):
+    for size in (1, 2, 5):
 
         def body(comm: Communicator) -> list[SparseSum]:
             settings = Settings(values=values, threshold_steps=2)

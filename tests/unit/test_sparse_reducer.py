@@ -64,9 +64,9 @@ POISONS = {"nan": math.nan, "inf": -math.inf, "huge": 3e30, "norm_overflows": 2e
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("poison", POISONS)
-@pytest.mark.parametrize("place", [3, 610, -1])
+@pytest.mark.parametrize(("place", "ranks"), [(3, 1), (3, 3), (610, 2), (-1, 2)])
 def test_a_poisoned_gradient_costs_one_step_and_leaves_no_trace(
-    poison: str, momentum: float, place: int
+    poison: str, momentum: float, place: int, ranks: int
 ) -> None:
     """In the weights or in a small tensor, on one rank: the run goes on as if the step had never
     been.
@@ -86,7 +86,7 @@ def test_a_poisoned_gradient_costs_one_step_and_leaves_no_trace(
         bad.roll_back()
         untouched = same_state(before, job.reducer.state_dict())
         equal = []
-        for step in range(5, 12):
+        for step in range(5, 9):
             good = job.step(step)
             assert math.isfinite(good.slots[0])
             assert math.isfinite(good.norm())
@@ -94,11 +94,10 @@ def test_a_poisoned_gradient_costs_one_step_and_leaves_no_trace(
             equal.append(np.array_equal(job.result, other.result))
         return math.isnan(bad.slots[0]), untouched, equal
 
-    for size in (1, 2, 3):
-        for seen, untouched, equal in run_ranks(size, body):
-            assert seen
-            assert untouched
-            assert all(equal)
+    for seen, untouched, equal in run_ranks(ranks, body):
+        assert seen
+        assert untouched
+        assert all(equal)
 
 
 def test_a_loss_that_is_not_finite_leaves_no_trace_either() -> None:

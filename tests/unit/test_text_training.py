@@ -38,18 +38,19 @@ def alone(variant: str) -> Trained:
 
 
 @pytest.mark.parametrize(
-    ("data", "pipeline", "choices"),
+    ("variant", "data", "pipeline", "choices"),
     [
-        (3, 1, {}),
-        (1, 2, {"name": "one_f_one_b"}),
-        (2, 2, {"name": "zb_h1"}),
-        (1, 2, {"name": "zb_v", "recompute": True}),
-        (1, 4, {"name": "chimera"}),
-        (1, 8, {"name": "gpipe"}),
+        ("rotary", 3, 1, {}),
+        ("rotary", 2, 2, {"name": "zb_h1"}),
+        ("rotary", 1, 4, {"name": "chimera"}),
+        ("learned", 1, 2, {"name": "zb_v", "recompute": True}),
+        ("learned", 1, 8, {"name": "gpipe"}),
+        ("tied", 3, 1, {}),
+        ("tied", 1, 2, {"name": "one_f_one_b"}),
+        ("tied", 1, 4, {"name": "chimera"}),
     ],
     ids=lambda value: str(value),
 )
-@pytest.mark.parametrize("variant", list(VARIANTS))
 def test_every_mesh_trains_as_one_process(
     variant: str, data: int, pipeline: int, choices: dict[str, Any]
 ) -> None:
