@@ -19,7 +19,7 @@ MPI_TESTS = TESTS / "mpi"
 # The processes of pytest-xdist write their stacks before the one that controls them ends.
 CONTROLLER_SECONDS = 20.0
 
-hypothesis.settings.register_profile("dist_ml", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("dist_ml", derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("dist_ml")
 
 

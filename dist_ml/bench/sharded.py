@@ -101,9 +101,9 @@ def kept_bytes(trainer: Trainer) -> int:
         parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()
     }
     gc.collect()
-    storages = [
-        thing.untyped_storage() for thing in gc.get_objects() if isinstance(thing, torch.Tensor)
-    ]
+    # by type: isinstance would ask proxies, of which some answer with a warning
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors]
     storages += [p.grad.untyped_storage() for p in trainer.model.parameters() if p.grad is not None]
     return sum(
         {s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in parameters}.values()

@@ -20,7 +20,7 @@ from dist_ml.comm.traffic import allreduce_words
 from dist_ml.errors import CommunicationError, ConfigError, MachineError
 from dist_ml.partition import block
 
-ONE_NODE = {"1": [0], "2": [0, 0], "5": [0] * 5}
+ONE_NODE = {"1": [0], "2": [0, 0], "3": [0] * 3}  # each number is compiled
 NODES = {
     **ONE_NODE,
     "2+2": [0, 0, 1, 1],

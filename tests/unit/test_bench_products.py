@@ -172,7 +172,13 @@ def test_what_cannot_be_measured_here_is_said(monkeypatch: pytest.MonkeyPatch) -
 
 @functools.cache
 def products(size: int) -> Any:
-    return on_ranks(size, gemm_products.measure_products, PRODUCTS)
+    """With redistributions between all layouts on 3 ranks, and between a few elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        if size != 3:
+            patch.setattr(
+                gemm_checks, "_layouts", lambda size, of=gemm_checks._layouts: of(size)[::3]
+            )
+        return on_ranks(size, gemm_products.measure_products, PRODUCTS)
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
@@ -180,7 +186,7 @@ def test_random_products_are_right_and_move_what_was_planned(size: int) -> None:
     found = products(size)
     assert failed(gemm_words.product_checks([found])) == []
     assert found["products"] == len(GEMMS)
-    assert found["relayouts"] == 81
+    assert found["relayouts"] == (81 if size == 3 else 9)
     assert sorted(found["volumes"]) == (["cannon", "cosma", "summa"] if size == 4 else [])
 
 

@@ -16,7 +16,7 @@ from dist_ml.train.metrics import flatten
 from tests import malformed
 from tests.configurations import mapping, train_config
 
-NUM_OVERRIDES = 40  # through Hydra, which takes a quarter of a second each
+NUM_OVERRIDES = 24  # through Hydra, which takes a quarter of a second each
 VALUES = [
     "", "null", "~", "true", "-1", "0", "1", "2.5", "1e400", "-1e-400", ".nan", "nan", "inf",
     "-.inf", "1_000", "0x10", "1e3", "9" * 40, "'1'", "text", "'quoted text'", "[]", "[1]",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_ml.config.convert import from_mapping, to_mapping
@@ -38,21 +38,21 @@ class Outer:
 
 
 numbers = st.floats(allow_nan=False, min_value=0)
+texts = st.text("aZ0 _-.,:=#'\"{}[]\\\n\0é\U0001f600")  # without a table of all of Unicode
 outers = st.builds(
     Outer,
     count=st.integers(),
     inner=st.builds(Inner, rate=numbers, mode=st.sampled_from(["fast", "exact"])),
-    name=st.text(),
+    name=texts,
     on=st.booleans(),
     sizes=st.lists(st.integers()).map(tuple),
     pair=st.tuples(numbers, numbers),
     limit=st.none() | numbers,
     ranks=st.integers() | st.just("auto"),
-    axes=st.none() | st.dictionaries(st.text(), st.integers()),
+    axes=st.none() | st.dictionaries(texts, st.integers()),
 )
 
 
-@settings(max_examples=40)
 @given(outers)
 def test_mapping_and_back_gives_an_equal_config(config: Outer) -> None:
     assert from_mapping(Outer, to_mapping(config)) == config
@@ -60,7 +60,7 @@ def test_mapping_and_back_gives_an_equal_config(config: Outer) -> None:
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5
+        st.none() | st.booleans() | st.integers() | st.floats() | texts, st.lists, max_leaves=5
     ),
     st.data(),
 )

@@ -50,19 +50,6 @@ def test_only_clear_winners_are_chosen() -> None:
     assert best({}) == "torch"
 
 
-def test_the_tuner_measures_once_and_remembers() -> None:
-    tuner, shape = Tuner(1), Shape(40, 50, 60)
-    assert tuner.choose(shape) == "torch"
-    tuner.tune([shape])
-    rates = tuner.rates(shape)
-    assert set(rates) == set(kernels.usable())
-    assert min(rates.values()) > 0
-    assert Tuner(1).rates(Shape(40, 49, 61)) == rates  # the same class
-    assert Tuner(1).choose(shape) == best(rates)
-    assert Tuner(2).rates(shape) == {}
-    assert json.dumps(cache.load("gemm-kernels"))
-
-
 def test_a_class_is_the_nearest_power_of_two() -> None:
     assert Shape(40, 50, 60).key == Shape(33, 46, 90).key == "float32:NN:5x6x6"
     assert Shape(0, 1, 2, "TN", "float64").key == "float64:TN:0x0x1"

@@ -22,7 +22,7 @@ from dist_ml.train.axis_words import planned_words
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.interval import Interval
 
-NUM_STEPS = 3
+NUM_STEPS = 2
 DIGITS = DataConfig("digits", num_train=30, num_test=17, test_every=5)
 TEXT = DataConfig("text", num_tokens=9, test_fraction=0.1, num_train=30, num_test=17)
 SIZES: dict[str, Any] = {"width": 12, "depth": 2, "heads": 3, "activation": "gelu", "dropout": 0.2}

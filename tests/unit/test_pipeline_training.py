@@ -38,9 +38,9 @@ from dist_ml.train.trainer import Trainer
 # Schedules on one mesh, and each of them on one or two others.
 RUNS = [(2, 2, name) for name in SYNCHRONOUS]
 RUNS += [
-    (1, 3, "gpipe"), (3, 2, "gpipe"), (1, 5, "one_f_one_b"), (1, 4, "interleaved"),
-    (1, 6, "interleaved"), (1, 8, "chimera"), (2, 4, "chimera"), (1, 7, "zb_h1"), (2, 3, "zb_h2"),
-    (1, 2, "zb_v"), (1, 8, "zb_v"), (1, 3, "dualpipe_v"),
+    (1, 3, "gpipe"), (3, 2, "gpipe"), (1, 5, "one_f_one_b"), (1, 6, "interleaved"),
+    (1, 8, "chimera"), (2, 4, "chimera"), (1, 5, "zb_h1"), (2, 3, "zb_h2"), (1, 8, "zb_v"),
+    (1, 3, "dualpipe_v"),
 ]  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_every_schedule_trains_as_one_process(data: int, pipeline: int, name: st
     """In fp64; stages of uneven layers, batches that don't divide, dropout, and every third step
     with fewer samples than micro-batches.
     """
-    hidden, num_steps = (HIDDEN, NUM_STEPS) if pipeline <= 4 else (DEEP, 3)
+    hidden, num_steps = (HIDDEN, NUM_STEPS) if pipeline <= 4 else (DEEP, 2)
     config = on_mesh(settings(hidden), data, pipeline, name=name)
     assert_same(pipelined(config, num_steps=num_steps), alone(num_steps, hidden))
 
