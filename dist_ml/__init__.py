@@ -1,7 +1,46 @@
 """Train neural networks over MPI, and study how that scales.
 
-Importing the package starts no MPI and imports neither torch nor numpy; see `docs/architecture.md`
-for the layers.
+    import dist_ml
+
+    mesh = dist_ml.init()                              # the ranks that were started; alone, one
+    model = dist_ml.DataParallel(MyModel(), mesh)      # gradients are averaged in backward()
+    sampler = dist_ml.BatchSampler(dataset, batch_size=256, mesh=mesh)
+
+Importing the package starts no MPI and imports neither torch nor numpy: what is named here is
+loaded when it is first used. `docs/library.md` is the guide, `docs/architecture.md` the layers.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dist_ml.comm.communicator import Communicator as Communicator
+    from dist_ml.comm.mesh import Mesh as Mesh
+    from dist_ml.config.sparse import SparseConfig as SparseConfig
+    from dist_ml.data_parallel.batch_sampler import BatchSampler as BatchSampler
+    from dist_ml.data_parallel.module import DataParallel as DataParallel
+    from dist_ml.errors import DistMLError as DistMLError
+    from dist_ml.script import init as init
+
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "BatchSampler": "dist_ml.data_parallel.batch_sampler",
+    "Communicator": "dist_ml.comm.communicator",
+    "DataParallel": "dist_ml.data_parallel.module",
+    "DistMLError": "dist_ml.errors",
+    "Mesh": "dist_ml.comm.mesh",
+    "SparseConfig": "dist_ml.config.sparse",
+    "init": "dist_ml.script",
+}
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'dist_ml' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,15 +1,19 @@
-"""`dist-ml launch`: start any other command on P ranks with the chosen MPI, under a time limit.
+"""`dist-ml launch`: start any other command, or any program, on P ranks with the chosen MPI, under
+a time limit.
 
 It only needs the standard library, so that a run starts as fast as its launcher does.
 """
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 
 from dist_ml.cli import terminal
+from dist_ml.cli.main import COMMANDS
 from dist_ml.cli.quantities import number_of_ranks, time_limit
+from dist_ml.errors import ConfigError
 from dist_ml.launch import mpi_installation, mpiexec
 
 # With one of these the command only shows something, or starts MPI jobs of its own.
@@ -21,7 +25,8 @@ _NEEDS_NO_RANKS = frozenset(
 def main(arguments: Sequence[str]) -> int:
     """Run `dist-ml launch`; returns the job's exit status, 124 when its time was up."""
     parser = terminal.Parser(
-        prog="dist-ml launch", description="Start a dist-ml command on several ranks."
+        prog="dist-ml launch",
+        description="Start a dist-ml command, or any program, on several ranks.",
     )
     parser.add_argument(
         "-n",
@@ -44,21 +49,40 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "command",
         nargs=argparse.REMAINDER,
-        help="a dist-ml command and its arguments, as in: train data=mnist",
+        help="a dist-ml command or a program and its arguments, as in: train data=mnist, or: "
+        "python script.py",
     )
     options = parser.parse_args(arguments)
     if not options.command:
         parser.error("which command? For instance: dist-ml launch -n 2 train")
-    if not _NEEDS_NO_RANKS.isdisjoint(options.command):
+    known = options.command[0] in COMMANDS
+    if known and not _NEEDS_NO_RANKS.isdisjoint(options.command):
         from dist_ml.cli.main import main as dist_ml
 
         if options.mpi:
             os.environ["DIST_ML_MPI"] = options.mpi  # for the jobs that it starts
         return dist_ml(_on_ranks(options.command, options.ranks))
-    program = [sys.executable, "-m", "dist_ml", *options.command]
+    program = [sys.executable, "-m", "dist_ml"] if known else _program(options.command[0])
+    program += options.command if known else options.command[1:]
     return mpiexec.run(
         program, options.ranks, options.mpi, time_limit_seconds=options.time_limit
     ).returncode
+
+
+def _program(name: str) -> list[str]:
+    """The beginning of the command line of a program that isn't one of ours; this interpreter runs
+    `python` and scripts, so that they find the packages that we have.
+    """
+    if name in ("python", "python3"):
+        return [sys.executable]
+    if name.endswith(".py"):
+        return [sys.executable, name]
+    if shutil.which(name) is None:
+        raise ConfigError(
+            f"{name} is neither a dist-ml command ({', '.join(COMMANDS)}) nor a program that is "
+            "found; give its path, or: python script.py"
+        )
+    return [name]
 
 
 def _on_ranks(command: list[str], ranks: int) -> list[str]:

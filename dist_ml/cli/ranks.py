@@ -56,7 +56,7 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
         terminal.complain("stopped by Ctrl-C")
         os._exit(terminal.INTERRUPTED)
     if isinstance(world.transport, MpiTransport):
-        world.transport.end_when_stuck(lambda message: _end_stuck(world, message))
+        world.transport.end_when_stuck(lambda message: end_stuck(world, message))
     try:
         with sigterm_raises() if world.size == 1 else nullcontext():
             return body(world)
@@ -69,10 +69,10 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
             if world.rank == 0:
                 _log_failure(error)
             return _end_together(error, world.rank, debug)
-        _end_alone(world, error, debug)
+        end_alone(world, error, debug)
     except KeyboardInterrupt as interrupt:
         _log_failure(interrupt)
-        _end_interrupted(world)
+        end_interrupted(world)
     except Exception as error:
         if world.size == 1:
             _log_failure(error)
@@ -80,7 +80,7 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
         # What MPI raises when it finds a dead rank's memory gone tells less than who died.
         death = death_soon(world.transport.peers) if isinstance(error, RuntimeError) else None
         cause = error if death is None else CommunicationError(death)
-        _end_alone(world, cause, debug=death is None)
+        end_alone(world, cause, debug=death is None)
     raise AssertionError("an abort returned")
 
 
@@ -90,8 +90,8 @@ def _end_together(error: DistMLError, rank: int, debug: bool) -> int:
     return error.exit_status
 
 
-def _end_alone(world: "Communicator", error: Exception, debug: bool) -> None:
-    """Speak if no other rank has, then end the job."""
+def end_alone(world: "Communicator", error: BaseException, debug: bool) -> None:
+    """Speak if no other rank has, then end the job. `debug`: with the traceback."""
     try:
         first = _log_failure(error)
         if first is None:
@@ -116,15 +116,15 @@ def _traceback(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def _end_stuck(world: "Communicator", message: str) -> None:
+def end_stuck(world: "Communicator", message: str) -> None:
     """On a thread, while the main one is in a call that can't end: an abort may be stuck, too."""
     last_resort = threading.Timer(_LONGEST_WAIT_SECONDS + 2.0, os._exit, [_FAILED])
     last_resort.daemon = True
     last_resort.start()
-    _end_alone(world, CommunicationError(message), debug=False)
+    end_alone(world, CommunicationError(message), debug=False)
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     return str(error) if isinstance(error, DistMLError) else f"{type(error).__name__}: {error}"
 
 
@@ -140,7 +140,7 @@ def _log_failure(error: BaseException) -> bool | None:
         return None
 
 
-def _end_interrupted(world: "Communicator") -> None:
+def end_interrupted(world: "Communicator") -> None:
     try:
         if world.rank == 0:
             _write_error("\nstopped by Ctrl-C")

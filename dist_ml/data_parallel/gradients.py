@@ -19,7 +19,8 @@ class FlatGradients:
 
     A layer that puts a `gradient_sink` on its parameter writes into the view itself. For all others
     autograd adds into the view, so that it must be zeroed before each step and a `.grad` never
-    replaced: no `zero_grad(set_to_none=True)` on the optimizer. `allocate(n, dtype)` says where the
+    replaced: no `zero_grad(set_to_none=True)` on the optimizer. Where somebody else sees to both,
+    `attach_sinks=False` leaves all layers to autograd. `allocate(n, dtype)` says where the
     buffer lives and returns zeros (default: ordinary memory; a shared window of the node, for
     example, saves the copies of a reduction).
     """
@@ -29,6 +30,7 @@ class FlatGradients:
         parameters: Iterable[torch.nn.Parameter],
         num_slots: int,
         allocate: Allocator | None = None,
+        attach_sinks: bool = True,
     ) -> None:
         self.parameters = list(parameters)
         dtypes = {parameter.dtype for parameter in self.parameters}
@@ -45,7 +47,7 @@ class FlatGradients:
         self.slots = self.buffer[self.num_words :]
         self._sinks: list[GradientSink] = []
         self._added: list[torch.Tensor] = [self.slots]
-        self._attach()
+        self._attach(attach_sinks)
 
     def begin(self) -> None:
         """Ready for the next step's sums."""
@@ -64,11 +66,11 @@ class FlatGradients:
         """
         call_when_final(self.parameters, call)
 
-    def _attach(self) -> None:
+    def _attach(self, sinks: bool) -> None:
         for parameter, where in zip(self.parameters, self.ranges, strict=True):
             view = self.flat[where.slice].view_as(parameter)
             parameter.grad = view
-            sink = getattr(parameter, "gradient_sink", None)
+            sink = getattr(parameter, "gradient_sink", None) if sinks else None
             if sink is None:
                 self._added.append(view)
             else:

@@ -15,14 +15,12 @@ from dist_ml.config.names import require_one_of
 from dist_ml.config.train import TrainConfig
 from dist_ml.data_parallel.averagers import ParameterAverager, PeriodicAverager
 from dist_ml.data_parallel.daso import DasoAverager
-from dist_ml.data_parallel.dense_reducer import DenseReducer, Overlap
 from dist_ml.data_parallel.flat_parameters import FlatParameters
+from dist_ml.data_parallel.gradient_exchange import dense_or_sparse
 from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.data_parallel.local_reducer import LocalReducer
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.sharded_reducers import Zero1Reducer, Zero2Reducer
-from dist_ml.data_parallel.sparse_choice import resolve
-from dist_ml.data_parallel.sparse_reducer import SparseReducer
 from dist_ml.errors import ConfigError
 from dist_ml.train.optimizer import build_optimizer
 
@@ -59,47 +57,20 @@ def build_exchange(setting: Setting) -> Exchange:
     return DATA_PARALLEL[name].build(setting)
 
 
-def choose_overlap(config: TrainConfig, comm: Communicator) -> Overlap:
-    """`auto` sends during the backward pass where ranks are on several nodes; inside one there is
-    no wire to wait for.
-    """
-    if comm.size == 1:
-        return "none"
-    if config.allreduce.overlap != "auto":
-        return config.allreduce.overlap
-    node = comm.split_by_node()
-    several = node.size < comm.size
-    node.free()
-    return "thread" if several else "none"
-
-
 def _every_step(setting: Setting) -> Exchange:
-    config, parameters, comm = setting.config, setting.parameters, setting.data
-    num_words = sum(parameter.numel() for parameter in parameters)
-    dtype = "float64" if config.precision == "fp64" else "float32"
-    sparse = resolve(config.sparse, num_words, comm, dtype)
-    if sparse.allreduce != "none":
-        gradients = FlatGradients(parameters, setting.num_slots)
-        check_first = config.nonfinite == "skip"
-        if sparse.overlap:
-            require_thread_level(comm, setting.thread_level, f"sparse.overlap={sparse.overlap}")
-        reducer: GradientReducer = SparseReducer(
-            gradients,
-            list(setting.named),
-            comm,
-            sparse,
-            config.seed,
-            check_first,
-            setting.replicated,
-        )
-    else:
-        allreduce = family.make(config.allreduce.name, comm, config.allreduce.wire)
-        gradients = FlatGradients(parameters, setting.num_slots, allreduce.allocate)
-        overlap = choose_overlap(config, comm)
-        if overlap == "thread":
-            require_thread_level(comm, setting.thread_level, "allreduce.overlap=thread")
-        reducer = DenseReducer(gradients, allreduce, overlap, config.allreduce.bucket_bytes)
-    return Exchange(reducer, build_optimizer(config.optimizer, parameters))
+    config = setting.config
+    reducer = dense_or_sparse(
+        setting.named,
+        setting.data,
+        config.allreduce,
+        config.sparse,
+        num_slots=setting.num_slots,
+        seed=config.seed,
+        check_first=config.nonfinite == "skip",
+        replicated=setting.replicated,
+        thread_level=setting.thread_level,
+    )
+    return Exchange(reducer, build_optimizer(config.optimizer, setting.parameters))
 
 
 def _zero1(setting: Setting) -> Exchange:

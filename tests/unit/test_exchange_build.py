@@ -14,8 +14,8 @@ from dist_ml.comm.allreduce import family
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.config.sparse import SparseConfig
-from dist_ml.config.train import TrainConfig
 from dist_ml.data_parallel import sparse_choice
+from dist_ml.data_parallel.gradient_exchange import choose_overlap
 from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.data_parallel.local_reducer import LocalReducer
 from dist_ml.data_parallel.reduced_gradients import ReducedGradients
@@ -27,7 +27,6 @@ from dist_ml.train.exchange import (
     Exchange,
     Setting,
     build_exchange,
-    choose_overlap,
 )
 from dist_ml.train.members import keys_read
 from tests.unit.train_worlds import changed
@@ -147,8 +146,7 @@ def test_an_unknown_way_to_share_lists_those_there_are() -> None:
 def test_overlap_is_chosen_by_whether_there_is_a_wire_to_wait_for(
     nodes: list[int], overlap: str, expected: str
 ) -> None:
-    config: TrainConfig = changed(allreduce={"overlap": overlap})
-    found = run_ranks(len(nodes), lambda comm: choose_overlap(config, comm), nodes)
+    found = run_ranks(len(nodes), lambda comm: choose_overlap(overlap, comm), nodes)
     assert found == [expected] * len(nodes)
 
 

@@ -31,6 +31,7 @@ BELOW: dict[str, frozenset[str]] = {
     "bench": _PARTS | _PARALLEL | {"checkpoint", "train"},  # it measures what train composes
     "experiment": LEAVES | {"comm", "train"},  # it starts runs and reads what they left
     "cli": _PARTS | _PARALLEL | {"checkpoint", "train", "bench", "experiment"},
+    "script": LEAVES | {"comm", "cli"},  # what users' scripts begin with, beside the command line
 }
 # Leaves that stand on other leaves.
 BELOW["config"] = frozenset({"errors"})

@@ -1,0 +1,148 @@
+"""Any `nn.Module`, its gradients averaged over the ranks by the end of each backward pass: what a
+user's own training loop wraps its model in.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+
+from dist_ml.comm.agreement import raise_on_all_ranks
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.mesh import Mesh
+from dist_ml.config.allreduce import AllreduceConfig
+from dist_ml.config.sparse import SparseConfig
+from dist_ml.data_parallel.averaged_gradients import AveragedGradients
+from dist_ml.data_parallel.module_checks import require_alike, require_exchangeable
+
+
+class DataParallel(torch.nn.Module):
+    """`module` on every rank of `mesh`'s data axis (or of a communicator), trained on the mean of
+    the ranks' gradients: `loss.backward()` leaves it in each `.grad`.
+
+        model = DataParallel(MyModel(), mesh)
+        for inputs, targets in my_batches:
+            loss = loss_of(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    All ranks begin with rank 0's parameters and buffers. Every rank must make as many synchronised
+    backward passes. What a rank's pass doesn't reach counts as zeros there; with `find_unused`
+    parameters that no rank's reached keep no gradient, as if alone, for one byte a parameter more.
+
+    `allreduce`, `overlap`, `bucket_bytes`, `wire`: as `dist_ml train allreduce=…` has them.
+    `sparse`: a share of the elements, sent by top-k with error feedback (0.01: 1 %), or a whole
+    `SparseConfig`. `average=False` leaves the sum, for losses that are already divided by the
+    global batch. With `broadcast_buffers` rank 0's buffers (running statistics) are everybody's at
+    each training forward pass.
+
+    Words a step: the allreduce's for all gradients. Memory: one buffer as large as the gradients,
+    which are views of it. `ConfigError` on all ranks where the ranks' models differ, or a parameter
+    is where MPI can't take it from. Collective.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        mesh: Mesh | Communicator,
+        *,
+        allreduce: str = "auto",
+        wire: str = "fp32",
+        overlap: str = "auto",
+        bucket_bytes: int | None = None,
+        sparse: float | SparseConfig | None = None,
+        average: bool = True,
+        find_unused: bool = False,
+        broadcast_buffers: bool = True,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.comm = mesh.comm("data") if isinstance(mesh, Mesh) else mesh
+        self._find_unused, self._broadcast_buffers = find_unused, broadcast_buffers
+        self._synchronises, self._under_way = True, False
+        with raise_on_all_ranks(self.comm):
+            dense = AllreduceConfig(allreduce, wire, overlap, bucket_bytes)  # type: ignore[arg-type]
+            chosen = _sparse_config(sparse)
+            require_exchangeable(module)
+        require_alike(module, self.comm)
+        self._groups: list[AveragedGradients] = []
+        if self.comm.size > 1:
+            self._equalise(chain(module.parameters(), module.buffers()))
+            for named in _by_dtype(module):
+                # one group overlaps: two would cross on one communicator
+                settings = dataclasses.replace(dense, overlap="none") if self._groups else dense
+                self._groups.append(
+                    AveragedGradients(named, self.comm, settings, chosen, average, self._begin)
+                )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        training = self.training and self._synchronises and torch.is_grad_enabled()
+        if training and self._broadcast_buffers and self._groups:
+            self._equalise(self.module.buffers())
+        return self.module(*args, **kwargs)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backward passes inside only add to each rank's own gradients; the first one after it
+        exchanges what has gathered.
+        """
+        before, self._synchronises = self._synchronises, False
+        try:
+            yield
+        finally:
+            self._synchronises = before
+
+    def close(self) -> None:
+        """End what exchanges in the background; the module and its weights stay. Collective."""
+        for group in self._groups:
+            group.close()
+
+    def _begin(self) -> bool:
+        """At each gradient that becomes final: is it to be exchanged? The first of a pass begins
+        the exchange, which ends with the pass.
+        """
+        if self._synchronises and not self._under_way:
+            self._under_way = True
+            for group in self._groups:
+                group.begin()
+            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+        return self._synchronises
+
+    def _finish(self) -> None:
+        self._under_way = False
+        for group in self._groups:
+            group.finish(self._find_unused)
+
+    def _equalise(self, tensors: Iterator[torch.Tensor]) -> None:
+        """Rank 0's values on all ranks, those of one dtype in one message."""
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
+        for alike in by_dtype.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+            self.comm.broadcast(flat)
+            parts = torch.split(flat, [tensor.numel() for tensor in alike])
+            for tensor, part in zip(alike, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+
+def _sparse_config(sparse: float | SparseConfig | None) -> SparseConfig:
+    if sparse is None:
+        return SparseConfig()
+    if isinstance(sparse, SparseConfig):
+        return sparse
+    return SparseConfig(allreduce="auto", density=sparse)
+
+
+def _by_dtype(module: torch.nn.Module) -> list[dict[str, torch.nn.Parameter]]:
+    """What is trained, by dtype, the one with the most elements first."""
+    groups: dict[torch.dtype, dict[str, torch.nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(parameter.dtype, {})[name] = parameter
+    sizes = {dtype: sum(p.numel() for p in named.values()) for dtype, named in groups.items()}
+    return [groups[dtype] for dtype in sorted(groups, key=lambda dtype: -sizes[dtype])]

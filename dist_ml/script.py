@@ -1,0 +1,62 @@
+"""What a user's own script begins with: the ranks that were started, as a mesh."""
+
+import sys
+import traceback
+from types import TracebackType
+
+from dist_ml.cli import ranks
+from dist_ml.comm import mpi
+from dist_ml.comm.agreement import raise_on_all_ranks
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.mesh import Mesh, resolve_sizes
+from dist_ml.comm.mpi_transport import MpiTransport
+from dist_ml.errors import CommunicationError, DistMLError
+from dist_ml.launch import stacks
+
+# MPI itself starts once a process; so does this.
+_started: list[Communicator] = []
+
+
+def init(data: int | None = None, pipeline: int = 1, operator: int = 1) -> Mesh:
+    """The mesh of all ranks that `mpiexec`, `srun` or `dist-ml launch` started; of one rank where
+    nothing did, and then without MPI. Call it once, at the start of a script.
+
+    From then on an exception on one rank ends all of them, as under `python -m mpi4py`, with the
+    traceback and the rank in words; under `dist-ml launch --time-limit` every rank's stack is
+    printed at the limit. `MeshError` on all ranks unless the sizes multiply to the number of ranks;
+    `MachineError` where launcher and MPI don't fit; `CommunicationError` the second time.
+    """
+    if _started:
+        raise CommunicationError(
+            "dist_ml.init() was called before; keep the mesh that it returned, and make others "
+            "from it: Mesh(mesh.world, sizes)"
+        )
+    stacks.arm()
+    world = mpi.world()
+    _started.append(world)
+    if isinstance(world.transport, MpiTransport):
+        world.transport.end_when_stuck(lambda message: ranks.end_stuck(world, message))
+    if world.size > 1:
+        end_all_on_exceptions(world)
+    with raise_on_all_ranks(world):
+        sizes = resolve_sizes(
+            {"data": data, "pipeline": pipeline, "operator": operator}, world.size
+        )
+    return Mesh(world, sizes)
+
+
+def end_all_on_exceptions(world: Communicator) -> None:
+    """Whatever ends this rank's script early ends the other ranks, too: they would wait for it for
+    ever.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        if isinstance(error, DistMLError) and error.agreed:
+            if world.rank == 0:
+                traceback.print_exception(kind, error, where, chain=False)
+            return  # all ranks end by themselves
+        if isinstance(error, KeyboardInterrupt):
+            ranks.end_interrupted(world)
+        ranks.end_alone(world, error, debug=True)
+
+    sys.excepthook = hook

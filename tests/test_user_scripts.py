@@ -1,0 +1,87 @@
+"""Scripts of a user's own on real ranks: they train, and one rank's failure ends all of them."""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dist_ml.launch.job import Command, Completed, run_all
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TIME_LIMIT_SECONDS = 60.0
+SLOW_START_SECONDS = 25.0
+MPIS = pytest.mark.parametrize("mpi", ["mpich", "openmpi"])
+
+FAILS = """
+import dist_ml
+mesh = dist_ml.init()
+import torch
+mesh.world.barrier()
+if mesh.world.rank == 1:
+    STATEMENT
+mesh.world.allreduce(torch.ones(3))
+mesh.world.allreduce(torch.ones(3))
+"""
+
+
+def launch(mpi: str, ranks: int, *program: str) -> Completed:
+    """`dist-ml launch -n RANKS PROGRAM`, as a user types it."""
+    options = ["launch", "-n", str(ranks), "--mpi", mpi, "--time-limit", str(TIME_LIMIT_SECONDS)]
+    command = Command([sys.executable, "-m", "dist_ml", *options, *program], dict(os.environ))
+    limit = TIME_LIMIT_SECONDS + 10
+    return run_all([command], time_limit_seconds=limit, capture=True)[0]
+
+
+@MPIS
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_example_trains_to_the_same_losses_on_any_number_of_ranks(mpi: str, ranks: int) -> None:
+    done = launch(mpi, ranks, "python", str(EXAMPLES / "data_parallel.py"))
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+) on", done.stdout)]
+    assert f"on {ranks} ranks" in done.stdout
+    assert len(losses) == 5
+    assert losses[-1] < 0.25 * losses[0]
+
+
+@MPIS
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("raise ValueError('no such file')", "rank 1 of 3 on .*: ValueError: no such file"),
+        ("raise KeyboardInterrupt", ""),
+        ("mesh.world.allreduce(torch.ones(3, dtype=torch.complex64))", "rank 1 of 3 on .*: "),
+    ],
+    ids=["error", "interrupt", "unsupported"],
+)
+def test_a_rank_that_fails_ends_the_others(
+    statement: str, words: str, mpi: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(FAILS.replace("STATEMENT", statement))
+    start = time.monotonic()
+    done = launch(mpi, 3, str(script))
+    assert time.monotonic() - start < SLOW_START_SECONDS
+    assert not done.timed_out
+    assert done.returncode != 0
+    assert re.search(words, done.stderr)
+
+
+def test_init_twice_and_a_mesh_that_does_not_fit(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import dist_ml\ndist_ml.init()\ndist_ml.init()\n")
+    done = launch("mpich", 2, "python", str(script))
+    assert done.returncode != 0
+    assert "dist_ml.init() was called before" in done.stderr
+    script.write_text("import dist_ml\ndist_ml.init(pipeline=3)\n")
+    done = launch("mpich", 2, "python", str(script))
+    assert done.returncode != 0
+    assert done.stderr.count("3 does not divide the 2 ranks started") == 1
+
+
+def test_a_program_that_is_not_there_is_told_before_any_rank_starts() -> None:
+    done = launch("mpich", 2, "trian", "epochs=1")
+    assert done.returncode == 2
+    assert "trian is neither a dist-ml command (train, evaluate" in done.stderr

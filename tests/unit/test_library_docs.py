@@ -1,0 +1,69 @@
+"""The Python of the README and of docs/library.md runs as it stands there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import dist_ml
+from dist_ml import script
+from dist_ml.comm import mpi
+
+ROOT = Path(__file__).parents[2]
+
+
+def snippets(file: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def _not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "_started", [])
+    assert not mpi.launched()
+
+
+class Classifier(torch.nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(5, 2)
+
+
+@pytest.mark.usefixtures("_not_started")
+@pytest.mark.parametrize("file", ["README.md", "docs/library.md"])
+def test_the_script_trains(file: str) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(40, 5)
+    dataset = TensorDataset(inputs, (inputs.sum(1) > 0).long())
+    names: dict[str, Any] = {"MyModel": Classifier, "dataset": dataset}
+    exec(snippets(file)[0], names)
+    assert isinstance(names["model"], dist_ml.DataParallel)
+    first = Classifier()
+    loss = torch.nn.functional.cross_entropy
+    trained = names["model"].module
+    assert loss(trained(inputs), dataset.tensors[1]) < loss(first(inputs), dataset.tensors[1])
+
+
+@pytest.mark.usefixtures("_not_started")
+def test_the_parts_train() -> None:
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(40, 5), torch.randn(40, 2)
+    batches = [(inputs[i : i + 10], targets[i : i + 10]) for i in range(0, 40, 10)] * 10
+    losses: list[float] = []
+    model = torch.nn.Linear(5, 2)
+    names = {
+        "mesh": dist_ml.init(),
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "batches": batches,
+        "my_share_of": lambda batches, rank, size: batches if (rank, size) == (0, 1) else [],
+        "loss_sum": lambda outputs, targets: (outputs - targets).square().sum(),
+        "global_batch_size": 10,
+        "losses": losses,
+    }
+    _, code = snippets("docs/library.md")
+    code = code.replace("    optimizer.step()", "    optimizer.step(); losses.append(mean_loss)")
+    exec(code, names)
+    assert len(losses) == 40
+    assert losses[-1] < 0.8 * losses[0]
