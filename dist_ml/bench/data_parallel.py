@@ -1,6 +1,6 @@
 """`dist-ml bench data_parallel`: a user's own loop with `dist_ml.DataParallel`, against the same
-loop with torch's DDP over gloo, and on one rank against plain PyTorch. Plain PyTorch on several ranks
-exchanges nothing: what is over it is the exchange's part.
+loop with torch's DDP over gloo, and on one rank against plain PyTorch. On several ranks plain
+PyTorch exchanges nothing: what is over it is the exchange's part.
 """
 
 from dataclasses import dataclass
