@@ -1,5 +1,6 @@
 """What a user's own script begins with: the ranks that were started, as a mesh."""
 
+import functools
 import sys
 import traceback
 from types import TracebackType
@@ -13,8 +14,7 @@ from dist_ml.comm.mpi_transport import MpiTransport
 from dist_ml.errors import CommunicationError, DistMLError
 from dist_ml.launch import stacks
 
-# MPI itself starts once a process; so does this.
-_started: list[Communicator] = []
+_meshes: list[Mesh] = []  # made by `init`
 
 
 def init(data: int | None = None, pipeline: int = 1, operator: int = 1) -> Mesh:
@@ -26,26 +26,33 @@ def init(data: int | None = None, pipeline: int = 1, operator: int = 1) -> Mesh:
     printed at the limit. `MeshError` on all ranks unless the sizes multiply to the number of ranks;
     `MachineError` where launcher and MPI don't fit; `CommunicationError` the second time.
     """
-    if _started:
+    if _meshes:
         raise CommunicationError(
             "dist_ml.init() was called before; keep the mesh that it returned, and make others "
             "from it: Mesh(mesh.world, sizes)"
         )
-    stacks.arm()
-    world = mpi.world()
-    _started.append(world)
-    if isinstance(world.transport, MpiTransport):
-        world.transport.end_when_stuck(lambda message: ranks.end_stuck(world, message))
-    if world.size > 1:
-        end_all_on_exceptions(world)
+    world = started_world()
     with raise_on_all_ranks(world):
         sizes = resolve_sizes(
             {"data": data, "pipeline": pipeline, "operator": operator}, world.size
         )
-    return Mesh(world, sizes)
+    _meshes.append(Mesh(world, sizes))
+    return _meshes[0]
 
 
-def end_all_on_exceptions(world: Communicator) -> None:
+@functools.cache  # MPI starts once a process
+def started_world() -> Communicator:
+    """All ranks of this script, which from now on end together."""
+    stacks.arm()
+    world = mpi.world()
+    if isinstance(world.transport, MpiTransport):
+        world.transport.end_when_stuck(lambda message: ranks.end_stuck(world, message))
+    if world.size > 1:
+        _end_all_on_exceptions(world)
+    return world
+
+
+def _end_all_on_exceptions(world: Communicator) -> None:
     """Whatever ends this rank's script early ends the other ranks, too: they would wait for it for
     ever.
     """

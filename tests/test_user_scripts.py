@@ -36,9 +36,10 @@ def launch(mpi: str, ranks: int, *program: str) -> Completed:
 
 
 @MPIS
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_the_example_trains_to_the_same_losses_on_any_number_of_ranks(mpi: str, ranks: int) -> None:
-    done = launch(mpi, ranks, "python", str(EXAMPLES / "data_parallel.py"))
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("example", ["data_parallel.py", "ddp.py"])
+def test_an_example_trains_on_any_number_of_ranks(example: str, ranks: int, mpi: str) -> None:
+    done = launch(mpi, ranks, "python", str(EXAMPLES / example))
     assert done.returncode == 0, done.stderr
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+) on", done.stdout)]
     assert f"on {ranks} ranks" in done.stdout

@@ -20,7 +20,7 @@ _UNSEEN = frozenset(
     {"allreduce", "iallreduce", "reduce_scatter", "ireduce_scatter", "allgather", "iallgather"}
     | {"alltoall", "broadcast", "ibroadcast", "allocate_shared"}
 )
-_CHILDREN = frozenset({"split", "split_by_node", "duplicate"})
+_CHILDREN = frozenset({"split", "create_group", "split_by_node", "duplicate"})
 
 
 @dataclass

@@ -1,13 +1,13 @@
 """`dist-ml bench data_parallel`: a user's own loop with `dist_ml.DataParallel`, against the same
-loop with torch's DDP over gloo, and on one rank against plain PyTorch. On several ranks plain
-PyTorch exchanges nothing: what is over it is the exchange's part.
+loop with torch's DDP over gloo and over our backend, and on one rank against plain PyTorch. On
+several ranks plain PyTorch exchanges nothing: what is over it is the exchange's part.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from dist_ml.bench.bench import Bench
-from dist_ml.bench.data_parallel_part import DDP, OURS, PLAIN, measure
+from dist_ml.bench.data_parallel_part import DDP, OURS, OVER_US, PLAIN, measure
 from dist_ml.bench.form import Check, Record, Result
 from dist_ml.bench.user_models import USER_MODELS
 from dist_ml.bench.worlds import Worlds
@@ -46,6 +46,9 @@ def run(config: DataParallelBench, worlds: Worlds) -> Result:
             over = ratio(found["seconds"][OURS], found["seconds"][other])
             where = f"{model}, {ranks} rank{'s' if ranks > 1 else ''}"
             records += _rows(model, ranks, found)
+            if ranks > 1:
+                ddp = ratio(found["seconds"][OVER_US], found["seconds"][DDP]).median
+                checks.append(Check(f"ddp dist_ml over ddp gloo, {where}", ddp, limit, "lower"))
             checks += [
                 Check(f"step over {other}, {where}", over.median, limit, "lower"),
                 Check(f"losses differ by, {where}", found["loss"], _MOST_APART, "lower"),

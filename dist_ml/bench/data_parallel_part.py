@@ -8,15 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
+import torch.distributed as dist
 
-from dist_ml.bench.candidates import join_gloo
 from dist_ml.bench.user_models import USER_MODELS
 from dist_ml.comm.communicator import Communicator
 from dist_ml.data_parallel.module import DataParallel
 from dist_ml.measure.compare import compare
+from dist_ml.process_group.process_group import NAME
+from dist_ml.process_group.registration import register
 
-OURS, DDP, PLAIN = "DataParallel", "ddp gloo", "plain PyTorch"  # plain: no exchange on any rank
+OURS, OVER_US, DDP, PLAIN = (
+    "DataParallel",
+    "ddp dist_ml",
+    "ddp gloo",
+    "plain PyTorch",
+)  # plain: no exchange on any rank
 _COMPARED_STEPS = 10
 
 
@@ -51,12 +57,15 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
         OURS: DataParallel(copy.deepcopy(module), comm, find_unused=model.has_unused)
     }
     if comm.size > 1:
-        join_gloo(comm)
-        wrapped[DDP] = torch.nn.parallel.DistributedDataParallel(
-            copy.deepcopy(module),
-            find_unused_parameters=model.has_unused,
-            gradient_as_bucket_view=True,
-        )
+        register(comm)
+        dist.init_process_group(NAME)
+        for name, group in ((OVER_US, None), (DDP, dist.new_group(backend="gloo"))):
+            wrapped[name] = torch.nn.parallel.DistributedDataParallel(
+                copy.deepcopy(module),
+                process_group=group,
+                find_unused_parameters=model.has_unused,
+                gradient_as_bucket_view=True,
+            )
     wrapped[PLAIN] = module
     loops = {name: Loop(wrapper, batches) for name, wrapper in wrapped.items()}
     apart = _difference(comm, loops[OURS], loops[DDP if comm.size > 1 else PLAIN])

@@ -71,6 +71,12 @@ class Group:
         transport = self.transport.split(color, self.rank if key is None else key)
         return None if transport is None else self._child(transport, axis)
 
+    def create_group(self, members: Sequence[int], tag: int, axis: str | None = None) -> Self:
+        """The group of these ranks, in this order: a call that only they make, `split` being one of
+        all ranks. `tag` tells apart what threads of the members make at once.
+        """
+        return self._child(self.transport.create_group(members, tag), axis)
+
     def split_by_node(self, axis: str | None = None) -> Self:
         """The group of the ranks that share this node's memory."""
         self._check("split_by_node")

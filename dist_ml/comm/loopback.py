@@ -113,6 +113,9 @@ class Loopback:
     def split(self, color: int | None, key: int) -> "Loopback | None":
         return None if color is None else Loopback()
 
+    def create_group(self, members: Sequence[int], tag: int) -> "Loopback":
+        return Loopback()
+
     def split_by_node(self) -> "Loopback":
         return Loopback()
 

@@ -250,6 +250,12 @@ class MpiTransport:
             else MpiTransport(self._mpi, comm, self.peers, self._watch)
         )
 
+    def create_group(self, members: Sequence[int], tag: int) -> "MpiTransport":
+        group = self.comm.Get_group().Incl(list(members))
+        comm = self.comm.Create_group(group, tag)
+        group.Free()
+        return MpiTransport(self._mpi, comm, self.peers, self._watch)
+
     def split_by_node(self) -> "MpiTransport":
         comm = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
         return MpiTransport(self._mpi, comm, self.peers, self._watch)

@@ -28,9 +28,13 @@ BELOW: dict[str, frozenset[str]] = {
     "operator_parallel": _PARTS,
     "checkpoint": LEAVES | {"comm"},
     "train": _PARTS | _PARALLEL | {"checkpoint"},
-    "bench": _PARTS | _PARALLEL | {"checkpoint", "train"},  # it measures what train composes
+    "bench": _PARTS
+    | _PARALLEL
+    | {"checkpoint", "process_group", "train"},  # it measures what train composes
     "experiment": LEAVES | {"comm", "train"},  # it starts runs and reads what they left
     "cli": _PARTS | _PARALLEL | {"checkpoint", "train", "bench", "experiment"},
+    "process_group": LEAVES | {"comm"},
+    "torch_backend": frozenset({"process_group", "script"}),
     "script": LEAVES | {"comm", "cli"},  # what users' scripts begin with, beside the command line
 }
 # Leaves that stand on other leaves.

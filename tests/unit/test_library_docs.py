@@ -21,7 +21,7 @@ def snippets(file: str) -> list[str]:
 
 @pytest.fixture
 def _not_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "_started", [])
+    monkeypatch.setattr(script, "_meshes", [])
     assert not mpi.launched()
 
 
