@@ -62,6 +62,7 @@ operator            | operator
 operator-kernel     | operator train.kernel=auto
 operator_words      | operator_words
 operator_crossover  | operator_crossover
+checkpoint          | checkpoint
 gemm                | gemm
 gemm_words          | gemm_words
 '

@@ -3,6 +3,7 @@
 from dist_ml.bench import (
     allreduce,
     allreduce_words,
+    checkpoint,
     collectives,
     daso,
     data_parallel,
@@ -53,6 +54,7 @@ BENCHES: dict[str, Bench] = {
     "operator": operator_step.BENCH,
     "operator_words": operator_words.BENCH,
     "operator_crossover": operator_crossover.BENCH,
+    "checkpoint": checkpoint.BENCH,
     "gemm": gemm.BENCH,
     "gemm_words": gemm_words.BENCH,
 }

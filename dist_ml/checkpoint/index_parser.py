@@ -13,6 +13,8 @@ from dist_ml.errors import DataError
 from dist_ml.partition import Range
 from dist_ml.placement import whole
 
+_LARGEST = 1 << 60  # of bytes and elements: none is larger, and sums of some fit 64 bits
+
 
 def parse(text: str | bytes) -> Index:
     """`DataError` for what is no index, has another version, or contradicts itself."""
@@ -25,7 +27,14 @@ def parse(text: str | bytes) -> Index:
         files = {name: _file(name, value) for name, value in content["files"].items()}
         tensors = {name: _tensor(value, files) for name, value in content["tensors"].items()}
         return Index(_number(content["step"]), dict(content["header"]), tensors, files)
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise DataError(
             f"it is no index of a checkpoint that can be read ({type(error).__name__}: {error})"
         ) from error
@@ -40,7 +49,8 @@ def _file(name: str, value: Mapping[str, Any]) -> StoredFile:
 
 def _tensor(value: Mapping[str, Any], files: Mapping[str, StoredFile]) -> StoredTensor:
     shape, dtype = tuple(map(_number, value["shape"])), value["dtype"]
-    boxes = tuple(_box(box, DTYPES[dtype].itemsize, files) for box in value["boxes"])
+    itemsize = DTYPES[dtype].itemsize
+    boxes = tuple(_box(box, itemsize, files) for box in value["boxes"])
     regions = frozenset(box.region for box in boxes)
     inside = all(
         side.stop <= n for region in regions for side, n in zip(region, shape, strict=True)
@@ -65,6 +75,6 @@ def _box(value: Mapping[str, Any], itemsize: int, files: Mapping[str, StoredFile
 
 
 def _number(value: Any) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < _LARGEST:
         raise ValueError(f"{value!r} is no count")
     return value

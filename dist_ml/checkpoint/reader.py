@@ -1,7 +1,6 @@
 """Reading any box of any tensor, whatever ranks wrote it."""
 
 import logging
-import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import torch
 
 from dist_ml.checkpoint import folder as folders
+from dist_ml.checkpoint.box_file import BoxFiles
 from dist_ml.checkpoint.boxes import intersection, num_elements, size_of, slices_within
-from dist_ml.checkpoint.index import Index, StoredBox, StoredTensor
+from dist_ml.checkpoint.index import Index, StoredTensor
 from dist_ml.checkpoint.tensor_file import DTYPES
 from dist_ml.checkpoint.verify import check_files
 from dist_ml.comm.agreement import from_root, raise_on_all_ranks
@@ -26,7 +26,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, index: Index) -> None:
         self.path, self._index = path, index
-        self._maps: dict[str, mmap.mmap] = {}
+        self._files = BoxFiles(path)
 
     @property
     def index(self) -> Index:
@@ -52,34 +52,42 @@ class Checkpoint:
         return DTYPES[self._tensor(name).dtype]
 
     def read(self, name: str, region: Region) -> torch.Tensor:
-        """A region's values, in memory of their own. Only the pages that hold them are read.
+        """A region's values, in memory of their own; as `read_into`."""
+        self._check(name, region)
+        values = torch.empty(size_of(region), dtype=self.dtype(name))
+        self.read_into(name, region, values)
+        return values
+
+    def read_into(self, name: str, region: Region, values: torch.Tensor) -> None:
+        """Fill `values`, of the region's shape and the tensor's dtype in host memory. Only what
+        holds them is read, and where it is dense there is no other copy.
 
         `DataError` for a name or a region that isn't in it, and where a part of the region would be
         left without values. Checksums were compared by `newest`, or by `check_files`.
         """
-        tensor = self._tensor(name)
-        if len(region) != len(tensor.shape) or any(
-            not 0 <= side.start <= side.stop <= n
-            for side, n in zip(region, tensor.shape, strict=True)
-        ):
-            raise DataError(
-                f"{self.path} has {name} of {list(tensor.shape)}, without a region {region}; was "
-                "it saved by another model?"
-            )
-        values = torch.empty(size_of(region), dtype=DTYPES[tensor.dtype])
-        left = values.numel()
-        for box in tensor.boxes if left else ():
+        self._check(name, region)
+        assert (tuple(values.shape), values.dtype) == (size_of(region), self.dtype(name)), name
+        values, left = values.detach(), values.numel()
+        for box in self._tensor(name).boxes if left else ():
             part = intersection(box.region, region)
             if num_elements(part):
-                stored = self._values(box, values.dtype)[slices_within(part, box.region)]
-                values[slices_within(part, region)] = stored
+                self._files.read(box, part, values[slices_within(part, region)])
                 left -= num_elements(part)
         if left:
             raise DataError(
                 f"{self.path} has no values for {left:,} elements of {name} in {region}; use "
                 "another checkpoint"
             )
-        return values
+
+    def _check(self, name: str, region: Region) -> None:
+        shape = self.shape(name)
+        if len(region) != len(shape) or any(
+            not 0 <= side.start <= side.stop <= n for side, n in zip(region, shape, strict=True)
+        ):
+            raise DataError(
+                f"{self.path} has {name} of {list(shape)}, without a region {region}; was it "
+                "saved by another model?"
+            )
 
     def _tensor(self, name: str) -> StoredTensor:
         try:
@@ -89,22 +97,6 @@ class Checkpoint:
                 f"{self.path} holds no {name}; was it saved by another model, or with another "
                 "optimizer?"
             ) from None
-
-    def _values(self, box: StoredBox, dtype: torch.dtype) -> torch.Tensor:
-        """A box's values where the file is mapped into memory."""
-        count = num_elements(box.region)
-        flat = torch.frombuffer(self._map(box.file), dtype=dtype, count=count, offset=box.start)
-        return flat.view(size_of(box.region))
-
-    def _map(self, file: str) -> mmap.mmap:
-        if file not in self._maps:
-            try:
-                with (self.path / file).open("rb") as opened:
-                    # Private, because torch wants memory that may be written.
-                    self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-            except OSError as error:
-                raise DataError(f"{self.path / file}: {error.strerror or error}") from error
-        return self._maps[file]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

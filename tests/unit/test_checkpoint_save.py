@@ -49,6 +49,17 @@ def test_what_any_ranks_wrote_any_others_read(before: str, size: int, tmp_path: 
         run_ranks(others, reads)
 
 
+def test_values_are_read_into_tensors_that_lie_anyhow(tmp_path: Path) -> None:
+    saved = {"x": torch.arange(24.0).view(4, 6)}
+    save_from(saved, tmp_path, 1, 2, CUTS["last_dim"])
+    found = open_checkpoint(tmp_path / "step-1")
+    target = torch.nn.Parameter(torch.zeros(6, 4).t())
+    found.read_into("x", whole((4, 6)), target)
+    assert torch.equal(target, saved["x"])
+    with pytest.raises(AssertionError):
+        found.read_into("x", whole((4, 6)), torch.zeros(4, 6, dtype=torch.float64))
+
+
 def test_values_that_are_read_may_be_changed(tmp_path: Path) -> None:
     save_from(state(), tmp_path)
     found = open_checkpoint(tmp_path / "step-1")
