@@ -1,5 +1,6 @@
-"""A script in the shape that Horovod's users have, moved over. Beside each line that changed is
-what it was; broadcasting parameters and optimizer state, and scaling by ranks, are no longer needed.
+"""A script in the shape that Horovod's users have, moved over: comments say what a line was.
+
+Broadcasting parameters and optimizer state, and scaling by ranks, are no longer needed.
 
 dist-ml launch -n 4 python examples/from_horovod.py    in place of horovodrun -np 4 python …
 """
