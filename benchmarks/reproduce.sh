@@ -58,6 +58,7 @@ sparse_accuracy     | sparse_accuracy
 sparse_curve        | sparse_curve
 pipeline            | pipeline
 pipeline_torch      | pipeline_torch
+pipeline_validation | pipeline_validation
 operator            | operator
 operator-kernel     | operator train.kernel=auto
 operator_words      | operator_words

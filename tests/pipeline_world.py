@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -61,8 +62,7 @@ def train(
     mesh = build_mesh(config, comm)
     trainer = build_trainer(config, mesh)
     look(trainer)
-    a_epoch = trainer.sampler.steps_per_epoch
-    steps = [trainer.step(*divmod(number, a_epoch)) for number in range(num_steps)]
+    steps = list(trainer.next_steps(num_steps))
     found = trainer.evaluate(trainer.dataset.test, batch_size=5)
     weights = trainer.weights() if comm.rank == 0 else (trainer.weights(), None)[1]
     kept = {name: tensor.clone() for name, tensor in weights.items()} if weights else None
@@ -75,6 +75,22 @@ def train(
         (found.loss, found.accuracy),
         kept,
     )
+
+
+POISONED = 11
+
+
+def poison(trainer: Trainer) -> None:
+    """One training sample holds NaN."""
+    split = trainer.dataset.train
+    batch = split.batch
+
+    def poisoned(ids: np.ndarray) -> Any:
+        found = batch(ids)
+        found.inputs[torch.from_numpy(ids == POISONED)] = math.nan
+        return found
+
+    object.__setattr__(split, "batch", poisoned)  # a frozen dataclass
 
 
 def assert_same(found: Sequence[Trained], expected: Trained, tolerance: float = 1e-10) -> None:

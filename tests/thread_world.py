@@ -15,9 +15,9 @@ from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Traffic
 from tests import thread_messages
 from tests.thread_messages import LIMIT_SECONDS, Mailboxes, Sends, World
+from tests.thread_reductions import REDUCTIONS, Reductions
 
 T = TypeVar("T")
-REDUCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
 class Group:
@@ -30,6 +30,7 @@ class Group:
     def __init__(self, world: World, nodes: Sequence[int]) -> None:
         self.world, self.nodes, self.size = world, list(nodes), len(nodes)
         self.mailboxes = Mailboxes(world)
+        self.reductions = Reductions(world, self.size)
         self.barrier = world.barrier(self.size)
         self.slots: tuple[list[Any], list[Any]] = [None] * self.size, [None] * self.size
         self.turns = [0] * self.size
@@ -58,8 +59,7 @@ class ThreadTransport:
         array[...] = REDUCTIONS[op].reduce(parts)
 
     def iallreduce(self, array: Array, op: str) -> Request:
-        """Moves when it is looked at; ranks look in the same order."""
-        return Request(finish=lambda: self.allreduce(array, op))
+        return Request([self.shared.reductions.begin(self.rank, array, op)], keep=array)
 
     def reduce_scatter(self, send: Array, receive: Array, counts: Sequence[int], op: str) -> None:
         total = REDUCTIONS[op].reduce(self.allgather_objects(send.copy()))

@@ -18,7 +18,7 @@ from dist_ml.bench.worlds import Worlds
 from dist_ml.measure.compare import ratio
 from dist_ml.pipeline_parallel.dry_run import Costs, TimedAction, Timeline, dry_run
 from dist_ml.pipeline_parallel.proof import prove
-from dist_ml.pipeline_parallel.schedule import Action
+from dist_ml.pipeline_parallel.schedule import Action, Schedule
 
 GPIPE, ONE_F_ONE_B = "gpipe", "one_f_one_b"
 _LIMIT = 1.03  # of the planned time
@@ -114,10 +114,14 @@ def record(
 def plan(name: str, ranks: int, microbatches: int, seconds: Sequence[float]) -> Timeline:
     """The dry run with the times that the stages sleep."""
     schedule = make(name, ranks, microbatches)
-    part = ranks / schedule.num_stages
+    return dry_run(schedule, sleeping_costs(schedule, seconds))
+
+
+def sleeping_costs(schedule: Schedule, seconds: Sequence[float]) -> Costs:
+    """What its actions take where stages sleep `seconds` of a rank's share of the layers."""
+    part = schedule.num_ranks / schedule.num_stages
     costs = Costs.of_parts(schedule.num_stages, [part * value for value in seconds])
-    no_input = (0.0, *costs.input_backward[1:])
-    return dry_run(schedule, costs._replace(input_backward=no_input))
+    return costs._replace(input_backward=(0.0, *costs.input_backward[1:]))
 
 
 def drawn(

@@ -2,7 +2,6 @@
 the other.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,55 +19,57 @@ from dist_ml.pipeline_parallel.messages import StageMessages
 from dist_ml.pipeline_parallel.schedule import Schedule
 from dist_ml.pipeline_parallel.schedules import family
 from dist_ml.pipeline_parallel.schedules.request import Request
-from dist_ml.pipeline_parallel.stage_graph import cut_into_stages, output_shapes
+from dist_ml.pipeline_parallel.stage_graph import Shape, Stage, cut_into_stages, output_shapes
 from dist_ml.pipeline_parallel.stage_runner import StageRunner
 
 Seconds = tuple[float, float, float]  # of one stage: forward, input part, weight part
 
 
 class SleepingStep:
-    """One rank's steps of a schedule whose stages sleep.
-
-    A stage of a schedule with v times as many stages as another sleeps a v-th of the time, so that
-    all schedules do the same work.
-    """
+    """One rank's steps of a schedule whose stages sleep."""
 
     def __init__(self, comm: Communicator, schedule: Schedule, seconds: Seconds) -> None:
         self._comm, self._num_microbatches = comm, schedule.num_microbatches
-        part = comm.size / schedule.num_stages
-        shorter = (seconds[0] * part, seconds[1] * part, seconds[2] * part)
-        with torch.device("meta"):
-            model = SleepingModel(schedule.num_stages, shorter)
-        stages = cut_into_stages(model, [Range(s, s + 1) for s in range(schedule.num_stages)])
-        shapes = output_shapes(model, torch.zeros(1, WIDTH))
-        for stage in schedule.stages_of(comm.rank):
-            model.materialize(stages[stage].blocks)
+        _, stages, shapes = sleeping_stages(comm.rank, schedule, seconds)
         messages = StageMessages(comm, schedule, stages, shapes, torch.float32)
         actions = schedule.actions[comm.rank]
         self.runner = StageRunner(stages, actions, messages, OneSample(), Phases())
         self._executor = Executor(actions, self.runner.methods)
-        self._begin = 0.0
 
     def run(self) -> float:
         """Seconds from the first action of any rank to the last one's end. Collective."""
         self._comm.barrier()
-        begin = self._begin = time.perf_counter()  # of one clock: all ranks are on one machine
         self.runner.begin([1] * self._num_microbatches)
         self._executor.run()
         self.runner.end()
-        timed_actions = self.runner.timed_actions
-        bounds = np.array([-(begin + timed_actions[0].start), begin + timed_actions[-1].stop])
+        timed_actions = self.runner.timed_actions  # of one clock: all ranks are on one machine
+        bounds = np.array([-timed_actions[0].start, timed_actions[-1].stop])
         self._comm.allreduce(bounds, "max")
         return float(bounds[0] + bounds[1])
 
     def timed_actions(self) -> list[list[tuple[str, float, float]]]:
         """Of the last step, by rank: action, start, stop in seconds of one clock. Collective."""
         return self._comm.allgather_objects(
-            [
-                (str(action), self._begin + start, self._begin + stop)
-                for action, start, stop in self.runner.timed_actions
-            ]
+            [(str(action), start, stop) for action, start, stop in self.runner.timed_actions]
         )
+
+
+def sleeping_stages(
+    rank: int, schedule: Schedule, seconds: Seconds
+) -> tuple[SleepingModel, tuple[Stage, ...], dict[str, Shape]]:
+    """A model of a block a stage, with weights for those of `rank`, its stages, and what passes
+    between them. A stage of a schedule with v stages a rank sleeps a v-th of `seconds`, so that all
+    schedules do the same work.
+    """
+    part = schedule.num_ranks / schedule.num_stages
+    shorter = (seconds[0] * part, seconds[1] * part, seconds[2] * part)
+    with torch.device("meta"):
+        model = SleepingModel(schedule.num_stages, shorter)
+    stages = cut_into_stages(model, [Range(s, s + 1) for s in range(schedule.num_stages)])
+    shapes = output_shapes(model, torch.zeros(1, WIDTH))
+    for stage in schedule.stages_of(rank):
+        model.materialize(stages[stage].blocks)
+    return model, stages, shapes
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:

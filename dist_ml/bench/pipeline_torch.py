@@ -12,7 +12,7 @@ from typing import Any
 
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.form import Check, Record, Result
-from dist_ml.bench.pipeline_torch_part import OURS, TORCH, measure, measure_executor
+from dist_ml.bench.pipeline_torch_part import LOOP, OURS, TORCH, measure, measure_executor
 from dist_ml.bench.worlds import Worlds
 from dist_ml.measure.compare import difference, ratio
 
@@ -47,9 +47,15 @@ def run(config: PipelineTorchBench, worlds: Worlds) -> Result:
             limit = 0.7 if stage == "1 ms" else 1.0
             name = f"step over torch's, {schedule}, {stage}"
             checks.append(Check(name, found["ours_over_torch"], limit, "lower"))
-    cost = _executor_microseconds(config, worlds)
+    many = config.executor_microbatches
+    seconds, actions = _one_stage(config, worlds, microbatches=many, width=16, batch=many)
+    cost = 1e6 * difference(seconds[OURS], seconds[LOOP]).median / actions
     records.append({"schedule": "one stage", "stage": "executor", "us_an_action": cost})
     checks.append(Check("the executor's microseconds an action", cost, 30.0, "lower"))
+    seconds, _ = _one_stage(config, worlds, config.microbatches, config.width, config.batch)
+    over = ratio(seconds[OURS], seconds[LOOP]).median
+    records.append({"schedule": "one stage", "stage": COMPUTES, "over_plain_step": over})
+    checks.append(Check("a one-stage pipeline's step over the plain step", over, 1.01, "lower"))
     return Result("pipeline_torch", records, checks)
 
 
@@ -90,16 +96,25 @@ def _compared(
     return found
 
 
-def _executor_microseconds(config: PipelineTorchBench, worlds: Worlds) -> float:
+def _one_stage(
+    config: PipelineTorchBench, worlds: Worlds, microbatches: int, width: int, batch: int
+) -> tuple[Mapping[str, Sequence[float]], int]:
+    """Seconds of a step of one stage on one rank, by our executor and by a plain loop, and the
+    number of its actions; of layers of `width` on `batch` samples.
+    """
     found = worlds.measure(
         "pipeline_executor",
-        {"microbatches": config.executor_microbatches, "width": 16, "rounds": config.rounds},
+        {
+            "microbatches": microbatches,
+            "width": width,
+            "batch": batch,
+            "rounds": 3 * config.rounds,  # short ones, of one rank
+        },
         ranks=1,
         mpi=config.mpi,
         environment={"OMP_NUM_THREADS": "1"},
     )
-    more = difference(found["seconds"][OURS], found["seconds"]["loop"])
-    return 1e6 * more.median / int(found["actions"])
+    return found["seconds"], int(found["actions"])
 
 
 BENCH = Bench(

@@ -27,7 +27,7 @@ from dist_ml.pipeline_parallel.schedules.request import Request
 from dist_ml.pipeline_parallel.stage_graph import cut_into_stages, output_shapes
 from dist_ml.pipeline_parallel.stage_runner import StageRunner
 
-OURS, TORCH = "ours", "torch"
+OURS, TORCH, LOOP = "ours", "torch", "loop"
 TORCH_SCHEDULES = {
     "gpipe": pipelining.ScheduleGPipe,
     "one_f_one_b": pipelining.Schedule1F1B,
@@ -157,9 +157,9 @@ def measure_executor(comm: Communicator, arguments: Mapping[str, Any]) -> dict[s
     """Seconds of a step of one stage on one rank by the executor and by a loop, and the number of
     actions in it.
     """
-    microbatches, width = arguments["microbatches"], arguments["width"]
-    inputs = torch.zeros(microbatches, width)
-    batch = FixedBatch(inputs, torch.zeros(microbatches, dtype=torch.int64), microbatches)
+    microbatches, width, samples = (arguments[key] for key in ("microbatches", "width", "batch"))
+    inputs = torch.zeros(samples, width)
+    batch = FixedBatch(inputs, torch.zeros(samples, dtype=torch.int64), microbatches)
     model = DenseModel(1, width)
     schedule = one_stage(microbatches)
     ours = our_step(comm, schedule, model, batch)
@@ -172,5 +172,5 @@ def measure_executor(comm: Communicator, arguments: Mapping[str, Any]) -> dict[s
             part = batch.load(m)
             batch.loss(model(part.inputs), part, True).backward()  # type: ignore[no-untyped-call]
 
-    seconds = compare(comm, {OURS: ours, "loop": loop}, arguments["rounds"], repeats=5)
+    seconds = compare(comm, {OURS: ours, LOOP: loop}, arguments["rounds"], repeats=5)
     return {"seconds": seconds, "actions": len(schedule.actions[0])}

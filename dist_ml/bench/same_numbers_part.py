@@ -75,7 +75,7 @@ def _train(comm: Communicator, config: TrainConfig, arguments: Mapping[str, Any]
             f"steps={num_steps} is more than the run has: {config.epochs} epochs of {an_epoch} "
             "steps; raise train.epochs"
         )
-    losses = [trainer.step(*divmod(number, an_epoch)).loss for number in range(num_steps)]
+    losses = [step.loss for step in trainer.next_steps(num_steps)]
     weights = (trainer.weights() if arguments["weights"] else None) or {}
     told = {name: tensor.flatten().tolist() for name, tensor in weights.items()}
     trainer.close()

@@ -1,6 +1,7 @@
 """The configuration of the pipeline axis."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dist_ml.errors import ConfigError
 
@@ -20,6 +21,9 @@ class PipelineConfig:
     file: str | None = None  # file: a CSV of the actions of each rank, as torch writes it
     # the first block of each stage; empty: cut so that the most expensive stage is cheapest
     stages: tuple[str, ...] = ()
+    # when ranks agree on a step's loss and norm: before its update, or after it, while the next one
+    # has begun; auto: after, where the schedule gains by it
+    validate: Literal["auto", "before", "after"] = "auto"
     recompute: bool = False  # keep what a stage received, and run it forward once more for backward
 
     def __post_init__(self) -> None:

@@ -25,7 +25,16 @@ class ReducedGradients(ABC):
     is_agreed = True
 
     def __init__(self, slots: torch.Tensor) -> None:
-        self.slots: list[float] = slots.tolist()
+        self._slots: list[float] = slots.tolist()
+
+    @property
+    def slots(self) -> list[float]:
+        """The sums; waits for those that are still under way."""
+        return self._slots
+
+    def ready(self) -> bool:
+        """Whether slots and norm are there without waiting."""
+        return True
 
     @abstractmethod
     def norm(self, counted: Counted = ()) -> float:

@@ -12,7 +12,7 @@ Times are those of the longest path; a graph with a cycle has none, and its acti
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -95,18 +95,23 @@ class Timeline:
         return 1 - busy / total if total else 0.0
 
 
-def dry_run(schedule: Schedule, costs: Costs) -> Timeline:
-    """When everything runs; `ScheduleError` names the actions that wait for each other."""
+def dry_run(
+    schedule: Schedule, costs: Costs, earliest: Callable[[int, int], float] = lambda _rank, _n: 0.0
+) -> Timeline:
+    """When everything runs; `ScheduleError` names the actions that wait for each other. No rank
+    starts its n-th action before `earliest(rank, n)`.
+    """
     waits_for = dependencies(schedule)
     finished: dict[Action, float] = {}
     ranks: list[list[TimedAction]] = [[] for _ in schedule.actions]
     for rank, action in topological_order(schedule, waits_for):
-        start = ranks[rank][-1].stop if ranks[rank] else 0.0
+        done = ranks[rank]
+        start = max(earliest(rank, len(done)), done[-1].stop if done else 0.0)
         for earlier in waits_for[action]:
             crosses = schedule.rank_of(earlier) != rank
             start = max(start, finished[earlier] + (costs.message if crosses else 0.0))
         finished[action] = start + costs.of(action)
-        ranks[rank].append(TimedAction(action, start, finished[action]))
+        done.append(TimedAction(action, start, finished[action]))
     return Timeline(tuple(tuple(rank) for rank in ranks))
 
 

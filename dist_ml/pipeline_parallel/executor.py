@@ -20,9 +20,11 @@ class Executor:
         self._actions = tuple(actions)
         self._methods = dict(methods)
 
-    def run(self) -> None:
-        """One step. `CommunicationError` names the action that it came in."""
-        for action in self._actions:
+    def run(self, start: int = 0, stop: int | None = None) -> None:
+        """The actions from number `start` on, before `stop` (None: to the step's end).
+        `CommunicationError` names the action that it came in.
+        """
+        for action in self._actions[start:stop]:
             try:
                 self._methods[action.kind](action)
             except CommunicationError as error:

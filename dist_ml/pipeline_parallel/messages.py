@@ -6,7 +6,7 @@ end on their own, and are waited for at the end of the step.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,10 @@ class StageMessages:
     take(edge, m)             waits; the caller owns the tensor
     end()                     everything sent has arrived, or is in MPI's hands
 
+    A step that may be taken back (`post_validation.py`) posts receives for what its first actions
+    use only, until `expect_all`; or `discard` receives what was sent so far, and the step begins
+    again.
+
     `backward=True`: a gradient, against the edge's direction. `comm` is the pipeline axis; ranks
     are those of the schedule. Words: sizes of what edges between two ranks carry, sent once each
     way.
@@ -50,21 +54,50 @@ class StageMessages:
         dtype: torch.dtype,
     ) -> None:
         self._comm, self._schedule, self._shapes, self._dtype = comm, schedule, shapes, dtype
+        self._stages = stages
         self._num_microbatches = schedule.num_microbatches
         self._expected = _expected(schedule, stages, comm.rank)
         self._check_tags(sum(len(stage.gives) for stage in stages))
         self._sizes: Sequence[int] = ()
         self._next = 0  # of the expected messages, the first whose receive isn't posted
+        self._stop = 0  # of these, the first whose receive may not be posted yet
         self._due: list[Key] = []
         self._posted: dict[Key, tuple[torch.Tensor, Request]] = {}
         self._local: dict[Key, torch.Tensor] = {}
         self._sent: deque[Request] = deque()
 
-    def begin(self, sizes: Sequence[int]) -> None:
+    def begin(self, sizes: Sequence[int], ahead: Collection[Action | None] | None = None) -> None:
+        """`ahead`: the only actions that may run for now, of all ranks."""
         self._sizes = sizes
         self._due = [key for key in self._expected if sizes[key.microbatch]]
-        self._next = 0
+        self._next, self._stop = 0, len(self._due)
+        if ahead is not None:
+            self._stop = sum(_forward(key, key.edge.destination) in ahead for key in self._due)
         self._post()
+
+    def expect_all(self) -> None:
+        """All actions may run."""
+        self._stop = len(self._due)
+        self._post()
+
+    def discard(self, remaining: Sequence[Action], ahead: Collection[Action | None]) -> None:
+        """Nobody will use what the forward passes `ahead` have sent: receive all of it, and send
+        zeros for those of this rank that did not run, `remaining`. Collective.
+        """
+        for action in remaining:
+            if size := self._sizes[action.microbatch]:
+                for edge in self._stages[action.stage].takes:
+                    self.take(edge, action.microbatch)
+                for edge in self._stages[action.stage].gives:
+                    self.give(edge, action.microbatch, self._empty(edge, size).zero_())
+        for key in self._due:
+            made, used = (
+                _forward(key, s) in ahead for s in (key.edge.source, key.edge.destination)
+            )
+            if made and not used:
+                self.take(key.edge, key.microbatch)
+        self._local.clear()
+        self.end()
 
     def give(self, edge: Edge, m: int, tensor: torch.Tensor, backward: bool = False) -> None:
         key = Key(edge, backward, m)
@@ -81,6 +114,8 @@ class StageMessages:
         key = Key(edge, backward, m)
         if key in self._local:
             return self._local.pop(key)
+        if key not in self._posted:
+            self._receive(key)
         tensor, request = self._posted.pop(key)
         request.wait()
         self._post()
@@ -93,13 +128,17 @@ class StageMessages:
         assert not self._local, f"never taken: {[*self._local]}"
 
     def _post(self) -> None:
-        while self._next < len(self._due) and len(self._posted) < _POSTED_AHEAD:
-            key = self._due[self._next]
-            shape = (self._sizes[key.microbatch], *self._shapes[key.edge.value].sizes)
-            tensor = torch.empty(shape, dtype=self._dtype_of(key.edge))
-            source = self._rank(key, receiver=False)
-            self._posted[key] = tensor, self._comm.ireceive(tensor, source, self._tag(key))
+        while self._next < self._stop and len(self._posted) < _POSTED_AHEAD:
+            self._receive(self._due[self._next])
             self._next += 1
+
+    def _receive(self, key: Key) -> None:
+        tensor = self._empty(key.edge, self._sizes[key.microbatch])
+        source = self._rank(key, receiver=False)
+        self._posted[key] = tensor, self._comm.ireceive(tensor, source, self._tag(key))
+
+    def _empty(self, edge: Edge, size: int) -> torch.Tensor:
+        return torch.empty((size, *self._shapes[edge.value].sizes), dtype=self._dtype_of(edge))
 
     def _rank(self, key: Key, receiver: bool) -> int:
         pipe = self._schedule.pipes[self._schedule.pipe_of[key.microbatch]]
@@ -130,6 +169,11 @@ def _expected(schedule: Schedule, stages: Sequence[Stage], rank: int) -> list[Ke
     for action in schedule.actions[rank]:
         keys += [key for key in used_by(action, stages) if _comes_from(schedule, key) != rank]
     return keys
+
+
+def _forward(key: Key, stage: int) -> Action | None:
+    """The forward pass that makes or uses an activation at `stage`; None for a gradient."""
+    return None if key.backward else Action(stage, "F", key.microbatch)
 
 
 def used_by(action: Action, stages: Sequence[Stage]) -> list[Key]:

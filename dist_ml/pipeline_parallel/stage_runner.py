@@ -3,7 +3,7 @@ micro-batch at a time.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -50,7 +50,7 @@ class StageRunner:
     With `recompute`, a stage keeps what it received and nothing else, and runs forward once more
     before its backward pass. `final()` is called before the action that completes the gradients of
     all stages of this rank. `timed_actions` are those of the last step: when each action computed,
-    waiting left out, in seconds from the step's `begin`.
+    waiting left out, in seconds of `time.perf_counter`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class StageRunner:
         self._sizes: Sequence[int] = ()
         self.peak_kept = 0  # micro-batches of a stage whose activations were held at once
         self.timed_actions: list[TimedAction] = []
-        self._begin = self._start = 0.0
+        self._start = 0.0
 
     @property
     def methods(self) -> Mapping[Kind, Callable[[Action], None]]:
@@ -90,12 +90,25 @@ class StageRunner:
             "W": self._weight_backward,
         }
 
-    def begin(self, sizes: Sequence[int]) -> None:
-        """A step of micro-batches of so many samples begins."""
+    def begin(self, sizes: Sequence[int], ahead: Collection[Action] | None = None) -> None:
+        """A step of micro-batches of so many samples begins; where `ahead` is given these actions
+        alone may run, of all ranks, until `go_on` or `discard`.
+        """
         self._sizes = sizes
         self.timed_actions = []
-        self._messages.begin(sizes)
-        self._begin = time.perf_counter()
+        self._messages.begin(sizes, ahead)
+
+    def go_on(self) -> None:
+        """All actions may run."""
+        self._messages.expect_all()
+
+    def discard(self, remaining: Sequence[Action], ahead: Collection[Action]) -> None:
+        """The step as if it had not begun. `remaining`: those of `ahead` that this rank has not
+        run. All ranks of the pipeline call this, and `begin` the step again.
+        """
+        with self._phases("wait"):
+            self._messages.discard(remaining, ahead)
+        self._kept.clear()
 
     def end(self) -> None:
         """All actions of the step have run."""
@@ -220,5 +233,4 @@ class StageRunner:
             self._messages.give(edge, action.microbatch, gradient, backward=True)
 
     def _took(self, action: Action) -> None:
-        start, stop = self._start - self._begin, time.perf_counter() - self._begin
-        self.timed_actions.append(TimedAction(action, start, stop))
+        self.timed_actions.append(TimedAction(action, self._start, time.perf_counter()))

@@ -30,7 +30,6 @@ from dist_ml.train.operator_axis import build_layers, check_operator_axis
 from dist_ml.train.optimizer import build_lr_schedule
 from dist_ml.train.pipeline import Pipeline, build_pipeline, check_axes, check_shared
 from dist_ml.train.pipeline_evaluator import PipelineEvaluator
-from dist_ml.train.step import TrainStep
 from dist_ml.train.trainer import Trainer
 from dist_ml.train.updater import Updater
 
@@ -152,7 +151,7 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
     updater = Updater(exchange.optimizer, lr_schedule, exchange.gather, exchange.averager)
     phases = Phases()
     parts = StepParts(config, mesh, task, sampler, exchange.reducer, phases)
-    stages, executor, reducer = pipelined(parts, pipeline) if pipeline else whole(parts)
+    work = pipelined(parts, pipeline) if pipeline else whole(parts)
     guard = Guard(mesh.world, config.clip_norm, config.nonfinite)
     return Trainer(
         mesh=mesh,
@@ -160,8 +159,8 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
         objective=task.objective,
         dataset=task.dataset,
         sampler=sampler,
-        train_step=TrainStep(executor, stages, reducer, guard, updater, phases),
-        reducer=reducer,
+        train_step=work.train_step(guard, updater, phases),
+        reducer=work.reducer,
         updater=updater,
         evaluator=build_evaluator(config, mesh, task, pipeline),
         phases=phases,

@@ -14,13 +14,21 @@ from dist_ml.measure.timer import Phases
 from dist_ml.models import BlockModel, Objective
 from dist_ml.pipeline_parallel.executor import Executor
 from dist_ml.pipeline_parallel.messages import StageMessages
+from dist_ml.pipeline_parallel.post_validation import (
+    ahead_of_validation,
+    gains_by_post_validation,
+)
 from dist_ml.pipeline_parallel.schedule import Action, Kind, one_stage
 from dist_ml.pipeline_parallel.stage_runner import StageRunner
+from dist_ml.train.guard import Guard, reads_norm
 from dist_ml.train.local_stage import LocalStage
 from dist_ml.train.model_reducer import ModelReducer
 from dist_ml.train.pipeline import Pipeline
 from dist_ml.train.pipeline_step import PipelineStages
+from dist_ml.train.post_validation import PostValidation
+from dist_ml.train.step import TrainStep
 from dist_ml.train.step_batches import StepBatches
+from dist_ml.train.updater import Updater
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
 
@@ -48,24 +56,35 @@ class StepParts(NamedTuple):
         return self.config.precision == "bf16"
 
 
-def whole(parts: StepParts) -> tuple[LocalStage, Executor, GradientReducer]:
+class StepWork(NamedTuple):
+    """What of a `TrainStep` depends on where the layers are."""
+
+    executor: Executor
+    stages: LocalStage | PipelineStages
+    reducer: GradientReducer
+    post_validation: PostValidation | None = None
+
+    def train_step(self, guard: Guard, updater: Updater, phases: Phases) -> TrainStep:
+        executor, stages, reducer, post_validation = self
+        return TrainStep(executor, stages, reducer, guard, updater, phases, post_validation)
+
+
+def whole(parts: StepParts) -> StepWork:
     """All layers on each rank: one stage."""
     accumulation, reducer = parts.config.accumulation, parts.reducer
     if parts.mesh.sizes["operator"] > 1:
-        reducer = ModelReducer(reducer, parts.mesh, parts.task.model, None)
+        reducer = _model_reducer(parts, None)
     batches = _batches(parts, accumulation)
     model, autocast = parts.task.model, parts.autocast
     stage = LocalStage(model, batches, reducer, parts.phases, accumulation, autocast)
     methods: dict[Kind, Callable[[Action], None]] = {"F": stage.forward, "B": stage.backward}
-    return stage, Executor(one_stage(accumulation).actions[0], methods), reducer
+    return StepWork(Executor(one_stage(accumulation).actions[0], methods), stage, reducer)
 
 
-def pipelined(
-    parts: StepParts, pipeline: Pipeline
-) -> tuple[PipelineStages, Executor, GradientReducer]:
+def pipelined(parts: StepParts, pipeline: Pipeline) -> StepWork:
     """This rank's stages of a pipeline."""
     schedule = pipeline.schedule
-    reducer = ModelReducer(parts.reducer, parts.mesh, parts.task.model, pipeline)
+    reducer = _model_reducer(parts, pipeline)
     batches = _batches(parts, schedule.num_microbatches)
     dtype = DTYPES[parts.config.precision]
     messages = StageMessages(pipeline.comm, schedule, pipeline.stages, pipeline.shapes, dtype)
@@ -80,7 +99,30 @@ def pipelined(
         recompute=parts.config.pipeline.recompute,
         final=reducer.start,
     )
-    return PipelineStages(runner, batches), Executor(actions, runner.methods), reducer
+    stages, executor = PipelineStages(runner, batches), Executor(actions, runner.methods)
+    post_validation = _post_validation(parts, pipeline, stages, executor)
+    return StepWork(executor, stages, reducer, post_validation)
+
+
+def _post_validation(
+    parts: StepParts, pipeline: Pipeline, stages: PipelineStages, executor: Executor
+) -> PostValidation | None:
+    """What begins steps early, where `pipeline.validate` is after, or auto and that saves time:
+    under a schedule that gains by it, with no parameter shared by stages, whose ranks wait for each
+    other at the end of each step.
+    """
+    schedule, validate = pipeline.schedule, parts.config.pipeline.validate
+    gains = not pipeline.shared and gains_by_post_validation(schedule)
+    if validate == "before" or (validate == "auto" and not gains):
+        return None
+    ahead = ahead_of_validation(schedule)
+    alone = parts.mesh.sizes["operator"] == 1
+    return PostValidation(stages, executor, ahead, pipeline.comm.rank, looks=alone)
+
+
+def _model_reducer(parts: StepParts, pipeline: Pipeline | None) -> ModelReducer:
+    with_norm = reads_norm(parts.config.clip_norm, parts.config.nonfinite)
+    return ModelReducer(parts.reducer, parts.mesh, parts.task.model, pipeline, with_norm)
 
 
 def _batches(parts: StepParts, num_microbatches: int) -> StepBatches:

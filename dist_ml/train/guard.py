@@ -28,35 +28,44 @@ class Guard:
         self._clip_norm = clip_norm
         self._nonfinite = nonfinite
 
-    def admits(self, reduced: ReducedGradients, epoch: int, step: int) -> bool:
-        """Clip, and tell whether to take the step; where bad steps stop the run, raise
-        `NonFiniteError` on all ranks.
-        """
-        loss = reduced.slots[0]
-        if math.isfinite(loss) and self._clip(reduced):
-            return True
-        if self._nonfinite == "stop":
-            raise _nonfinite_error(loss, epoch, step)
-        reduced.roll_back()
-        return False
+    @property
+    def reads_norm(self) -> bool:
+        """Whether anything beside the loss decides."""
+        return reads_norm(self._clip_norm, self._nonfinite)
 
-    def _clip(self, reduced: ReducedGradients) -> bool:
-        """Scale the gradient down to the largest norm allowed; false if it isn't finite."""
-        limit = self._clip_norm
-        if limit is None and self._nonfinite == "stop":
-            return True
-        norm = reduced.norm()
+    def factor(self, reduced: ReducedGradients) -> float | None:
+        """What to multiply the gradient with, 1 or less, so that its norm is allowed; None where
+        the loss or the gradient isn't finite. Collective.
+        """
+        if not math.isfinite(reduced.slots[0]):
+            return None
+        if not self.reads_norm:
+            return 1.0
+        norm, limit = reduced.norm(), self._clip_norm
         finite = math.isfinite(norm)
         if not reduced.is_agreed:
             finite = self._all(finite)
-        if finite and limit is not None and norm > limit:
-            reduced.scale(limit / norm)
-        return finite
+        if not finite:
+            return None
+        return limit / norm if limit is not None and norm > limit else 1.0
+
+    def refuse(self, reduced: ReducedGradients, epoch: int, step: int) -> None:
+        """The step is not finite: leave it out, or, where that stops the run, raise
+        `NonFiniteError` on all ranks.
+        """
+        if self._nonfinite == "stop":
+            raise _nonfinite_error(reduced.slots[0], epoch, step)
+        reduced.roll_back()
 
     def _all(self, holds: bool) -> bool:
         flag = np.array([holds], np.int32)
         self._world.allreduce(flag, "min")
         return bool(flag[0])
+
+
+def reads_norm(clip_norm: float | None, nonfinite: Nonfinite) -> bool:
+    """Whether the gradient's norm is asked for in each step."""
+    return clip_norm is not None or nonfinite == "skip"
 
 
 def _nonfinite_error(loss: float, epoch: int, step: int) -> NonFiniteError:

@@ -22,7 +22,7 @@ class ModelReducer(GradientReducer):
     and has the ranks of the model agree on the rest.
 
     Parameters that stages of several ranks use are summed over these first. Words beside `inner`'s:
-    the slots and, where somebody asks, the norm, once over the ranks of the model.
+    the slots and, `with_norm`, one more, in one message, once over the ranks of the model.
 
     Gradients are exchanged as they become final where the ranks that exchange them run the same
     actions. Copies in pipes of different directions don't: one would wait in an exchange for the
@@ -30,9 +30,14 @@ class ModelReducer(GradientReducer):
     """
 
     def __init__(
-        self, inner: GradientReducer, mesh: Mesh, model: BlockModel, pipeline: Pipeline | None
+        self,
+        inner: GradientReducer,
+        mesh: Mesh,
+        model: BlockModel,
+        pipeline: Pipeline | None,
+        with_norm: bool = True,
     ) -> None:
-        self._inner = inner
+        self._inner, self._with_norm = inner, with_norm
         self._comm = mesh.comm("pipeline", "operator")
         self._shared = SharedParameters(pipeline) if pipeline else None
         copies = pipeline.num_copies if pipeline else 1
@@ -62,7 +67,11 @@ class ModelReducer(GradientReducer):
             self._inner.start()
         self._started = False
         reduced = self._inner.finish()
-        return ModelGradients(reduced, self._comm, self._share, self._slot_share, self._counted)
+        square = None
+        if self._with_norm:
+            norm = reduced.norm(self._counted)
+            square = self._share * norm * norm
+        return ModelGradients(reduced, self._comm, self._slot_share, square)
 
     def diagnostics(self) -> dict[str, float]:
         return self._inner.diagnostics()
@@ -82,33 +91,39 @@ class ModelReducer(GradientReducer):
 class ModelGradients(ReducedGradients):
     """The gradient of the whole model, of which this rank holds its part.
 
-    `share`: what this rank's part counts for in sums over the model's ranks, `slot_share` what its
-    slots count for, and `counted` what of the part counts for less. Slots and norm are one
-    allreduce of a few words each.
+    `slot_share`: what this rank's slots count for in sums over the model's ranks, `square` what its
+    part adds to the squared norm, where anybody will ask for that. Both are on their way in one
+    allreduce of a few words when this has been made; who reads them waits.
     """
 
     def __init__(
-        self,
-        inner: ReducedGradients,
-        comm: Communicator,
-        share: float,
-        slot_share: float,
-        counted: Counted,
+        self, inner: ReducedGradients, comm: Communicator, slot_share: float, square: float | None
     ) -> None:
-        self._inner, self._comm, self._share, self._counted = inner, comm, share, counted
+        self._inner, self._has_norm = inner, square is not None
         self.is_agreed = inner.is_agreed
-        slots = np.array(inner.slots, np.float64) * slot_share
-        comm.allreduce(slots)
-        self.slots = [float(value) for value in slots]
+        own = [value * slot_share for value in inner.slots]
+        self._num_slots = len(own)
+        self._sums = np.array(own if square is None else [*own, square], np.float64)
+        self._request = comm.iallreduce(self._sums)
+        self._factor = 1.0
+
+    @property
+    def slots(self) -> list[float]:
+        self._request.wait()
+        return [float(value) for value in self._sums[: self._num_slots]]
+
+    def ready(self) -> bool:
+        return self._request.test()
 
     def norm(self, counted: Counted = ()) -> float:
-        norm = self._inner.norm([*self._counted, *counted])
-        square = np.array([self._share * norm * norm], np.float64)
-        self._comm.allreduce(square)
-        return root(float(square[0]))
+        assert self._has_norm, "the ranks have not been asked for their parts of the norm"
+        assert not counted, "what counts in part is counted already"
+        self._request.wait()
+        return self._factor * root(float(self._sums[-1]))
 
     def scale(self, factor: float) -> None:
         self._inner.scale(factor)
+        self._factor *= factor
 
     def roll_back(self) -> None:
         self._inner.roll_back()

@@ -3,18 +3,23 @@
 begin      gradients and slots are zero
 run        every action of this rank: forward and backward passes, micro-batch by micro-batch
 finish     the sums over the data axis
-admits     finite? clipped
+factor     finite? clipped
 update     the optimizer's step, and what follows it
+
+With `PostValidation` the update comes first, as if nothing had to be clipped, and the next step
+begins; a factor other than 1 takes both back.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
+from dist_ml.data_parallel.reduced_gradients import ReducedGradients
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.measure.timer import Phases
 from dist_ml.pipeline_parallel.dry_run import TimedAction
 from dist_ml.pipeline_parallel.executor import Executor
 from dist_ml.train.guard import Guard
+from dist_ml.train.post_validation import PostValidation
 from dist_ml.train.updater import Updater
 
 
@@ -59,6 +64,7 @@ class TrainStep:
         guard: Guard,
         updater: Updater,
         phases: Phases,
+        post_validation: PostValidation | None = None,
     ) -> None:
         self._executor = executor
         self.stages = stages
@@ -66,25 +72,74 @@ class TrainStep:
         self._guard = guard
         self._updater = updater
         self._phases = phases
-        self.num_steps = 0
+        self._post_validation = post_validation
+        self._is_likely = True  # that the next step's gradient is used as it is
+        self.num_steps = 0  # validated
 
-    def run(self, epoch: int, index: int) -> Step:
+    def run(self, epoch: int, index: int, following: tuple[int, int] | None = None) -> Step:
         """One optimizer step on the `index`-th global batch of `epoch`. Raises `NonFiniteError` on
-        all ranks, or skips.
+        all ranks, or skips. `following`: epoch and index of the next step's batch; with
+        post-validation that step may have begun when this returns, all else being as after this
+        one: run it next, or `drop_next`.
         """
         number = self.num_steps
         self._reducer.begin()
-        num_samples = self.stages.begin(number, epoch, index)
-        self._executor.run()
+        if self._has_begun:
+            assert self._post_validation is not None
+            num_samples, start = self._post_validation.go_on(epoch, index)
+        else:
+            num_samples, start = self.stages.begin(number, epoch, index), 0
+        self._executor.run(start)
         self.stages.end()
         with self._phases("exchange"):
             reduced = self._reducer.finish()
-        with self._phases("update"):
+        is_updated = following is not None and self._begin_next(reduced, following)
+        with self._phases("exchange"):
             loss, *metrics = reduced.slots
-            taken = self._guard.admits(reduced, epoch, number)
-            if taken:
-                self._updater.update(loss)
-            self._updater.advance()
+            factor = self._guard.factor(reduced)
+        self._use(reduced, factor, is_updated, epoch)
         self.num_steps += 1
-        sums = tuple(metrics) if taken else (0.0,) * len(metrics)
-        return Step(number, epoch, num_samples, loss, sums, skipped=not taken)
+        sums = tuple(metrics) if factor is not None else (0.0,) * len(metrics)
+        return Step(number, epoch, num_samples, loss, sums, skipped=factor is None)
+
+    def drop_next(self) -> None:
+        """A step that `run` has begun has not. Collective."""
+        if self._has_begun:
+            assert self._post_validation is not None
+            self._post_validation.discard()
+
+    @property
+    def _has_begun(self) -> bool:
+        return self._post_validation is not None and self._post_validation.has_begun
+
+    def _begin_next(self, reduced: ReducedGradients, following: tuple[int, int]) -> bool:
+        """Where it may be and is likely right, use the gradient as it is, and begin the next step
+        while ranks agree on it.
+        """
+        if self._post_validation is None or not self._is_likely:
+            return False
+        with self._phases("update"):
+            self._updater.update_early(restorable=self._guard.reads_norm)
+        self._post_validation.begin(self.num_steps + 1, *following, reduced.ready)
+        return True
+
+    def _use(
+        self, reduced: ReducedGradients, factor: float | None, is_updated: bool, epoch: int
+    ) -> None:
+        """The update that the ranks have agreed on: `factor` times the gradient, or none. One that
+        was made already stands, or is taken back with what has begun after it.
+        """
+        self._is_likely = factor == 1.0
+        stands = is_updated and self._is_likely
+        if is_updated and not stands:
+            self.drop_next()
+        with self._phases("update"):
+            if factor is None:
+                self._guard.refuse(reduced, epoch, self.num_steps)
+            if is_updated and not stands:
+                self._updater.restore()
+            if factor is not None and not stands:
+                if factor < 1:
+                    reduced.scale(factor)
+                self._updater.update(reduced.slots[0])
+            self._updater.advance()

@@ -1,5 +1,6 @@
 """Training and evaluating one model on the ranks of a mesh, step by step."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,9 +52,22 @@ class Trainer:
         self._evaluator = evaluator
 
     def epoch(self, epoch: int) -> Iterator[Step]:
-        """All steps of one pass over the training samples."""
+        """All steps of one pass over the training samples. With pipeline.validate=after the next
+        one has begun when one is yielded.
+        """
         for index in range(self.sampler.steps_per_epoch):
-            yield self._train_step.run(epoch, index)
+            yield self._train_step.run(epoch, index, self._following(epoch, index))
+
+    def next_steps(self, number: int) -> Iterator[Step]:
+        """So many steps, from where the run is; as `epoch` yields them."""
+        for left in reversed(range(number)):
+            epoch, index = divmod(self.num_steps, self.sampler.steps_per_epoch)
+            following = self._following(epoch, index) if left else None
+            yield self._train_step.run(epoch, index, following)
+
+    def _following(self, epoch: int, index: int) -> tuple[int, int] | None:
+        """The next batch of the same epoch."""
+        return (epoch, index + 1) if index + 1 < self.sampler.steps_per_epoch else None
 
     def step(self, epoch: int, index: int) -> Step:
         """One optimizer step on the `index`-th global batch of `epoch`. Raises `NonFiniteError` on
@@ -63,10 +77,12 @@ class Trainer:
 
     def evaluate(self, split: Split, batch_size: int = 1024) -> Evaluation:
         """Mean loss and accuracy over a split. Collective."""
+        self._train_step.drop_next()
         return self._evaluator.evaluate(split, batch_size)
 
     def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
         """The model's outputs for inputs [b, ...] that all ranks have; on all ranks. Collective."""
+        self._train_step.drop_next()
         return self._evaluator.outputs(inputs)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
@@ -74,15 +90,28 @@ class Trainer:
         return gather_state(self.model, self.mesh)
 
     def timed_actions(self) -> list[list[TimedAction]]:
-        """When each rank of this rank's pipeline computed what in the last step. Collective."""
+        """When each rank of this rank's pipeline computed what in the last step, in seconds from
+        the first. Collective.
+        """
         assert self.pipeline is not None
-        return self.pipeline.comm.allgather_objects(self._train_step.stages.timed_actions)
+        comm = self.pipeline.comm
+        comm.barrier()
+        now = time.perf_counter()  # the same moment for all ranks, whatever their clocks say
+        timed = self._train_step.stages.timed_actions
+        own = [(action, start - now, stop - now) for action, start, stop in timed]
+        ranks = comm.allgather_objects(own)
+        first = min((start for rank in ranks for _, start, _ in rank), default=0.0)
+        return [
+            [TimedAction(action, start - first, stop - first) for action, start, stop in rank]
+            for rank in ranks
+        ]
 
     def close(self) -> None:
         """Let no exchange be under way any more, end threads, and give back communicators and the
         memory that gradients lie in (not the mesh): for a run that is over, or ends before its last
         step. Parameters stay. Collective.
         """
+        self._train_step.drop_next()
         self.updater.close()
         self.reducer.close()
 

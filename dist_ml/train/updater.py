@@ -7,6 +7,7 @@ import torch
 
 from dist_ml.data_parallel.averagers import ParameterAverager
 from dist_ml.train.optimizer import LRSchedule
+from dist_ml.train.optimizer_copy import OptimizerCopy
 
 
 class Updater:
@@ -25,14 +26,33 @@ class Updater:
         self._lr_schedule = lr_schedule
         self._gather = gather
         self._averager = averager
+        self._copy = OptimizerCopy(optimizer)
 
     def update(self, loss: float) -> None:
         """One optimizer step with the gradients as they are; `loss` is the step's mean."""
+        self._step()
+        if self._averager is not None:
+            self._averager.after_update(loss)
+
+    def update_early(self, restorable: bool) -> None:
+        """As `update`, before the loss is known, which no averager may wait for; `restorable`
+        copies what it changes first.
+        """
+        assert self._averager is None
+        if restorable:
+            self._copy.save()
+        self._step()
+
+    def restore(self) -> None:
+        """As before `update_early`, to the last bit."""
+        self._copy.restore()
+        if self._gather is not None:
+            self._gather()
+
+    def _step(self) -> None:
         self.optimizer.step()
         if self._gather is not None:
             self._gather()
-        if self._averager is not None:
-            self._averager.after_update(loss)
 
     def advance(self) -> None:
         """The learning rate of the next step, whether this one was taken or not."""

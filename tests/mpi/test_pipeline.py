@@ -15,6 +15,7 @@ from pipeline_world import (
     Trained,
     assert_same,
     on_mesh,
+    poison,
     settings,
     tied_skip,
     train,
@@ -58,6 +59,18 @@ def test_every_schedule_trains_as_one_process(world: Communicator, name: str) ->
         if name == "chimera" and pipeline % 2:
             continue
         compare(world, on_mesh(settings(), data, pipeline, name=name), alone())
+
+
+@pytest.mark.parametrize("name", ["one_f_one_b", "zb_h2", "zb_v"])
+def test_steps_validated_after_their_update(world: Communicator, name: str) -> None:
+    """Of which some are clipped, one is not finite, and the others are as they were taken."""
+    config = settings(batch_size=5, clip_norm=2.0, nonfinite="skip")
+    expected = train(Communicator(Loopback()), config, 12, look=poison)
+    assert any(expected.skipped)
+    for data, pipeline in meshes(world.size):
+        run = on_mesh(config, data, pipeline, name=name, validate="after")
+        found = train(world, run, 12, look=poison)
+        assert_same([world.broadcast_object(found, 0)], expected)
 
 
 @pytest.mark.parametrize("overlap", ["poll", "thread"])

@@ -170,7 +170,7 @@ def test_our_step_gives_the_gradients_of_the_whole_model(name: str, seconds: lis
 
 
 def test_the_executor_alone() -> None:
-    arguments = {"microbatches": 3, "width": 4, "rounds": 2}
+    arguments = {"microbatches": 3, "width": 4, "batch": 7, "rounds": 2}
     result = alone(pipeline_torch_part.measure_executor, arguments)
     assert result["actions"] == 6
     assert {name: len(values) for name, values in result["seconds"].items()} == {
@@ -190,8 +190,16 @@ def test_the_executor_alone() -> None:
             {f"step over torch's, gpipe, {stage}" for stage in ("1 ms", "10 ms", "computes")},
         ),
         (0.5, 40e-6, {"the executor's microseconds an action"}),
+        (
+            0.5,
+            2e-3,
+            {
+                "the executor's microseconds an action",
+                "a one-stage pipeline's step over the plain step",
+            },
+        ),
     ],
-    ids=["good", "short stages", "slow", "executor"],
+    ids=["good", "short stages", "slow", "executor", "one stage"],
 )
 def test_checks_against_torch(ours: float, executor: float, failed: set[str]) -> None:
     worlds = GivenWorlds(
@@ -205,8 +213,8 @@ def test_checks_against_torch(ours: float, executor: float, failed: set[str]) ->
     )
     result = pipeline_torch.run(TORCH, worlds)
     assert {check.name for check in result.checks if not check.passed} == failed
-    sizes = [arguments["batch"] for part, _, arguments in worlds.arguments if "batch" in arguments]
-    assert sizes == [4, 4, 8]
+    sizes = [arguments["batch"] for _, _, arguments in worlds.arguments]
+    assert sizes == [4, 4, 8, 4, 8]
 
 
 def test_torch_is_asked_for_the_same_schedules() -> None:

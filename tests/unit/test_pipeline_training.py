@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from pipeline_world import (
@@ -20,6 +19,7 @@ from pipeline_world import (
     Trained,
     assert_same,
     on_mesh,
+    poison,
     settings,
     tied_skip,
     train,
@@ -154,22 +154,6 @@ def test_keys_of_the_pipeline(choices: dict[str, Any]) -> None:
     hidden = DEEP if "chunks" in choices else HIDDEN
     config = on_mesh(settings(hidden), 1, 4, **choices)
     assert_same(pipelined(config, num_steps=3), alone(3, hidden))
-
-
-POISONED = 11
-
-
-def poison(trainer: Trainer) -> None:
-    """One training sample holds NaN."""
-    split = trainer.dataset.train
-    batch = split.batch
-
-    def poisoned(ids: np.ndarray) -> Any:
-        found = batch(ids)
-        found.inputs[torch.from_numpy(ids == POISONED)] = math.nan
-        return found
-
-    object.__setattr__(split, "batch", poisoned)  # a frozen dataclass
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.1])

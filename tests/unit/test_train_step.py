@@ -149,7 +149,7 @@ def test_what_runs_in_a_step_and_in_which_order(taken: bool) -> None:
         executor=Recorder(log, "executor"),  # type: ignore[arg-type]
         stages=Recorder(log, "stages", begin=16),  # type: ignore[arg-type]
         reducer=Recorder(log, "reducer", finish=reduced),  # type: ignore[arg-type]
-        guard=Recorder(log, "guard", admits=taken),  # type: ignore[arg-type]
+        guard=Recorder(log, "guard", factor=1.0 if taken else None),  # type: ignore[arg-type]
         updater=Recorder(log, "updater"),  # type: ignore[arg-type]
         phases=Phases(),
     )
@@ -158,11 +158,11 @@ def test_what_runs_in_a_step_and_in_which_order(taken: bool) -> None:
     assert log == [
         ("reducer.begin",),
         ("stages.begin", 40, 2, 5),
-        ("executor.run",),
+        ("executor.run", 0),
         ("stages.end",),
         ("reducer.finish",),
-        ("guard.admits", reduced, 2, 40),
-        *([("updater.update", 0.25)] if taken else []),
+        ("guard.factor", reduced),
+        ("updater.update", 0.25) if taken else ("guard.refuse", reduced, 2, 40),
         ("updater.advance",),
     ]
     assert step.num_steps == 41
