@@ -149,6 +149,12 @@ TABLE: tuple[Row, ...] = (
         by_member=True,
     ),
     Row(
+        ("pipeline.cut",),
+        "with pipeline.stages, which cuts by hand",
+        "leave pipeline.stages out",
+        lambda config: not config.pipeline.stages,
+    ),
+    Row(
         ("kernel",),
         "with precision=bf16, whose products are torch's",
         "use precision=fp32",

@@ -21,6 +21,8 @@ class PipelineConfig:
     file: str | None = None  # file: a CSV of the actions of each rank, as torch writes it
     # the first block of each stage; empty: cut so that the most expensive stage is cheapest
     stages: tuple[str, ...] = ()
+    # what a block costs: modelled, by its weights, or measured, a micro-batch's passes on rank 0
+    cut: Literal["modelled", "measured"] = "modelled"
     # when ranks agree on a step's loss and norm: before its update, or after it, while the next one
     # has begun; auto: after, where the schedule gains by it
     validate: Literal["auto", "before", "after"] = "auto"

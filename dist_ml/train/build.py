@@ -172,7 +172,7 @@ def _build_pipeline(config: TrainConfig, mesh: Mesh, task: Task) -> Pipeline | N
     if mesh.sizes["pipeline"] == 1:
         return None
     sample = task.dataset.train.batch(np.zeros(1, np.int64)).inputs
-    pipeline = build_pipeline(config.pipeline, mesh, task.model, sample)
+    pipeline = build_pipeline(config, mesh, task.model, sample)
     with raise_on_all_ranks(mesh.world):
         check_shared(config, pipeline)
     return pipeline

@@ -3,7 +3,6 @@ holds the same ones.
 """
 
 from collections.abc import Mapping
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,6 @@ from dist_ml.errors import ConfigError, ScheduleError
 from dist_ml.measure.memory import physical_bytes, spell_bytes
 from dist_ml.models import BlockModel
 from dist_ml.models.blocks import Block
-from dist_ml.partition import Range
 from dist_ml.pipeline_parallel.schedule import Schedule
 from dist_ml.pipeline_parallel.schedules.family import SCHEDULES, make
 from dist_ml.pipeline_parallel.schedules.request import Request
@@ -30,8 +28,7 @@ from dist_ml.pipeline_parallel.stage_graph import (
     output_shapes,
     shared_parameters,
 )
-from dist_ml.pipeline_parallel.stages import cut_by_hand, cut_evenly
-from dist_ml.placement import whole_shape
+from dist_ml.train.stage_cuts import choose_cuts
 
 
 class Pipeline(NamedTuple):
@@ -52,17 +49,18 @@ class Pipeline(NamedTuple):
 
 
 def build_pipeline(
-    config: PipelineConfig, mesh: Mesh, model: BlockModel, sample: torch.Tensor
+    config: TrainConfig, mesh: Mesh, model: BlockModel, sample: torch.Tensor
 ) -> Pipeline:
-    """Cut `model`, which is on the meta device, and make this rank's part of it. `sample`: inputs
-    of at least one sample. Collective; `ConfigError` on all ranks for what can't be.
+    """Cut `model`, which is on the meta device, and make this rank's part of it. `sample` [1, ...]:
+    one of its inputs. Collective; `ConfigError` on all ranks for what can't be.
     """
     comm = mesh.comm("pipeline")
     with raise_on_all_ranks(mesh.world):
-        schedule = make_schedule(config, comm.size)
-        blocks = list(model.blocks())
-        stages = cut_into_stages(model, _cuts(config, blocks, schedule))
+        schedule = make_schedule(config.pipeline, comm.size)
         shapes = output_shapes(model, sample)
+    cuts = choose_cuts(config, mesh, model, schedule, shapes, sample)
+    with raise_on_all_ranks(mesh.world):
+        stages = cut_into_stages(model, cuts)
         shared = [
             places
             for places in shared_parameters(model, stages)
@@ -101,6 +99,12 @@ def check_axes(config: TrainConfig, sizes: Mapping[str, int]) -> None:
             f"data_parallel={config.data_parallel.name} is not built for mesh.pipeline="
             f"{sizes['pipeline']}; use dense, zero1 or zero2"
         )
+    if config.pipeline.cut == "measured" and sizes["operator"] > 1:
+        raise ConfigError(
+            f"pipeline.cut=measured times blocks on one rank, which with mesh.operator="
+            f"{sizes['operator']} holds parts of them; use pipeline.cut=modelled, or "
+            "pipeline.stages"
+        )
 
 
 def check_shared(config: TrainConfig, pipeline: Pipeline) -> None:
@@ -132,25 +136,6 @@ def make_schedule(config: PipelineConfig, num_ranks: int) -> Schedule:
             "two versions of the weights; use one_f_one_b, or a zero-bubble schedule"
         )
     return schedule
-
-
-def _cuts(config: PipelineConfig, blocks: list[Block], schedule: Schedule) -> list[Range]:
-    if config.stages:
-        cuts = cut_by_hand([block.name for block in blocks], config.stages)
-        if len(cuts) != schedule.num_stages:
-            raise ConfigError(
-                f"pipeline.stages names {len(cuts)} stages, but pipeline.name={config.name} on "
-                f"{schedule.num_ranks} ranks has {schedule.num_stages}; name as many first blocks"
-            )
-        return cuts
-    return cut_evenly([_cost(block) for block in blocks], schedule.num_stages)
-
-
-def _cost(block: Block) -> float:
-    """A modelled cost: each weight is multiplied once a sample and pass. Of whole blocks, since all
-    ranks that share one must cut the same stages.
-    """
-    return 1 + sum(prod(whole_shape(parameter)) for parameter in block.module.parameters())
 
 
 def _copies(schedule: Schedule, rank: int) -> tuple[int, ...]:
