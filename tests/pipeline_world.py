@@ -26,7 +26,7 @@ SYNCHRONOUS = [name for name in SCHEDULES if name not in ("pipedream_2bw", "file
 # 8 layers of uneven widths: enough for two stages on each of four ranks; and 16.
 HIDDEN = (7, 6, 9, 5, 8, 6, 7)
 DEEP = (*HIDDEN, 4, 6, 5, 7, 8, 6, 7, 5)
-NUM_STEPS = 7  # two epochs and a step
+NUM_STEPS = 5  # an epoch, and what follows on its momenta and masks
 
 
 class Trained(NamedTuple):

@@ -44,7 +44,7 @@ def test_every_layout_and_grid_trains_as_one_process(world: Communicator, layout
         config = on_mesh(
             settings(model=SHALLOW), 1, 1, world.size, layout=layout, grid=grid(layout, sides)
         )
-        compare(world, config, num_steps=7)
+        compare(world, config)
 
 
 @pytest.mark.parametrize("schedule", ["one_f_one_b", "zb_v"])
@@ -69,7 +69,7 @@ def test_gradients_may_be_exchanged_while_layers_communicate(world: Communicator
         pytest.skip("data x operator needs an even number of ranks")
     exchange = {"name": "ring", "overlap": "thread", "bucket_bytes": 512}
     config = settings(model=SHALLOW, allreduce=exchange)
-    compare(world, on_mesh(config, world.size // 2, 1, 2), num_steps=7)
+    compare(world, on_mesh(config, world.size // 2, 1, 2))
 
 
 def test_a_run_can_be_evaluated_on_other_meshes(world: Communicator, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_gradients_may_be_exchanged_during_the_schedule(
         if name == "chimera" and pipeline % 2:
             continue
         config = on_mesh(settings(allreduce=exchange), data, pipeline, name=name)
-        compare(world, config, alone(7), num_steps=7)
+        compare(world, config, alone())
 
 
 @pytest.mark.parametrize("name", ["interleaved", "chimera", "zb_v"])
@@ -92,7 +92,7 @@ def test_a_shared_weight_and_a_connection_over_stages(
 ) -> None:
     monkeypatch.setitem(MODELS, "tied_skip", ModelMember(tied_skip, ("model.hidden",)))
     config = settings(model=ModelConfig("tied_skip", hidden=(6,) * 6), clip_norm=0.1)
-    expected = train(Communicator(Loopback()), config, 7)
+    expected = train(Communicator(Loopback()), config)
     for data, pipeline in meshes(world.size):
         if name != "chimera" or pipeline % 2 == 0:
             for recompute in (False, True):
@@ -100,7 +100,6 @@ def test_a_shared_weight_and_a_connection_over_stages(
                     world,
                     on_mesh(config, data, pipeline, name=name, recompute=recompute),
                     expected,
-                    num_steps=7,
                 )
 
 

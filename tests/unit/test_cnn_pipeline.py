@@ -14,7 +14,7 @@ from dist_ml.comm.loopback import Loopback
 from dist_ml.train.build import build_mesh, build_trainer
 from tests.image_world import on_digits
 
-NUM_STEPS = 4
+NUM_STEPS = 3
 
 
 @functools.cache

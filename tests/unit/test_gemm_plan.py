@@ -36,15 +36,15 @@ def brute_force(product_shape: ProductShape) -> int:
 
 
 @pytest.mark.parametrize("shape", [*TABLE, (257, 129, 31), (7, 5, 3), (1, 1, 50), (300, 2, 2)])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 27, 64, 100, 512])
-def test_auto_is_the_best_integer_grid(shape: tuple[int, int, int], ranks: int) -> None:
-    product_shape = ProductShape(*shape, ranks)
-    grid = search.best_grid(product_shape)
-    assert most_words(product_shape, *grid) == brute_force(product_shape)
-    plan = family.plan("auto", product_shape)
-    assert plan.words <= most_words(product_shape, *grid)
-    if plan.grid.size == ranks:
-        assert plan.words >= bounds.memory_independent(*shape, ranks) * (1 - 1e-9)
+def test_auto_is_the_best_integer_grid(shape: tuple[int, int, int]) -> None:
+    for ranks in (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 27, 64, 100, 512):
+        product_shape = ProductShape(*shape, ranks)
+        grid = search.best_grid(product_shape)
+        assert most_words(product_shape, *grid) == brute_force(product_shape), ranks
+        plan = family.plan("auto", product_shape)
+        assert plan.words <= most_words(product_shape, *grid), ranks
+        if plan.grid.size == ranks:
+            assert plan.words >= bounds.memory_independent(*shape, ranks) * (1 - 1e-9), ranks
 
 
 @pytest.mark.parametrize(
