@@ -32,7 +32,7 @@ from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.post_validation import PostValidation
 from dist_ml.train.trainer import Trainer
 
-NUM_STEPS = 12
+NUM_STEPS = 8
 CLIP = 2.0  # some steps' gradients are longer
 
 
@@ -76,10 +76,12 @@ def pipelined(config: TrainConfig, **arguments: Any) -> list[Trained]:
     return run_ranks(num_ranks, lambda comm: train(comm, config, NUM_STEPS, **arguments))
 
 
+@pytest.mark.parametrize(
+    ("name", "looks"),
+    [(name, looks) for name in ("zb_h2", "zb_v") for looks in (True, False)],
+)
 @pytest.mark.usefixtures("sends")
-@pytest.mark.parametrize("looks", [True, False])
-@pytest.mark.parametrize("name", SYNCHRONOUS)
-def test_every_schedule_trains_as_one_process(
+def test_steps_are_those_of_one_process(
     name: str, looks: bool, verdicts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a rank learns at once that what it runs is for nothing, or as late as it may."""
@@ -93,6 +95,12 @@ def test_every_schedule_trains_as_one_process(
     assert set(verdicts) == {"go_on", "discard"}
 
 
+@pytest.mark.parametrize("name", [name for name in SYNCHRONOUS if name not in ("zb_h2", "zb_v")])
+def test_of_every_schedule(name: str, verdicts: list[str]) -> None:
+    assert_same(pipelined(validated_after(changed(), 1, 4, name)), clipped())
+    assert set(verdicts) == {"go_on", "discard"}
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": OptimizerConfig("adamw", lr=0.01, weight_decay=0.1)},
     "fewer samples than micro-batches": {"batch_size": 4},
@@ -100,8 +108,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", ["zb_h2", "chimera"])
+@pytest.mark.parametrize(
+    ("name", "variant"), [*(("zb_h2", variant) for variant in VARIANTS), ("chimera", "zero1")]
+)
 def test_with_every_exchange(name: str, variant: str, verdicts: list[str]) -> None:
     plain = {k: v for k, v in VARIANTS[variant].items() if k in ("optimizer", "batch_size")}
     config = changed(**VARIANTS[variant])
@@ -116,7 +125,7 @@ def test_a_step_that_is_not_finite_is_left_out(name: str, clip_norm: float | Non
     config = changed(clip_norm=clip_norm)
     found = pipelined(validated_after(config, 1, 4, name), look=poison)
     expected = alone(config, look=poison)
-    assert sum(expected.skipped) == 2
+    assert sum(expected.skipped) == 1
     assert_same(found, expected)
 
 
