@@ -1,9 +1,9 @@
 """The textbook's words of layers that ranks share, for sizes that divide: a rank's, sent in the
 forward and in the backward pass.
 
-An even number of square layers of width m, b samples, whose first layer's inputs have no gradient;
-biases left out. A product cut over a grid moves each operand along the side that doesn't cut it:
-(s - 1) / P of it along a side of s ranks.
+An even number of square layers of width m, b samples, whose first layer's inputs are on every rank
+and have no gradient; biases left out. A product cut over a grid moves each operand along the side
+that doesn't cut it: (s - 1) / P of it along a side of s ranks.
 """
 
 from typing import NamedTuple
@@ -31,15 +31,15 @@ def textbook_words(layout: str, sides: Sides, num_layers: int, b: int, m: int) -
         return PassWords(pairs * allreduce, (pairs - 1) * allreduce)
     if layout == "1d_sharded":
         gather = (ranks - 1) * activations
-        return PassWords(2 * pairs * gather, (2 * pairs - 1) * gather)
+        return PassWords((2 * pairs - 1) * gather, (2 * pairs - 1) * gather)
     if layout == "3d":
-        forward = pairs * (2 * (r - 1 + s - 1) * activations + 2 * (q - 1) * weights)
-        return PassWords(forward, forward - (r - 1) * activations)
+        each = pairs * (2 * (r - 1 + s - 1) * activations + 2 * (q - 1) * weights)
+        return PassWords(each - (r - 1) * activations, each - (r - 1) * activations)
     x, w = (r - 1) * activations, (q - 1) * weights
-    forward = pairs * (2 * x + 2 * w)
+    forward = pairs * (2 * x + 2 * w) - x
     summed = 2 * (copies - 1) / copies * num_layers * weights  # a weight gradient over the copies
-    # of a pair: X again, dX, dY; and both layers' W again and dW. The first layer needs no dX
-    backward = pairs * (3 * x + 4 * w) - x - w + summed
+    # of a pair: X again, dX, dY; and both layers' W again and dW. The first layer has X, and no dX
+    backward = pairs * (3 * x + 4 * w) - 2 * x - w + summed
     return PassWords(forward, backward)
 
 

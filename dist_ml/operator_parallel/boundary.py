@@ -12,12 +12,13 @@ from dist_ml.partition import counts
 class Boundary:
     """The collectives around the product of a layer of `cut`; words: `words.boundary_words`.
 
-    `outputs`, `inputs`: the ranks along these sides of the cut.
+    `outputs`: the ranks among which X moves (this one alone where it is data); `inputs`: those
+    among which Y does.
     """
 
     def __init__(self, cut: LayerCut, grid: OperatorGrid) -> None:
         self._grid, self._replicated = grid, cut.layout.replicated
-        self.outputs, self.inputs = grid.along(cut.outputs), grid.along(cut.inputs)
+        self.outputs, self.inputs = grid.along(*cut.entering), grid.along(cut.inputs)
 
     @property
     def sums(self) -> bool:

@@ -29,9 +29,8 @@ class ParallelConvolution(nn.Conv2d, SharedLayer):
         units: tuple[int, int],
         cut: LayerCut,
         grid: OperatorGrid,
-        reads_data: bool = False,
     ) -> None:
-        """`channels`: in and out, of the whole; `reads_data`: images have no gradient."""
+        """`channels`: in and out, of the whole."""
         own_in = own_range(channels[0], grid.cuts(cut.inputs), units[0])
         own_out = own_range(channels[1], grid.cuts(cut.outputs), units[1])
         super().__init__(1, 1, kernel, stride, kernel // 2, bias=False)
@@ -42,11 +41,11 @@ class ParallelConvolution(nn.Conv2d, SharedLayer):
             (channels[1], channels[0], kernel, kernel), (own_out, own_in, square, square), 1
         )
         self._boundary = Boundary(cut, grid)
-        self._grid, self._cut, self._reads_data = grid, cut, reads_data
+        self._grid, self._cut = grid, cut
         self._sizes = 0, 0  # numbers of a sample, before and after, as last seen
 
     def words(self, num_rows: int) -> LayerWords:
-        return boundary_words(self._grid, self._cut, num_rows, *self._sizes, not self._reads_data)
+        return boundary_words(self._grid, self._cut, num_rows, *self._sizes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, in, h, w] -> [b, out, h', w'], this rank's channels of each."""

@@ -49,17 +49,10 @@ class ParallelLayers(LayerFactory):
     ) -> tuple[nn.Linear, Spread]:
         if self._layout_of(name) == WHOLE_LAYER:
             return self._whole(name, inputs, outputs, given, units)
-        cut = self._cut(name, given)
+        cut = self._cut(name, given, self._take_first())
         enter = Conversion(given, cut.given(self.grid), self.grid, inputs, units[0])
-        layer = ParallelLinear(
-            Layer(name, inputs, outputs, units),
-            cut,
-            self.grid,
-            enter,
-            self._kernel,
-            self._tuner,
-            reads_data=self._take_first(),
-        )
+        whole = Layer(name, inputs, outputs, units)
+        layer = ParallelLinear(whole, cut, self.grid, enter, self._kernel, self._tuner)
         return layer, cut.made(self.grid)
 
     def _whole(
@@ -84,14 +77,14 @@ class ParallelLayers(LayerFactory):
         stride: int = 1,
         units: tuple[int, int] = (1, 1),
     ) -> tuple[nn.Conv2d, Spread]:
-        cut = self._cut(name, given)
+        cut = self._cut(name, given, self._take_first())
         if not cut.layout.replicated:
             raise ConfigError(
                 f"operator_parallel.layout={self._layout_of(name)} can't cut the convolution "
                 f"{name}; use 1d"
             )
-        channels, first = (channels_in, channels_out), self._take_first()
-        layer = ParallelConvolution(channels, kernel, stride, units, cut, self.grid, first)
+        channels = channels_in, channels_out
+        layer = ParallelConvolution(channels, kernel, stride, units, cut, self.grid)
         return layer, cut.made(self.grid)
 
     def group_norm(self, name: str, groups: int, channels: int, given: Spread) -> nn.GroupNorm:  # noqa: ARG002
@@ -133,14 +126,14 @@ class ParallelLayers(LayerFactory):
                     f"operator_parallel.layers.{prefix} names no layer of the model; leave it out"
                 )
 
-    def _cut(self, name: str, given: Spread) -> LayerCut:
+    def _cut(self, name: str, given: Spread, reads_data: bool = False) -> LayerCut:
         layout = self._layout_of(name)
         if layout == WHOLE_LAYER:
             raise ConfigError(
                 f"operator_parallel.layers can't have {name} whole, only linear layers; leave it "
                 "out"
             )
-        return cut_for(layout, given, self.grid)
+        return cut_for(layout, given, self.grid, reads_data)
 
     def _take_first(self) -> bool:
         """Is the layer that is made now the model's first?"""

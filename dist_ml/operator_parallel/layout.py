@@ -3,7 +3,7 @@
 With X [rows, inputs], W [outputs, inputs] and a layer whose `outputs` are cut along one side and
 whose `inputs` along another:
 
-    X    rows over copies, rows, outputs;  features over inputs
+    X    rows over copies, rows, outputs;  features over inputs      (data: see `reads_data`)
     W    outputs over outputs, rows;       inputs over inputs        (the same on all copies)
     Y    rows over copies, rows, inputs;   features over outputs
 
@@ -55,16 +55,26 @@ WHOLE_LAYER = "whole"  # the layout of a layer that isn't cut: every rank comput
 
 
 class LayerCut(NamedTuple):
-    """One layer's cut: the layout, and the sides of the grid that cut its outputs and inputs."""
+    """One layer's cut: the layout, and the sides of the grid that cut its outputs and inputs.
+
+    `reads_data`: the inputs are data, which every rank has and which take no gradient, so that
+    none of them moves.
+    """
 
     layout: Layout
     outputs: str
     inputs: str
+    reads_data: bool = False
+
+    @property
+    def entering(self) -> tuple[str, ...]:
+        """The sides along which inputs are gathered, and their gradients summed."""
+        return () if self.reads_data else (self.outputs,)
 
     def given(self, grid: Place) -> Spread:
         """How the layer's inputs lie."""
-        rows = ("copies", "rows") if self.layout.replicated else ("copies", "rows", self.outputs)
-        return Spread(grid.cuts(*rows), grid.cuts(self.inputs))
+        cut_at_entry = () if self.layout.replicated else self.entering
+        return Spread(grid.cuts("copies", "rows", *cut_at_entry), grid.cuts(self.inputs))
 
     def made(self, grid: Place) -> Spread:
         """How the layer's outputs lie."""
@@ -76,7 +86,7 @@ class LayerCut(NamedTuple):
         return LayerCut(self.layout, outputs=self.inputs, inputs=self.outputs)
 
 
-def cut_for(name: str, given: Spread, place: Place) -> LayerCut:
+def cut_for(name: str, given: Spread, place: Place, reads_data: bool = False) -> LayerCut:
     """The cut of a layer of layout `name` whose inputs come as `given`: the one that takes them so,
     else the one whose outputs are cut along `first`.
     """
@@ -84,7 +94,8 @@ def cut_for(name: str, given: Spread, place: Place) -> LayerCut:
         LayerCut(LAYOUTS[name], outputs="first", inputs="second"),
         LayerCut(LAYOUTS[name], outputs="second", inputs="first"),
     ]
-    return next((cut for cut in cuts if cut.given(place) == given), cuts[0])
+    cut = next((cut for cut in cuts if cut.given(place) == given), cuts[0])
+    return cut._replace(reads_data=reads_data)
 
 
 def sides_for(name: str, num_ranks: int, wanted: Sequence[int]) -> Sides:

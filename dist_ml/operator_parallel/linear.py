@@ -35,11 +35,8 @@ class ParallelLinear(TunedLinear, SharedLayer):
         enter: Conversion,
         kernel: str,
         tuner: Tuner,
-        reads_data: bool = False,
     ) -> None:
-        """`layer`: the whole one; `enter`: to how it wants its inputs; `reads_data`: these have no
-        gradient.
-        """
+        """`layer`: the whole one; `enter`: to how it wants its inputs."""
         _, inputs, outputs, units = layer
         columns = own_range(inputs, grid.cuts(cut.inputs), units[0])
         own_outputs = own_range(outputs, grid.cuts(cut.outputs), units[1])
@@ -55,7 +52,7 @@ class ParallelLinear(TunedLinear, SharedLayer):
         copies *= grid.size("rows", cut.inputs)
         self.bias.share = Share((outputs,), (own_outputs,), copies)  # type: ignore[attr-defined]
         self._cut, self._grid, self._enter = cut, grid, enter
-        self._layer, self._reads_data = layer, reads_data
+        self._layer = layer
         self._row_items = 1  # vectors of a row, as last seen
         self._boundary = Boundary(cut, grid)
         self._gathering = None
@@ -64,14 +61,7 @@ class ParallelLinear(TunedLinear, SharedLayer):
         self._bias_holders = grid.along(*axes_of(cut.made(grid).rows))
 
     def words(self, num_rows: int) -> LayerWords:
-        return layer_words(
-            self._grid,
-            self._cut,
-            self._layer,
-            num_rows,
-            not self._reads_data,
-            row_items=self._row_items,
-        )
+        return layer_words(self._grid, self._cut, self._layer, num_rows, row_items=self._row_items)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, …, inputs] -> [rows, …, outputs], this rank's part of each."""

@@ -1,7 +1,6 @@
 """A model's objective where ranks hold different parts of its outputs."""
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 
@@ -18,8 +17,8 @@ from dist_ml.operator_parallel.words import allreduce_words
 class ParallelObjective(Objective):
     """`base`'s sums of outputs that lie as `spread` over `grid`: the same on all its ranks.
 
-    Cross-entropy leaves split classes where they are; other losses are computed on whole outputs,
-    which are gathered first (words: outputs times (P-1)/P).
+    Rows stay where they are, and so do split classes under cross-entropy; other losses are computed
+    on all of a row's outputs, which are gathered first.
     """
 
     base: Objective | None = None
@@ -33,14 +32,12 @@ class ParallelObjective(Objective):
         assert grid is not None
         b = spread.row_range(num_rows).size * self.items_per_sample
         classes = spread.feature_range(self.num_outputs).size
-        if not self._splits_classes:
-            others = prod(cut.parts for cut in (*spread.rows, *spread.features)) - 1
-            return b * classes * others
-        axes = axes_of(spread.features)
-        words = allreduce_words(b, grid, *axes) + allreduce_words(3 * b, grid, *axes)
+        axes, summed = axes_of(spread.features), 0
         if spread.rows:
-            words += 2 * allreduce_words(1, grid, *axes_of(spread.rows))
-        return words
+            summed = allreduce_words(self.num_slots, grid, *axes_of(spread.rows))
+        if not self._splits_classes:
+            return summed + b * classes * (grid.size(*axes) - 1)
+        return summed + allreduce_words(b, grid, *axes) + allreduce_words(3 * b, grid, *axes)
 
     def whole(self, outputs: torch.Tensor) -> torch.Tensor:
         """Words: outputs times (P-1)/P."""
@@ -56,18 +53,20 @@ class ParallelObjective(Objective):
         grid, base = self.grid, self.base
         assert grid is not None
         assert base is not None
-        if not self._splits_classes:
-            return base.sums(self.whole(outputs), targets)
-        classes = self.spread.feature_range(self.num_outputs)
+        rows, features = self.spread.rows, self.spread.features
         own = targets[self.spread.row_range(len(targets)).slice]
-        comm = grid.along(*axes_of(self.spread.features))
-        loss, correct = cross_entropy_sums(outputs, own, classes, comm)
-        if not self.spread.rows:
-            return loss, correct
-        holders = grid.along(*axes_of(self.spread.rows))
-        correct = correct.to(loss.dtype)
-        holders.allreduce(correct)
-        return collectives.reduce(loss, holders), correct
+        sums: tuple[torch.Tensor, ...]
+        if self._splits_classes:
+            classes = self.spread.feature_range(self.num_outputs)
+            sums = cross_entropy_sums(outputs, own, classes, grid.along(*axes_of(features)))
+        else:
+            all_features = Conversion(self.spread, Spread(rows), grid, self.num_outputs)
+            sums = base.sums(all_features(outputs), own)
+        if not rows:
+            return sums
+        of_own_rows = torch.stack([each.to(outputs.dtype) for each in sums])
+        loss, *metrics = collectives.reduce(of_own_rows, grid.along(*axes_of(rows))).unbind()
+        return loss, *(metric.detach() for metric in metrics)
 
 
 def parallel_objective(

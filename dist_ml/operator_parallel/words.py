@@ -49,24 +49,23 @@ def layer_words(
     cut: LayerCut,
     layer: Layer,
     num_rows: int,
-    input_gradient: bool = True,
     bias: bool = True,
     row_items: int = 1,
 ) -> LayerWords:
     """Of the rank at `place`, for `num_rows` rows over all ranks, of `row_items` vectors each
-    (tokens); without `input_gradient` for a layer whose inputs are the data.
+    (tokens).
     """
     n = own_range(layer.outputs, place.cuts(cut.outputs), layer.units[1]).size
     m = own_range(layer.inputs, place.cuts(cut.inputs), layer.units[0]).size
     x, y = row_items * m, row_items * n
-    forward, backward = boundary_words(place, cut, num_rows, x, y, input_gradient)
+    forward, backward = boundary_words(place, cut, num_rows, x, y)
     own_w = own_range(n, place.cuts("rows")).size * m
     gather_w = own_w * (place.size("rows") - 1)
     forward += gather_w
     backward += n * m - own_w + allreduce_words(own_w, place, "copies")
     if not cut.layout.keeps and place.size("rows", "copies") > 1:
         backward += boundary_words(place, cut, num_rows, x, 0).forward
-        backward += gather_w if input_gradient else 0
+        backward += 0 if cut.reads_data else gather_w
     if bias:
         backward += allreduce_words(n, place, *axes_of(cut.made(place).rows))
     return LayerWords(forward, backward)
@@ -83,13 +82,13 @@ def model_words(
     row_items: int = 1,
 ) -> list[LayerWords]:
     """Of each layer of a chain, on one rank, for `num_rows` rows of `row_items` vectors each;
-    `first_gradient`: that of the first one's inputs is wanted, too.
+    `first_gradient`: the first one's inputs are no data, but lie as it wants them and have a
+    gradient.
     """
     place, spread, found = Place(sides, rank), WHOLE, []
     for number, layer in enumerate(layers):
-        cut = cut_for(layout, spread, place)
-        wanted = first_gradient or number > 0
-        found.append(layer_words(place, cut, layer, num_rows, wanted, bias, row_items))
+        cut = cut_for(layout, spread, place, reads_data=number == 0 and not first_gradient)
+        found.append(layer_words(place, cut, layer, num_rows, bias, row_items))
         spread = cut.made(place)
     return found
 
@@ -121,24 +120,16 @@ def allreduce_words(n: int, place: Place, *sides: str) -> int:
 
 
 def boundary_words(
-    place: Place,
-    cut: LayerCut,
-    num_rows: int,
-    x_words: int,
-    y_words: int,
-    input_gradient: bool = True,
+    place: Place, cut: LayerCut, num_rows: int, x_words: int, y_words: int
 ) -> LayerWords:
-    """Of X and Y, of `x_words` and `y_words` a row on this rank, before and after a layer; without
-    `input_gradient` for a layer whose inputs are the data.
-    """
+    """Of X and Y, of `x_words` and `y_words` a row on this rank, before and after a layer."""
     b = own_range(num_rows, place.cuts("copies", "rows")).size
     x, y = b * x_words, b * y_words
     if cut.layout.replicated:
-        forward, of_y = allreduce_words(y, place, cut.inputs), 0
-        of_x = allreduce_words(x, place, cut.outputs)
-    else:
-        own_x = own_range(b, place.cuts(cut.outputs)).size * x_words
-        own_y = own_range(b, place.cuts(cut.inputs)).size * y_words
-        forward = own_x * (place.size(cut.outputs) - 1) + y - own_y
-        of_x, of_y = x - own_x, own_y * (place.size(cut.inputs) - 1)
-    return LayerWords(forward, of_y + (of_x if input_gradient else 0))
+        return LayerWords(
+            allreduce_words(y, place, cut.inputs), allreduce_words(x, place, *cut.entering)
+        )
+    own_x = own_range(b, place.cuts(*cut.entering)).size * x_words
+    own_y = own_range(b, place.cuts(cut.inputs)).size * y_words
+    forward = own_x * (place.size(*cut.entering) - 1) + y - own_y
+    return LayerWords(forward, own_y * (place.size(cut.inputs) - 1) + x - own_x)

@@ -129,13 +129,13 @@ def test_the_textbooks_forms() -> None:
     bm, mm = 16 * 8, 8 * 8
     assert textbook_words("1d", Sides(first=4), 2, 16, 8) == (2 * 3 / 4 * bm, 0)
     assert textbook_words("1d_sharded", Sides(first=4), 2, 16, 8) == (
-        2 * 3 / 4 * bm,
+        3 / 4 * bm,
         3 / 4 * bm,
     )
     grid = Sides(rows=2, first=2)
     assert textbook_words("2d", grid, 2, 16, 8) == (
-        (2 * bm + 2 * mm) / 4,
-        (3 * bm + 4 * mm - bm - mm) / 4,
+        (2 * bm + 2 * mm - bm) / 4,
+        (3 * bm + 4 * mm - 2 * bm - mm) / 4,
     )
     assert crossover_batch(7, 4) == 6
 

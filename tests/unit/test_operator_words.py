@@ -86,6 +86,17 @@ def test_where_sizes_divide_it_is_the_textbooks(
     assert sum(words.backward for words in planned) == backward
 
 
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_a_cut_boundary_moves_what_a_whole_one_does(num_ranks: int) -> None:
+    """Of data nothing moves, and nothing is made whole at the end."""
+
+    def words(layout: str) -> int:
+        chain, sides = layers((N, M, N, M, N)), Sides(first=num_ranks)
+        return sum(map(sum, model_words(layout, sides, chain, B, bias=False)))
+
+    assert words("1d_sharded") == words("1d") > 0
+
+
 def test_two_dimensions_beat_one_from_the_batch_on_that_they_should() -> None:
     """Pairs of square layers of m on P = 4 ranks: from b = 6 m / (4 sqrt(P) - 1) = 0.86 m on."""
     square, grid = layers((70, 70, 70)), Sides(rows=2, first=2)
