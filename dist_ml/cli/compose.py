@@ -29,6 +29,7 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 
 import dist_ml
 from dist_ml.cli.arguments import Request
+from dist_ml.cli.usual_optimizer import usual_optimizers
 from dist_ml.errors import ConfigError
 
 T = TypeVar("T")
@@ -120,7 +121,8 @@ def _swept(override: Override, request: Request) -> list[str]:
 
 def _compose(request: Request) -> DictConfig:
     known = groups(request)
-    overrides = [_lenient(override, known) for override in _parsed(request.overrides)]
+    parsed = _parsed(request.overrides)
+    overrides = [_lenient(override, known) for override in parsed] + usual_optimizers(parsed)
     _, *others = _folders(request)
     overrides += [f"hydra.searchpath=['file://{folder}']" for folder in others]
     return _in_words(request, lambda: compose(request.config_name, overrides))

@@ -11,7 +11,7 @@ from dist_ml.cli import arguments, main, sweep
 from dist_ml.cli.configured import field_comments
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
-from tests.configurations import train_config
+from tests.configurations import mapping, train_config
 
 OWN_DATA = "name: synthetic\nnum_train: 100\nnum_test: 10\nnum_features: 4\n"
 OWN_DATA += "num_outputs: 3\ntask: classification\n"
@@ -89,6 +89,36 @@ def test_overrides_and_groups() -> None:
     assert config.model.hidden == (8, 9)
     assert config.clip_norm == 1.0
     assert config.folder.startswith("runs/mine/")
+
+
+@pytest.mark.parametrize(
+    ("config_name", "overrides", "key", "expected"),
+    [
+        ("train", "model=transformer", "", "adamw"),
+        ("train", "model=cnn optimizer.lr=0.5", "", "adamw"),
+        ("train", "optimizer=sgd model=transformer", "", "sgd"),
+        ("train", "model=mlp", "", "sgd"),
+        ("bench/same_numbers", "model@train.model=transformer", "train", "adamw"),
+        (
+            "bench/same_numbers",
+            "model@train.model=cnn optimizer@train.optimizer=sgd",
+            "train",
+            "sgd",
+        ),
+        ("bench/models", "model@cnn.train.model=cnn", "cnn.train", "adamw"),
+        ("bench/models", "model@cnn.train.model=cnn", "transformer.train", "sgd"),
+        ("bench/sharded", "model@train.model=mlp", "train", "adamw"),
+    ],
+)
+def test_a_model_comes_with_its_usual_optimizer(
+    config_name: str, overrides: str, key: str, expected: str
+) -> None:
+    """Wherever the training configuration is, and unless another one is chosen."""
+    found = mapping(*overrides.split(), name=config_name)
+    for part in key.split(".") if key else ():
+        found = found[part]
+    assert found["optimizer"]["name"] == expected
+    assert ("betas" in found["optimizer"]) == (expected == "adamw")
 
 
 def test_a_key_that_the_yaml_leaves_out_can_be_set() -> None:
