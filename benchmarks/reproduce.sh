@@ -39,6 +39,7 @@ same_numbers        | same_numbers
 step                | step
 step-kernel         | step kernel=auto rounds=7
 models              | models
+validation_loss     | validation_loss
 kernel              | kernel
 memory              | memory
 collectives-mpich   | collectives --mpi mpich

@@ -28,6 +28,7 @@ from dist_ml.bench import (
     sparse_curve,
     sparse_scaling,
     step,
+    validation_loss,
 )
 from dist_ml.bench.bench import Bench, Part
 
@@ -36,6 +37,7 @@ BENCHES: dict[str, Bench] = {
     "same_numbers": same_numbers.BENCH,
     "step": step.BENCH,
     "models": models.BENCH,
+    "validation_loss": validation_loss.BENCH,
     "collectives": collectives.BENCH,
     "allreduce": allreduce.BENCH,
     "allreduce_words": allreduce_words.BENCH,

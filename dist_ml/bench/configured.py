@@ -11,6 +11,7 @@ from dist_ml.config.convert import from_mapping, to_mapping
 from dist_ml.config.data import DataConfig
 from dist_ml.config.train import TrainConfig
 from dist_ml.counter_random import stream, uniform
+from dist_ml.errors import ConfigError
 
 
 def with_widths(train: TrainConfig, widths: Sequence[int], batch_size: int) -> TrainConfig:
@@ -51,6 +52,15 @@ def on_arrays(train: TrainConfig, num_samples: int, folder: str) -> TrainConfig:
     return dataclasses.replace(
         train, data=DataConfig(name="arrays", path=str(path), num_outputs=classes)
     )
+
+
+def require_meshes(meshes: Sequence[Sequence[int]]) -> None:
+    """`ConfigError` unless each is the sizes of the three axes."""
+    for mesh in meshes:
+        if len(mesh) != 3 or min(mesh) < 1:
+            raise ConfigError(
+                f"meshes has {list(mesh)}; each is [data, pipeline, operator], 1 or more"
+            )
 
 
 def to_arguments(train: TrainConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_ml.bench.bench import Bench
-from dist_ml.bench.configured import to_arguments
+from dist_ml.bench.configured import require_meshes, to_arguments
 from dist_ml.bench.form import Record, Result
 from dist_ml.bench.same_numbers_checks import checks_of, dropout_check, record
 from dist_ml.bench.same_numbers_part import DENSE, EXCHANGES, PRECISIONS, Run, measure
@@ -39,11 +39,7 @@ class SameNumbersBench:
     weights: bool  # compare those after the last step, too: they are held by one process as text
 
     def __post_init__(self) -> None:
-        for mesh in self.meshes:
-            if len(mesh) != 3 or min(mesh) < 1:
-                raise ConfigError(
-                    f"meshes has {list(mesh)}; each is [data, pipeline, operator], 1 or more"
-                )
+        require_meshes(self.meshes)
         for key, values, known in (
             ("schedules", self.schedules, SCHEDULES),
             ("exchanges", self.exchanges, EXCHANGES),

@@ -30,8 +30,8 @@ PLAIN = "plain torch"
 
 
 @dataclass(frozen=True)
-class TransformerBench:
-    """What to compare."""
+class TransformerRun:
+    """What is trained."""
 
     train: TrainConfig  # precision, seed and the like
     width: int
@@ -39,7 +39,13 @@ class TransformerBench:
     heads: int
     num_tokens: int  # of a window
     batch_size: int  # windows of a step
-    dropout: float  # by torch's own masks in the plain loop; 0: losses are compared, too
+    dropout: float  # by torch's own masks in the plain loop
+
+
+@dataclass(frozen=True)
+class TransformerBench(TransformerRun):
+    """What to compare; without dropout, losses, too."""
+
     steps: int  # measured together
     rounds: int  # of alternation
 
@@ -60,7 +66,7 @@ def run(config: TransformerBench, worlds: Worlds) -> Result:
     return Result("transformer", records("transformer", found, tokens, "tokens"), checks)
 
 
-def training(config: TransformerBench) -> TrainConfig:
+def training(config: TransformerRun) -> TrainConfig:
     """Ours on the packaged text, with the optimizer of the plain loop."""
     return dataclasses.replace(
         config.train,
