@@ -3,19 +3,22 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from dist_ml.bench.delayed_update import train_delayed
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.pipeline import PipelineConfig
 from dist_ml.config.train import MeshConfig, TrainConfig
 from dist_ml.counter_random import stream
 from dist_ml.models import LayerFactory, Samples
-from dist_ml.models.blocks import Block, BlockModel, chain
+from dist_ml.models.blocks import Block, BlockModel
+from dist_ml.models.blocks import chain as chained
 from dist_ml.models.initialise import initialise_linear
 from dist_ml.pipeline_parallel.schedules.family import SCHEDULES
 from dist_ml.train.build import build_mesh, build_trainer
@@ -57,12 +60,19 @@ def train(
     config: TrainConfig,
     num_steps: int = NUM_STEPS,
     look: Callable[[Trainer], None] = lambda _: None,
+    goes_on: bool = False,
 ) -> Trained:
-    """`look` sees the trainer before its first step. Collective."""
+    """`look` sees the trainer before its first step. `goes_on`: steps run into each other, the last
+    one into one that is dropped, where the schedule has them do so. Collective.
+    """
     mesh = build_mesh(config, comm)
     trainer = build_trainer(config, mesh)
     look(trainer)
-    steps = list(trainer.next_steps(num_steps))
+    if goes_on:
+        epochs = (trainer.epoch(epoch, goes_on=True) for epoch in range(config.epochs))
+        steps = list(islice(chain.from_iterable(epochs), num_steps))
+    else:
+        steps = list(trainer.next_steps(num_steps))
     found = trainer.evaluate(trainer.dataset.test, batch_size=5)
     weights = trainer.weights() if comm.rank == 0 else (trainer.weights(), None)[1]
     kept = {name: tensor.clone() for name, tensor in weights.items()} if weights else None
@@ -91,6 +101,19 @@ def poison(trainer: Trainer) -> None:
         return found
 
     object.__setattr__(split, "batch", poisoned)  # a frozen dataclass
+
+
+def simulate(config: TrainConfig, num_steps: int = NUM_STEPS) -> Trained:
+    """The delayed update of `pipedream_2bw`, by a plain loop in one process."""
+    found = train_delayed(config, num_steps)
+    evaluation = found.evaluation
+    return Trained(
+        found.losses,
+        [False] * num_steps,
+        found.metrics,
+        (evaluation.loss, evaluation.accuracy),
+        found.model.state_dict(),
+    )
 
 
 def assert_same(found: Sequence[Trained], expected: Trained, tolerance: float = 1e-10) -> None:
@@ -178,7 +201,7 @@ class TiedSkip(BlockModel):
         self.parts = nn.ModuleDict(modules)
         self._blocks = tuple(
             block._replace(sources=(*block.sources, "enter")) if block.name == "leave" else block
-            for block in chain([*modules.items()])
+            for block in chained([*modules.items()])
         )
         self._seed = seed
         if not tied.is_meta:

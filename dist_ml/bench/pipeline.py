@@ -2,7 +2,8 @@
 
 Stages sleep known times, so that eight ranks run side by side on two cores; all schedules do the
 same work, in turn. Planned: the dry run with the same times. The first stage has no input to give a
-gradient to, planned or measured. Rows are in the form of Li and Hoefler, SC 2021, table 2.
+gradient to, planned or measured. Where steps run into each other, the pipe is full in the one that
+is told. Rows are in the form of Li and Hoefler, SC 2021, table 2.
 """
 
 import statistics
@@ -12,13 +13,13 @@ from typing import Any
 
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.form import Check, Record, Result, most
-from dist_ml.bench.pipeline_part import make, measure, names_for
+from dist_ml.bench.pipeline_part import measure, names_for
+from dist_ml.bench.pipeline_plan import plan
 from dist_ml.bench.timeline_plot import draw
 from dist_ml.bench.worlds import Worlds
 from dist_ml.measure.compare import ratio
-from dist_ml.pipeline_parallel.dry_run import Costs, TimedAction, Timeline, dry_run
-from dist_ml.pipeline_parallel.proof import prove
-from dist_ml.pipeline_parallel.schedule import Action, Schedule
+from dist_ml.pipeline_parallel.dry_run import TimedAction, Timeline
+from dist_ml.pipeline_parallel.schedule import Action
 
 GPIPE, ONE_F_ONE_B = "gpipe", "one_f_one_b"
 _LIMIT = 1.03  # of the planned time
@@ -81,12 +82,9 @@ def record(
     name: str, ranks: int, microbatches: int, seconds: Sequence[float], found: Mapping[str, Any]
 ) -> dict[str, Any]:
     """One row: planned from the schedule alone, measured from what the ranks found."""
-    schedule = make(name, ranks, microbatches)
-    proof = prove(schedule)
     planned = plan(name, ranks, microbatches, seconds)
     taken = found["seconds"][name]
     step = statistics.median(taken)
-    busy = (1 - planned.bubble) * planned.makespan
 
     def over(other: str) -> float:
         return ratio(found["seconds"][other], taken).median if other in found["seconds"] else 1.0
@@ -95,33 +93,20 @@ def record(
         "schedule": name,
         "ranks": ranks,
         "microbatches": microbatches,
-        "planned_ms": 1e3 * planned.makespan,
+        "planned_ms": 1e3 * planned.seconds,
         "measured_ms": 1e3 * step,
         "planned_bubble": planned.bubble,
-        "measured_bubble": 1 - busy / step,
-        "planned_activations": max(proof.memory.activations),
+        "measured_bubble": 1 - planned.busy / step,
+        "planned_activations": max(planned.activations),
         "measured_activations": max(found["activations"][name]),
-        "same_activations": list(proof.memory.activations) == list(found["activations"][name]),
-        "weight_copies": schedule.weight_copies,
-        "planned_messages": sum(proof.messages),
+        "same_activations": list(planned.activations) == list(found["activations"][name]),
+        "weight_copies": planned.weight_copies,
+        "planned_messages": planned.messages,
         "sent_messages": found["messages"][name],
         "samples_per_second": microbatches / step,
         "over_gpipe": over(GPIPE),
         "over_one_f_one_b": over(ONE_F_ONE_B),
     }
-
-
-def plan(name: str, ranks: int, microbatches: int, seconds: Sequence[float]) -> Timeline:
-    """The dry run with the times that the stages sleep."""
-    schedule = make(name, ranks, microbatches)
-    return dry_run(schedule, sleeping_costs(schedule, seconds))
-
-
-def sleeping_costs(schedule: Schedule, seconds: Sequence[float]) -> Costs:
-    """What its actions take where stages sleep `seconds` of a rank's share of the layers."""
-    part = schedule.num_ranks / schedule.num_stages
-    costs = Costs.of_parts(schedule.num_stages, [part * value for value in seconds])
-    return costs._replace(input_backward=(0.0, *costs.input_backward[1:]))
 
 
 def drawn(
@@ -135,7 +120,7 @@ def drawn(
             [TimedAction(Action.parse(text), start, stop) for text, start, stop in rank]
             for rank in found["timed_actions"][name]
         ]
-        planned = plan(name, row["ranks"], row["microbatches"], seconds).ranks
+        planned = plan(name, row["ranks"], row["microbatches"], seconds).timeline.ranks
         for what, timeline in (("measured", measured), ("planned", planned)):
             in_ms = Timeline(
                 tuple(

@@ -13,8 +13,9 @@ from typing import Any
 
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.form import Check, Record, Result
-from dist_ml.bench.pipeline import ONE_F_ONE_B, sleeping_costs
+from dist_ml.bench.pipeline import ONE_F_ONE_B
 from dist_ml.bench.pipeline_part import make
+from dist_ml.bench.pipeline_plan import sleeping_costs
 from dist_ml.bench.pipeline_validation_part import measure
 from dist_ml.bench.worlds import Worlds
 from dist_ml.errors import ConfigError

@@ -1,5 +1,6 @@
 """`dist-ml bench same_numbers`: losses and weights on every mesh and under every pipeline schedule
-against those of one process. Dropout is on, and nothing divides evenly.
+against those of one process; under PipeDream-2BW, against a plain loop with its delayed update.
+Dropout is on, and nothing divides evenly.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from dist_ml.bench.bench import Bench
 from dist_ml.bench.configured import require_meshes, to_arguments
 from dist_ml.bench.form import Record, Result
 from dist_ml.bench.same_numbers_checks import checks_of, dropout_check, record
-from dist_ml.bench.same_numbers_part import DENSE, EXCHANGES, PRECISIONS, Run, measure
+from dist_ml.bench.same_numbers_part import DELAYED, DENSE, EXCHANGES, PRECISIONS, Run, measure
 from dist_ml.bench.worlds import Worlds
 from dist_ml.config.names import require_one_of
 from dist_ml.config.train import TrainConfig
@@ -57,13 +58,16 @@ class SameNumbersBench:
 def run(config: SameNumbersBench, worlds: Worlds) -> Result:
     one_process = [Run((1, 1, 1), None, DENSE)]
     (alone,) = _measured(config, worlds, 1, one_process)
+    delayed = alone
+    if DELAYED in config.schedules:
+        (delayed,) = _measured(config, worlds, 1, [Run((1, 1, 1), DELAYED, DENSE)])
     (without,) = _measured(_without_dropout(config), worlds, 1, one_process)
     records: list[Record] = []
     for ranks in sorted({math.prod(mesh) for mesh in config.meshes}):
         meshes = [mesh for mesh in config.meshes if math.prod(mesh) == ranks]
         runs = [one for mesh in meshes for one in runs_of(config, mesh)]
         for one, found in zip(runs, _measured(config, worlds, ranks, runs), strict=True):
-            records.append(record(one, found, alone))
+            records.append(record(one, found, delayed if one.schedule == DELAYED else alone))
     checks = [*checks_of(records, config.precisions), dropout_check(alone, without)]
     return Result("same_numbers", records, checks)
 
@@ -79,10 +83,11 @@ def runs_of(config: SameNumbersBench, mesh: tuple[int, ...]) -> Iterator[Run]:
     if operator > 1 and pipeline == 1:
         layouts = config.layouts
     yield from (Run(place, name, DENSE, layout) for name in schedules for layout in layouts)
-    if data > 1 and schedules:
+    under = [name for name in schedules if name != DELAYED]  # which doesn't take all of them
+    if data > 1 and under:
         others = [name for name in config.exchanges if name != DENSE]
         for number, name in enumerate(others, start=pipeline):
-            yield Run(place, schedules[number % len(schedules)], name)
+            yield Run(place, under[number % len(under)], name)
 
 
 def _without_dropout(config: SameNumbersBench) -> SameNumbersBench:

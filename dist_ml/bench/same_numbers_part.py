@@ -3,10 +3,14 @@ other, told to the last bit.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
+
 from dist_ml.bench.configured import from_arguments
+from dist_ml.bench.delayed_update import train_delayed
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.allreduce import AllreduceConfig, DataParallelConfig
 from dist_ml.config.operator import OperatorConfig
@@ -24,17 +28,23 @@ EXCHANGES: dict[str, tuple[DataParallelConfig, AllreduceConfig]] = {
     "zero2": (DataParallelConfig("zero2"), AllreduceConfig("native")),
 }
 PRECISIONS = ("fp32", "fp64")
+DELAYED = "pipedream_2bw"  # the schedule whose gradients are a step old
 
 
 class Run(NamedTuple):
     """One way to train: on which mesh (data, pipeline, operator), under which schedule where it has
-    a pipeline, by which of `EXCHANGES`, in which layout where layers are shared.
+    a pipeline, by which of `EXCHANGES`, in which layout where layers are shared. On one rank the
+    schedule `DELAYED` is the plain loop with its update.
     """
 
     mesh: tuple[int, int, int]
     schedule: str | None
     exchange: str
     layout: str | None = None
+
+    @property
+    def is_loop(self) -> bool:
+        return self.schedule == DELAYED and math.prod(self.mesh) == 1
 
 
 def configured(train: TrainConfig, run: Run, precision: Any) -> TrainConfig:
@@ -58,11 +68,22 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> list[dict[str, 
     train = from_arguments(arguments["train"])
     return [
         {
-            precision: _train(comm, configured(train, Run(*run), precision), arguments)
+            precision: _measured(comm, train, run, precision, arguments)
             for precision in arguments["precisions"]
         }
-        for run in arguments["runs"]
+        for run in (Run(*given) for given in arguments["runs"])
     ]
+
+
+def _measured(
+    comm: Communicator, train: TrainConfig, run: Run, precision: Any, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    if not run.is_loop:
+        return _train(comm, configured(train, run, precision), arguments)
+    whole = configured(train, run._replace(schedule=None), precision)
+    found = train_delayed(whole, arguments["steps"])
+    weights = found.model.state_dict() if arguments["weights"] else {}
+    return {"losses": found.losses, "weights": _told(weights)}
 
 
 def _train(comm: Communicator, config: TrainConfig, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +98,11 @@ def _train(comm: Communicator, config: TrainConfig, arguments: Mapping[str, Any]
         )
     losses = [step.loss for step in trainer.next_steps(num_steps)]
     weights = (trainer.weights() if arguments["weights"] else None) or {}
-    told = {name: tensor.flatten().tolist() for name, tensor in weights.items()}
+    told = _told(weights)
     trainer.close()
     mesh.free()
     return {"losses": losses, "weights": told}
+
+
+def _told(weights: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
+    return {name: tensor.flatten().tolist() for name, tensor in weights.items()}

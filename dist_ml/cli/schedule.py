@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _show_plan(config: ScheduleConfig) -> None:
     schedule = _make(config)
-    if schedule.weight_versions > 1:
+    if schedule.is_asynchronous:
         schedule = unrolled(schedule, 3)
     proof = prove(schedule)
     costs = Costs.of_parts(schedule.num_stages, config.costs, config.message)

@@ -10,7 +10,7 @@ from dist_ml.errors import ConfigError
 class PipelineConfig:
     """How the stages of a model take turns; read where mesh.pipeline is above 1."""
 
-    # gpipe, one_f_one_b, interleaved, chimera, zb_h1, zb_h2, zb_v, dualpipe_v, or file
+    # gpipe, one_f_one_b, interleaved, chimera, zb_h1, zb_h2, zb_v, dualpipe_v, pipedream_2bw, file
     name: str = "one_f_one_b"
     # of a step, for each replica of the model; null: twice the ranks of the pipeline axis
     microbatches: int | None = None

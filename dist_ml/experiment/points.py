@@ -15,7 +15,8 @@ from dist_ml.launch.mpiexec import cores
 from dist_ml.train.members import check_members
 from dist_ml.train.metrics import flatten
 from dist_ml.train.operator_axis import check_operator_axis
-from dist_ml.train.pipeline import check_axes, make_schedule
+from dist_ml.train.pipeline import make_schedule
+from dist_ml.train.pipeline_checks import check_asynchronous, check_axes
 
 _MESH_AXES = ("data", "pipeline", "operator")
 # What a step's work is made of; within a series over ranks it stays what it is.
@@ -76,7 +77,8 @@ def check_point(experiment: ExperimentConfig, config: TrainConfig, ranks: int) -
     check_axes(config, sizes)
     check_operator_axis(config, sizes)
     if sizes["pipeline"] > 1:
-        make_schedule(config.pipeline, sizes["pipeline"])
+        schedule = make_schedule(config.pipeline, sizes["pipeline"])
+        check_asynchronous(config, schedule, sizes)
 
 
 def check_points(experiment: ExperimentConfig, points: Sequence[Point]) -> None:

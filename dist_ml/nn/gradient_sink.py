@@ -20,6 +20,7 @@ class GradientSink:
 
     def __init__(self) -> None:
         self.empty = True
+        self._left_to_autograd = False
         self._view: torch.Tensor | None = None
 
     @property
@@ -34,6 +35,13 @@ class GradientSink:
     def clear(self) -> None:
         """A new step begins: what the view holds will be overwritten."""
         self.empty = True
+        if self._left_to_autograd:  # also by forward passes of this step that ran before it began
+            self.zero_if_empty()
+
+    def leave_to_autograd(self) -> None:
+        """Autograd will add the gradient of this pass, so that the view must hold a sum by then."""
+        self._left_to_autograd = True
+        self.zero_if_empty()
 
     def zero_if_empty(self) -> torch.Tensor:
         """The view with a valid sum in it: zeros, if nothing was written."""

@@ -92,7 +92,7 @@ class TunedLinear(nn.Linear):
     def leave_gradient_to_autograd(self) -> None:
         """The weight's, in this pass: autograd will add to it, so it must be there."""
         if self._sink is not None and self._sink.attached:
-            self._sink.zero_if_empty()
+            self._sink.leave_to_autograd()
 
     def products(self, rows: int) -> Products:
         """The kernels in use at `rows` rows of input."""

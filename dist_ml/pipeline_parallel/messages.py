@@ -1,31 +1,24 @@
 """Activations and their gradients between the stages of a pipeline.
 
 Every message of a step has a tag of its own, (direction, edge, micro-batch), so the order in which
-messages are sent and expected can't cross. Receives are posted before they are waited for; sends
-end on their own, and are waited for at the end of the step.
+messages are sent and expected can't cross; those of the same tag in later steps follow in MPI's
+own order. Receives are posted before they are waited for; sends end on their own, and are waited
+for when the pipe is empty.
 """
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.request import Request
 from dist_ml.errors import ScheduleError
+from dist_ml.pipeline_parallel.message_keys import Key, expected, forward_at, sent_ahead
 from dist_ml.pipeline_parallel.schedule import Action, Schedule
 from dist_ml.pipeline_parallel.stage_graph import Edge, Shape, Stage
 
 _POSTED_AHEAD = 4  # receives, so that a sender with much to send needn't wait for this rank
-
-
-class Key(NamedTuple):
-    """One tensor on its way: along an edge (backward: against it), of one micro-batch."""
-
-    edge: Edge
-    backward: bool
-    microbatch: int
 
 
 class StageMessages:
@@ -34,7 +27,10 @@ class StageMessages:
     begin(sizes)              the samples of each micro-batch; those of none send nothing
     give(edge, m, tensor)     returns at once; the tensor must not change any more
     take(edge, m)             waits; the caller owns the tensor
-    end()                     everything sent has arrived, or is in MPI's hands
+    end()                     everything due was taken; where nothing of a next step is under way,
+                              everything sent has arrived, or is in MPI's hands
+    drop()                    takes what others have sent to forward passes of the next step that
+                              this rank will not run
 
     A step that may be taken back (`post_validation.py`) posts receives for what its first actions
     use only, until `expect_all`; or `discard` receives what was sent so far, and the step begins
@@ -55,8 +51,9 @@ class StageMessages:
     ) -> None:
         self._comm, self._schedule, self._shapes, self._dtype = comm, schedule, shapes, dtype
         self._stages = stages
-        self._num_microbatches = schedule.num_microbatches
-        self._expected = _expected(schedule, stages, comm.rank)
+        self.num_microbatches = schedule.num_microbatches
+        self._expected = expected(schedule, stages, comm.rank)
+        self._sent_ahead = sent_ahead(schedule, stages, comm.rank)
         self._check_tags(sum(len(stage.gives) for stage in stages))
         self._sizes: Sequence[int] = ()
         self._next = 0  # of the expected messages, the first whose receive isn't posted
@@ -66,13 +63,25 @@ class StageMessages:
         self._local: dict[Key, torch.Tensor] = {}
         self._sent: deque[Request] = deque()
 
-    def begin(self, sizes: Sequence[int], ahead: Collection[Action | None] | None = None) -> None:
-        """`ahead`: the only actions that may run for now, of all ranks."""
+    def begin(
+        self,
+        sizes: Sequence[int],
+        ahead: Collection[Action | None] | None = None,
+        done: Collection[tuple[int, int]] = (),
+    ) -> None:
+        """`ahead`: the only actions that may run for now, of all ranks. `done`: stage and micro-batch
+        of forward passes that the step before has run.
+        """
         self._sizes = sizes
-        self._due = [key for key in self._expected if sizes[key.microbatch]]
+        self._due = [
+            key
+            for key in self._expected
+            if sizes[key.microbatch]
+            and (key.backward or (key.edge.destination, key.microbatch) not in done)
+        ]
         self._next, self._stop = 0, len(self._due)
         if ahead is not None:
-            self._stop = sum(_forward(key, key.edge.destination) in ahead for key in self._due)
+            self._stop = sum(forward_at(key.edge.destination, key) in ahead for key in self._due)
         self._post()
 
     def expect_all(self) -> None:
@@ -92,7 +101,7 @@ class StageMessages:
                     self.give(edge, action.microbatch, self._empty(edge, size).zero_())
         for key in self._due:
             made, used = (
-                _forward(key, s) in ahead for s in (key.edge.source, key.edge.destination)
+                forward_at(s, key) in ahead for s in (key.edge.source, key.edge.destination)
             )
             if made and not used:
                 self.take(key.edge, key.microbatch)
@@ -122,10 +131,20 @@ class StageMessages:
         return tensor
 
     def end(self) -> None:
-        while self._sent:
-            self._sent.popleft().wait()
+        if not any(self._sizes[self.num_microbatches :]):
+            self._wait_for_sends()
         assert not self._posted, f"never taken: {[*self._posted]}"
         assert not self._local, f"never taken: {[*self._local]}"
+
+    def drop(self) -> None:
+        for key in self._sent_ahead:
+            if self._sizes[key.microbatch]:
+                self.take(key.edge, key.microbatch)
+        self._wait_for_sends()
+
+    def _wait_for_sends(self) -> None:
+        while self._sent:
+            self._sent.popleft().wait()
 
     def _post(self) -> None:
         while self._next < self._stop and len(self._posted) < _POSTED_AHEAD:
@@ -141,19 +160,19 @@ class StageMessages:
         return torch.empty((size, *self._shapes[edge.value].sizes), dtype=self._dtype_of(edge))
 
     def _rank(self, key: Key, receiver: bool) -> int:
-        pipe = self._schedule.pipes[self._schedule.pipe_of[key.microbatch]]
-        edge = key.edge
+        pipe, edge = self._schedule.pipe(key.microbatch), key.edge
         return pipe[edge.destination if receiver != key.backward else edge.source]
 
     def _tag(self, key: Key) -> int:
-        return (2 * key.edge.number + key.backward) * self._num_microbatches + key.microbatch
+        n = self.num_microbatches  # N + m of one step is m of the next
+        return (2 * key.edge.number + key.backward) * n + key.microbatch % n
 
     def _check_tags(self, num_edges: int) -> None:
-        largest = 2 * num_edges * self._num_microbatches - 1
+        largest = 2 * num_edges * self.num_microbatches - 1
         allowed = self._comm.transport.largest_tag
         if largest > allowed:
             raise ScheduleError(
-                f"{num_edges} edges between stages and {self._num_microbatches} micro-batches need "
+                f"{num_edges} edges between stages and {self.num_microbatches} micro-batches need "
                 f"message tags up to {largest}, but this MPI has {allowed}; use fewer micro-batches"
             )
 
@@ -161,31 +180,3 @@ class StageMessages:
         """Floating values travel as the model's own type, which holds what autocast rounds."""
         dtype = self._shapes[edge.value].dtype
         return self._dtype if dtype.is_floating_point else dtype
-
-
-def _expected(schedule: Schedule, stages: Sequence[Stage], rank: int) -> list[Key]:
-    """What `rank` receives from others in a step, in the order in which it is used."""
-    keys: list[Key] = []
-    for action in schedule.actions[rank]:
-        keys += [key for key in used_by(action, stages) if _comes_from(schedule, key) != rank]
-    return keys
-
-
-def _forward(key: Key, stage: int) -> Action | None:
-    """The forward pass that makes or uses an activation at `stage`; None for a gradient."""
-    return None if key.backward else Action(stage, "F", key.microbatch)
-
-
-def used_by(action: Action, stages: Sequence[Stage]) -> list[Key]:
-    """The tensors of other stages that an action uses."""
-    stage = stages[action.stage]
-    if action.kind == "F":
-        return [Key(edge, False, action.microbatch) for edge in stage.takes]
-    if action.kind in ("B", "I"):
-        return [Key(edge, True, action.microbatch) for edge in stage.gives]
-    return []
-
-
-def _comes_from(schedule: Schedule, key: Key) -> int:
-    pipe = schedule.pipes[schedule.pipe_of[key.microbatch]]
-    return pipe[key.edge.destination if key.backward else key.edge.source]

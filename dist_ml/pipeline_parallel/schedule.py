@@ -51,7 +51,8 @@ class Schedule:
     micro-batch m takes pipe `pipe_of[m]`. One pipe is the rule; Chimera has several, and then a
     stage has a copy of its weights on each rank that holds it.
 
-    Where `weight_versions` is 2 the schedule is asynchronous: a step's actions run into the next.
+    Where `weight_versions` is 2 the schedule is asynchronous: a step's actions run into the next,
+    whose micro-batch m is number N + m.
     """
 
     name: str
@@ -72,9 +73,17 @@ class Schedule:
     def num_microbatches(self) -> int:
         return len(self.pipe_of)
 
+    @property
+    def is_asynchronous(self) -> bool:
+        return self.weight_versions > 1
+
+    def pipe(self, microbatch: int) -> tuple[int, ...]:
+        """The ranks that hold the stages which a micro-batch passes, in order."""
+        return self.pipes[self.pipe_of[microbatch % self.num_microbatches]]
+
     def rank_of(self, action: Action) -> int:
         """The rank that runs `action`."""
-        return self.pipes[self.pipe_of[action.microbatch]][action.stage]
+        return self.pipe(action.microbatch)[action.stage]
 
     def holders(self, stage: int) -> tuple[int, ...]:
         """The ranks that hold weights of `stage`, in ascending order."""

@@ -51,6 +51,10 @@ class StageRunner:
     before its backward pass. `final()` is called before the action that completes the gradients of
     all stages of this rank. `timed_actions` are those of the last step: when each action computed,
     waiting left out, in seconds of `time.perf_counter`.
+
+    Of an asynchronous schedule `actions` are those of a step that finds the pipe empty. Its forward
+    passes of the batch that follows are kept for the next step, which doesn't run them again; a
+    step without a following batch empties the pipe.
     """
 
     def __init__(
@@ -91,12 +95,15 @@ class StageRunner:
         }
 
     def begin(self, sizes: Sequence[int], ahead: Collection[Action] | None = None) -> None:
-        """A step of micro-batches of so many samples begins; where `ahead` is given these actions
-        alone may run, of all ranks, until `go_on` or `discard`.
+        """A step of micro-batches of so many samples begins: those of its batch and, where forward
+        passes of the following one are to run, of that. Where `ahead` is given these actions alone
+        may run, of all ranks, until `go_on` or `discard`.
         """
-        self._sizes = sizes
+        n = self._messages.num_microbatches
+        self._kept = {(stage, m - n): kept for (stage, m), kept in self._kept.items()}
+        self._sizes = [*sizes, *[0] * (2 * n - len(sizes))]
         self.timed_actions = []
-        self._messages.begin(sizes, ahead)
+        self._messages.begin(self._sizes, ahead, self._kept)
 
     def go_on(self) -> None:
         """All actions may run."""
@@ -114,11 +121,18 @@ class StageRunner:
         """All actions of the step have run."""
         with self._phases("wait"):
             self._messages.end()
-        assert not self._kept, f"no backward pass of {[*self._kept]}"
+        missing = [place for place in self._kept if place[1] < self._messages.num_microbatches]
+        assert not missing, f"no backward pass of {missing}"
+
+    def empty_pipe(self) -> None:
+        """Forget what has run of the next step, which will run it. Collective over the pipeline."""
+        if any(self._sizes[self._messages.num_microbatches :]):
+            self._kept, self._sizes = {}, ()
+            self._messages.drop()
 
     def _forward(self, action: Action) -> None:
         stage, m = self._stages[action.stage], action.microbatch
-        if not self._sizes[m]:
+        if not self._sizes[m] or (stage.number, m) in self._kept:
             return
         with self._phases("wait"):
             received = [(edge, self._messages.take(edge, m)) for edge in stage.takes]

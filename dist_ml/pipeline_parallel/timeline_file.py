@@ -85,7 +85,7 @@ def read(file: Path) -> MeasuredStep:
     except FileNotFoundError:
         raise DataError(
             f"{file} does not exist: only runs with mesh.pipeline above 1 that came to their end "
-            "leave it"
+            "leave it, and not with pipeline=pipedream_2bw"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, ScheduleError) as error:
         raise DataError(f"{file} holds no measured step ({error}); was it changed?") from error

@@ -21,7 +21,7 @@ from dist_ml.models.blocks import Block
 from dist_ml.operator_parallel.objective import ParallelObjective
 from dist_ml.operator_parallel.words import SharedLayer
 from dist_ml.partition import block
-from dist_ml.pipeline_parallel.messages import used_by
+from dist_ml.pipeline_parallel.message_keys import used_by
 from dist_ml.train.pipeline import Pipeline
 from dist_ml.train.trainer import Trainer
 
@@ -68,10 +68,10 @@ def pipeline_words(pipeline: Pipeline | None, sizes: Sequence[int]) -> int:
     schedule, rank, words = pipeline.schedule, pipeline.comm.rank, 0
     for other, actions in enumerate(schedule.actions):
         for action in actions if other != rank else ():
-            pipe = schedule.pipes[schedule.pipe_of[action.microbatch]]
+            pipe = schedule.pipe(action.microbatch)
             for edge, backward, m in used_by(action, pipeline.stages):
                 if pipe[edge.destination if backward else edge.source] == rank:
-                    words += prod(pipeline.shapes[edge.value].sizes) * sizes[m]
+                    words += prod(pipeline.shapes[edge.value].sizes) * sizes[m % len(sizes)]
     for places in pipeline.shared:
         users = sorted({user for place in places for user in schedule.holders(place.stage)})
         if rank in users:
@@ -89,7 +89,7 @@ def operator_words(config: TrainConfig, trainer: Trainer, sizes: Sequence[int]) 
     words = 0
     for stage in pipeline.own:
         own = [
-            sizes[m]
+            sizes[m % len(sizes)]
             for number, kind, m in pipeline.schedule.actions[pipeline.comm.rank]
             if (number, kind) == (stage.number, "F")
         ]

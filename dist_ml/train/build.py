@@ -28,10 +28,10 @@ from dist_ml.train.members import check_members
 from dist_ml.train.model_reducer import replicated_names
 from dist_ml.train.operator_axis import build_layers, check_operator_axis
 from dist_ml.train.optimizer import build_lr_schedule
-from dist_ml.train.pipeline import Pipeline, build_pipeline, check_axes, check_shared
+from dist_ml.train.pipeline import Pipeline, build_pipeline
+from dist_ml.train.pipeline_checks import check_asynchronous, check_axes, check_shared
 from dist_ml.train.pipeline_evaluator import PipelineEvaluator
 from dist_ml.train.trainer import Trainer
-from dist_ml.train.updater import Updater
 
 _MOST_STEPS = 1 << 33  # of a run
 _STEPS_A_DAY = 1000 * 86_400
@@ -142,15 +142,15 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
         require_share_fits(share, task.dataset.train, DTYPES[config.precision])
     own = {name: p for name, p in task.model.named_parameters() if not p.is_meta}
     slots, replicas = task.objective.num_slots, pipeline.replicas if pipeline else mesh.comm("data")
-    shared = mesh.sizes["pipeline"] * mesh.sizes["operator"] > 1
-    level = "MULTIPLE" if shared else "SERIALIZED"
+    level = "MULTIPLE" if mesh.sizes["pipeline"] * mesh.sizes["operator"] > 1 else "SERIALIZED"
     replicated = replicated_names(task.model, mesh.sizes["operator"])
-    exchange = build_exchange(Setting(config, own, slots, replicas, num_steps, level, replicated))
+    versions = pipeline.schedule.weight_versions if pipeline else 1
+    setting = Setting(config, own, slots, replicas, num_steps, level, replicated, versions)
+    exchange = build_exchange(setting)
     tune(task.model, {share * task.model.rows_per_sample}, mesh.world)
-    lr_schedule = build_lr_schedule(config.lr_schedule, exchange.optimizer, num_steps)
-    updater = Updater(exchange.optimizer, lr_schedule, exchange.gather, exchange.averager)
+    updater = exchange.updater(build_lr_schedule(config.lr_schedule, exchange.optimizer, num_steps))
     phases = Phases()
-    parts = StepParts(config, mesh, task, sampler, exchange.reducer, phases)
+    parts = StepParts(config, mesh, task, sampler, exchange.reducer, phases, exchange.versions)
     work = pipelined(parts, pipeline) if pipeline else whole(parts)
     guard = Guard(mesh.world, config.clip_norm, config.nonfinite)
     return Trainer(
@@ -175,4 +175,5 @@ def _build_pipeline(config: TrainConfig, mesh: Mesh, task: Task) -> Pipeline | N
     pipeline = build_pipeline(config, mesh, task.model, sample)
     with raise_on_all_ranks(mesh.world):
         check_shared(config, pipeline)
+        check_asynchronous(config, pipeline.schedule, mesh.sizes)
     return pipeline

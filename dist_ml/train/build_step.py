@@ -19,6 +19,7 @@ from dist_ml.pipeline_parallel.post_validation import (
     gains_by_post_validation,
 )
 from dist_ml.pipeline_parallel.schedule import Action, Kind, one_stage
+from dist_ml.pipeline_parallel.schedules.pipedream_2bw import from_empty
 from dist_ml.pipeline_parallel.stage_runner import StageRunner
 from dist_ml.train.guard import Guard, reads_norm
 from dist_ml.train.local_stage import LocalStage
@@ -26,9 +27,11 @@ from dist_ml.train.model_reducer import ModelReducer
 from dist_ml.train.pipeline import Pipeline
 from dist_ml.train.pipeline_step import PipelineStages
 from dist_ml.train.post_validation import PostValidation
+from dist_ml.train.slot_relay import SlotRelay
 from dist_ml.train.step import TrainStep
 from dist_ml.train.step_batches import StepBatches
 from dist_ml.train.updater import Updater
+from dist_ml.train.weight_versions import WeightVersions
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
 
@@ -50,6 +53,7 @@ class StepParts(NamedTuple):
     sampler: GlobalSampler
     reducer: GradientReducer
     phases: Phases
+    versions: WeightVersions | None = None  # of an asynchronous schedule
 
     @property
     def autocast(self) -> bool:
@@ -83,8 +87,11 @@ def whole(parts: StepParts) -> StepWork:
 
 def pipelined(parts: StepParts, pipeline: Pipeline) -> StepWork:
     """This rank's stages of a pipeline."""
-    schedule = pipeline.schedule
-    reducer = _model_reducer(parts, pipeline)
+    schedule, versions, relay = pipeline.schedule, parts.versions, None
+    if schedule.is_asynchronous:
+        schedule = from_empty(schedule)
+        relay = SlotRelay(parts.mesh.comm("pipeline", "operator"))
+    reducer = _model_reducer(parts, pipeline, relay)
     batches = _batches(parts, schedule.num_microbatches)
     dtype = DTYPES[parts.config.precision]
     messages = StageMessages(pipeline.comm, schedule, pipeline.stages, pipeline.shapes, dtype)
@@ -99,7 +106,10 @@ def pipelined(parts: StepParts, pipeline: Pipeline) -> StepWork:
         recompute=parts.config.pipeline.recompute,
         final=reducer.start,
     )
-    stages, executor = PipelineStages(runner, batches), Executor(actions, runner.methods)
+    methods = runner.methods
+    if versions is not None:
+        methods = versions.selecting(methods, schedule.num_microbatches)
+    stages, executor = PipelineStages(runner, batches, relay), Executor(actions, methods)
     post_validation = _post_validation(parts, pipeline, stages, executor)
     return StepWork(executor, stages, reducer, post_validation)
 
@@ -109,20 +119,23 @@ def _post_validation(
 ) -> PostValidation | None:
     """What begins steps early, where `pipeline.validate` is after, or auto and that saves time:
     under a schedule that gains by it, with no parameter shared by stages, whose ranks wait for each
-    other at the end of each step.
+    other at the end of each step. Asynchronous schedules have no such end.
     """
     schedule, validate = pipeline.schedule, parts.config.pipeline.validate
-    gains = not pipeline.shared and gains_by_post_validation(schedule)
-    if validate == "before" or (validate == "auto" and not gains):
+    if validate == "before" or schedule.is_asynchronous:
+        return None
+    if validate == "auto" and (pipeline.shared or not gains_by_post_validation(schedule)):
         return None
     ahead = ahead_of_validation(schedule)
     alone = parts.mesh.sizes["operator"] == 1
     return PostValidation(stages, executor, ahead, pipeline.comm.rank, looks=alone)
 
 
-def _model_reducer(parts: StepParts, pipeline: Pipeline | None) -> ModelReducer:
+def _model_reducer(
+    parts: StepParts, pipeline: Pipeline | None, relay: SlotRelay | None = None
+) -> ModelReducer:
     with_norm = reads_norm(parts.config.clip_norm, parts.config.nonfinite)
-    return ModelReducer(parts.reducer, parts.mesh, parts.task.model, pipeline, with_norm)
+    return ModelReducer(parts.reducer, parts.mesh, parts.task.model, pipeline, with_norm, relay)
 
 
 def _batches(parts: StepParts, num_microbatches: int) -> StepBatches:

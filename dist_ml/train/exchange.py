@@ -22,7 +22,9 @@ from dist_ml.data_parallel.local_reducer import LocalReducer
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.sharded_reducers import Zero1Reducer, Zero2Reducer
 from dist_ml.errors import ConfigError
-from dist_ml.train.optimizer import build_optimizer
+from dist_ml.train.optimizer import LRSchedule, build_optimizer
+from dist_ml.train.updater import Updater
+from dist_ml.train.weight_versions import WeightVersions
 
 
 class Setting(NamedTuple):
@@ -35,6 +37,7 @@ class Setting(NamedTuple):
     num_steps: int
     thread_level: str = "SERIALIZED"  # that exchanging on a thread needs, beside the main one
     replicated: Sequence[str] = ()  # parameters that other ranks hold alike, and don't exchange
+    weight_versions: int = 1  # of the parameters, that the schedule needs
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -48,6 +51,10 @@ class Exchange(NamedTuple):
     optimizer: torch.optim.Optimizer
     gather: Callable[[], None] | None = None
     averager: ParameterAverager | None = None
+    versions: WeightVersions | None = None
+
+    def updater(self, lr_schedule: LRSchedule) -> Updater:
+        return Updater(self.optimizer, lr_schedule, self.gather, self.averager, self.versions)
 
 
 def build_exchange(setting: Setting) -> Exchange:
@@ -70,7 +77,10 @@ def _every_step(setting: Setting) -> Exchange:
         replicated=setting.replicated,
         thread_level=setting.thread_level,
     )
-    return Exchange(reducer, build_optimizer(config.optimizer, setting.parameters))
+    if setting.weight_versions == 1:
+        return Exchange(reducer, build_optimizer(config.optimizer, setting.parameters))
+    versions = WeightVersions(setting.parameters)
+    return Exchange(reducer, build_optimizer(config.optimizer, versions.stepped), versions=versions)
 
 
 def _zero1(setting: Setting) -> Exchange:

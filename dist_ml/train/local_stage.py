@@ -33,7 +33,14 @@ class LocalStage:
         self._sizes: list[int] = []
         self._loss: torch.Tensor | None = None
 
-    def begin(self, number: int, epoch: int, index: int) -> int:
+    def begin(
+        self,
+        number: int,
+        epoch: int,
+        index: int,
+        *,
+        following: tuple[int, int] | None = None,  # noqa: ARG002 - not before this step's update
+    ) -> int:
         """The next actions are of optimizer step `number`, batch `index` of `epoch`; the number of
         samples in it, over all ranks.
         """
@@ -42,6 +49,9 @@ class LocalStage:
 
     def end(self) -> None:
         """All actions have run."""
+
+    def empty_pipe(self) -> None:
+        """Nothing of a next step is under way."""
 
     @property
     def timed_actions(self) -> list[TimedAction]:

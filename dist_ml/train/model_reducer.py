@@ -15,6 +15,7 @@ from dist_ml.models import BlockModel
 from dist_ml.placement import share_of
 from dist_ml.train.pipeline import Pipeline
 from dist_ml.train.shared_parameters import SharedParameters
+from dist_ml.train.slot_relay import SlotRelay
 
 
 class ModelReducer(GradientReducer):
@@ -22,7 +23,9 @@ class ModelReducer(GradientReducer):
     and has the ranks of the model agree on the rest.
 
     Parameters that stages of several ranks use are summed over these first. Words beside `inner`'s:
-    the slots and, `with_norm`, one more, in one message, once over the ranks of the model.
+    the slots and, `with_norm`, one more, in one message, once over the ranks of the model. With a
+    `relay`, under an asynchronous schedule, the slots come from the last stage by that, and no norm
+    is asked for: ranks that met at the end of a step would wait for the slowest.
 
     Gradients are exchanged as they become final where the ranks that exchange them run the same
     actions. Copies in pipes of different directions don't: one would wait in an exchange for the
@@ -36,6 +39,7 @@ class ModelReducer(GradientReducer):
         model: BlockModel,
         pipeline: Pipeline | None,
         with_norm: bool = True,
+        relay: SlotRelay | None = None,
     ) -> None:
         self._inner, self._with_norm = inner, with_norm
         self._comm = mesh.comm("pipeline", "operator")
@@ -49,6 +53,7 @@ class ModelReducer(GradientReducer):
         self._counted = _counted(model, operators, self._shared)
         self._eager = copies == 1 and not (pipeline and pipeline.shared)
         self._started = False
+        self._relay = relay
         self.slots = inner.slots
 
     def begin(self) -> None:
@@ -60,13 +65,15 @@ class ModelReducer(GradientReducer):
             self._started = True
             self._inner.start()
 
-    def finish(self) -> "ModelGradients":
+    def finish(self) -> ReducedGradients:
         if self._shared is not None:
             self._shared.sum()
         if not self._started:
             self._inner.start()
         self._started = False
         reduced = self._inner.finish()
+        if self._relay is not None:
+            return self._relay(reduced)
         square = None
         if self._with_norm:
             norm = reduced.norm(self._counted)

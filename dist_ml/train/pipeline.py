@@ -2,7 +2,6 @@
 holds the same ones.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -68,7 +67,7 @@ def build_pipeline(
         ]
         copies = _copies(schedule, comm.rank)
         own = [block for number in schedule.stages_of(comm.rank) for block in stages[number].blocks]
-        _require_fits(own)
+        _require_fits(own, schedule.weight_versions)
         model.materialize(own)
     # All ranks split, or none: in a file some stages may have copies and others none.
     if any(len(schedule.holders(stage.number)) > 1 for stage in stages):
@@ -78,44 +77,6 @@ def build_pipeline(
     else:
         replicas = mesh.comm("data")
     return Pipeline(schedule, stages, shapes, shared, comm, replicas, len(copies))
-
-
-def check_axes(config: TrainConfig, sizes: Mapping[str, int]) -> None:
-    """`ConfigError` for keys that a mesh of these sizes has no use for, or can't serve."""
-    if sizes["pipeline"] == 1:
-        if config.pipeline != PipelineConfig():
-            raise ConfigError(
-                "pipeline.* has no effect with mesh.pipeline=1: leave it out, or set mesh.pipeline"
-            )
-        return
-    if config.accumulation > 1:
-        raise ConfigError(
-            f"accumulation={config.accumulation} has no effect with "
-            f"mesh.pipeline={sizes['pipeline']}: a pipeline's pieces of a batch are "
-            f"pipeline.microbatches; set accumulation=1 pipeline.microbatches={config.accumulation}"
-        )
-    if config.data_parallel.name in ("periodic", "daso"):
-        raise ConfigError(
-            f"data_parallel={config.data_parallel.name} is not built for mesh.pipeline="
-            f"{sizes['pipeline']}; use dense, zero1 or zero2"
-        )
-    if config.pipeline.cut == "measured" and sizes["operator"] > 1:
-        raise ConfigError(
-            f"pipeline.cut=measured times blocks on one rank, which with mesh.operator="
-            f"{sizes['operator']} holds parts of them; use pipeline.cut=modelled, or "
-            "pipeline.stages"
-        )
-
-
-def check_shared(config: TrainConfig, pipeline: Pipeline) -> None:
-    """`ConfigError` where a parameter of several stages meets an exchange that can't sum it."""
-    dense = config.data_parallel.name == "dense" and config.sparse.allreduce == "none"
-    if pipeline.shared and not dense:
-        raise ConfigError(
-            f"{pipeline.shared[0][0].name} is used by several stages, whose gradients are only "
-            "summed with data_parallel=dense sparse=none; use these, or stages that keep its users "
-            "together (pipeline.stages)"
-        )
 
 
 def make_schedule(config: PipelineConfig, num_ranks: int) -> Schedule:
@@ -129,13 +90,7 @@ def make_schedule(config: PipelineConfig, num_ranks: int) -> Schedule:
         concatenation=config.concatenation,
         file=config.file,
     )
-    schedule = make(config.name, request)
-    if schedule.weight_versions > 1:
-        raise ConfigError(
-            f"pipeline.name={config.name} is planned and drawn, but not trained with yet: it needs "
-            "two versions of the weights; use one_f_one_b, or a zero-bubble schedule"
-        )
-    return schedule
+    return make(config.name, request)
 
 
 def _copies(schedule: Schedule, rank: int) -> tuple[int, ...]:
@@ -155,9 +110,10 @@ def _copies(schedule: Schedule, rank: int) -> tuple[int, ...]:
     return holders.pop()
 
 
-def _require_fits(blocks: list[Block]) -> None:
+def _require_fits(blocks: list[Block], weight_versions: int) -> None:
     parameters = [parameter for block in blocks for parameter in block.module.parameters()]
-    needed = 2 * sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    held = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    needed = (weight_versions + 1) * held
     if needed > physical_bytes():
         raise ConfigError(
             f"the parameters and gradients of this rank's stages take {spell_bytes(needed)}, but "

@@ -1,38 +1,56 @@
 """What a training step asks of this rank's stages of a pipeline."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from dist_ml.pipeline_parallel.dry_run import TimedAction
-from dist_ml.pipeline_parallel.schedule import Action, Kind
+from dist_ml.pipeline_parallel.schedule import Action
 from dist_ml.pipeline_parallel.stage_runner import StageRunner
+from dist_ml.train.slot_relay import SlotRelay
 
 
 class Batches(Protocol):
     """What steps are computed on."""
 
-    def begin(self, number: int, epoch: int, index: int) -> tuple[int, list[int]]:
-        """Samples of the global batch, and of each micro-batch of this replica."""
+    def begin(
+        self, number: int, epoch: int, index: int, following: tuple[int, int] | None = None
+    ) -> tuple[int, list[int]]:
+        """Samples of the global batch, and of each micro-batch of this replica; then of those of
+        the `following` batch.
+        """
 
 
 class PipelineStages:
-    """What `TrainStep` asks of a stage, of this rank's stages of a pipeline."""
+    """What `TrainStep` asks of a stage, of this rank's stages of a pipeline.
 
-    def __init__(self, runner: StageRunner, batches: Batches) -> None:
+    `relay`: of an asynchronous schedule, whose steps also run forward passes of the batch that
+    follows.
+    """
+
+    def __init__(
+        self, runner: StageRunner, batches: Batches, relay: SlotRelay | None = None
+    ) -> None:
         self._runner = runner
         self._batches = batches
-
-    @property
-    def methods(self) -> Mapping[Kind, Callable[[Action], None]]:
-        return self._runner.methods
+        self._relay = relay
+        self._following: tuple[int, int] | None = None
 
     def begin(
-        self, number: int, epoch: int, index: int, ahead: Collection[Action] | None = None
+        self,
+        number: int,
+        epoch: int,
+        index: int,
+        ahead: Collection[Action] | None = None,
+        *,
+        following: tuple[int, int] | None = None,
     ) -> int:
         """The next actions are of optimizer step `number`, batch `index` of `epoch`; the number of
         samples in it, over all ranks. `ahead`: these alone, until `go_on` or `discard`.
         """
-        batch_size, sizes = self._batches.begin(number, epoch, index)
+        if (epoch, index) != self._following:  # what has begun is of another batch
+            self._runner.empty_pipe()
+        self._following = following if self._relay is not None else None
+        batch_size, sizes = self._batches.begin(number, epoch, index, self._following)
         self._runner.begin(sizes, ahead)
         return batch_size
 
@@ -45,6 +63,11 @@ class PipelineStages:
 
     def end(self) -> None:
         self._runner.end()
+
+    def empty_pipe(self) -> None:
+        self._runner.empty_pipe()
+        if self._relay is not None:
+            self._relay.finish()
 
     @property
     def timed_actions(self) -> list[TimedAction]:

@@ -95,7 +95,7 @@ class Run:
 
     def _epoch(self, epoch: int) -> None:
         self._interval.begin()
-        for step in self._trainer.epoch(epoch):
+        for step in self._trainer.epoch(epoch, goes_on=not self._is_evaluated(epoch)):
             self._interval.add(step)
             self._last_loss = step.loss
             if step.skipped:
@@ -109,10 +109,14 @@ class Run:
             self._reporter.step(step.number + 1, self._log(step) if logged else {})
         self._end_interval()
 
-    def _evaluate(self, epoch: int) -> dict[str, Any]:
+    def _is_evaluated(self, epoch: int) -> bool:
+        """After an epoch."""
         last = epoch + 1 == self._config.epochs
+        return last or (epoch + 1) % self._config.evaluate_every == 0
+
+    def _evaluate(self, epoch: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        if last or (epoch + 1) % self._config.evaluate_every == 0:
+        if self._is_evaluated(epoch):
             values = evaluation_values(self._trainer.evaluate(self._trainer.dataset.test))
             self._trackers.log(self._trainer.num_steps, {"epoch": epoch + 1, **values})
             log.info("epoch %d: %s", epoch + 1, values)
@@ -189,10 +193,14 @@ class Run:
         return {"text_sample": text}
 
     def _timeline(self) -> dict[str, Any]:
-        """A pipeline's last step, which rank 0 writes; its bubble, measured and planned."""
+        """A pipeline's last step, which rank 0 writes; its bubble, measured and planned. Of steps
+        that run into each other one alone tells little.
+        """
         pipeline = self._trainer.pipeline
         if pipeline is None:
             return {}
+        if pipeline.schedule.is_asynchronous:
+            return {"schedule": pipeline.schedule.name}
         step = MeasuredStep.of(pipeline.schedule, self._trainer.timed_actions())
         from_root(self._world, lambda: timeline_file.write(self._folder.timeline, step))
         return {

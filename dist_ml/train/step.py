@@ -30,7 +30,9 @@ class Step:
     number: int  # optimizer steps before this one, from the start of the run
     epoch: int
     num_samples: int  # of the global batch
-    loss: float  # mean over the global batch, before the update
+    # mean over the global batch, before the update; under an asynchronous schedule with the weights
+    # before the update of the step before
+    loss: float
     metrics: tuple[float, ...]  # sums over the global batch, as the objective names them
     skipped: bool  # not finite, and left out
 
@@ -38,13 +40,18 @@ class Step:
 class StepStages(Protocol):
     """What this rank holds of the model, for as long as the actions of a step run."""
 
-    def begin(self, number: int, epoch: int, index: int) -> int:
+    def begin(
+        self, number: int, epoch: int, index: int, *, following: tuple[int, int] | None = None
+    ) -> int:
         """The next actions are of optimizer step `number`, batch `index` of `epoch`; the number of
-        samples in it, over all ranks.
+        samples in it, over all ranks. The batch of the next step, where it is known, may be begun.
         """
 
     def end(self) -> None:
         """All actions have run."""
+
+    def empty_pipe(self) -> None:
+        """Nothing of the next step is under way any more: it will run again. Collective."""
 
     @property
     def timed_actions(self) -> list[TimedAction]:
@@ -79,8 +86,8 @@ class TrainStep:
     def run(self, epoch: int, index: int, following: tuple[int, int] | None = None) -> Step:
         """One optimizer step on the `index`-th global batch of `epoch`. Raises `NonFiniteError` on
         all ranks, or skips. `following`: epoch and index of the next step's batch; with
-        post-validation that step may have begun when this returns, all else being as after this
-        one: run it next, or `drop_next`.
+        post-validation, or under a schedule that doesn't empty the pipe, that step may have begun
+        when this returns, all else being as after this one: run it next, or `drop_next`.
         """
         number = self.num_steps
         self._reducer.begin()
@@ -88,7 +95,8 @@ class TrainStep:
             assert self._post_validation is not None
             num_samples, start = self._post_validation.go_on(epoch, index)
         else:
-            num_samples, start = self.stages.begin(number, epoch, index), 0
+            num_samples = self.stages.begin(number, epoch, index, following=following)
+            start = 0
         self._executor.run(start)
         self.stages.end()
         with self._phases("exchange"):
@@ -107,6 +115,7 @@ class TrainStep:
         if self._has_begun:
             assert self._post_validation is not None
             self._post_validation.discard()
+        self.stages.empty_pipe()
 
     @property
     def _has_begun(self) -> bool:
@@ -131,7 +140,7 @@ class TrainStep:
         """
         self._is_likely = factor == 1.0
         stands = is_updated and self._is_likely
-        if is_updated and not stands:
+        if not self._is_likely:  # where the run ends by it nothing may be under way
             self.drop_next()
         with self._phases("update"):
             if factor is None:

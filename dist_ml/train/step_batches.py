@@ -34,15 +34,24 @@ class StepBatches:
         self._num_items = 1
         self._ids: list[Ids] = []
 
-    def begin(self, number: int, epoch: int, index: int) -> tuple[int, list[int]]:
-        """Samples of the global batch, and of each micro-batch of this replica."""
+    def begin(
+        self, number: int, epoch: int, index: int, following: tuple[int, int] | None = None
+    ) -> tuple[int, list[int]]:
+        """Samples of the global batch, and of each micro-batch of this replica. Those of the
+        `following` batch (its epoch and index) are numbers N, N + 1, ….
+        """
         self._number = number
         batch_size = self._sampler.batch_size_at(index)
         self._num_items = batch_size * self._objective.items_per_sample
+        self._ids = self._cut(epoch, index)
+        if following is not None:
+            self._ids += self._cut(*following)
+        return batch_size, [len(part) for part in self._ids]
+
+    def _cut(self, epoch: int, index: int) -> list[Ids]:
         ids = self._sampler.share(epoch, index, self._data.rank, self._data.size)
         cut = self._num_microbatches
-        self._ids = [ids[block(len(ids), cut, m).slice] for m in range(cut)]
-        return batch_size, [len(part) for part in self._ids]
+        return [ids[block(len(ids), cut, m).slice] for m in range(cut)]
 
     def load(self, m: int) -> Batch:
         """The samples of micro-batch m."""
@@ -50,7 +59,7 @@ class StepBatches:
 
     def enter(self, m: int) -> None:
         """The next passes are of micro-batch m: layers that draw random numbers are told."""
-        self._model.context.set(self._number, self._ids[m])
+        self._model.context.set(self._number + m // self._num_microbatches, self._ids[m])
 
     def loss(self, outputs: torch.Tensor, batch: Batch, count: bool = True) -> torch.Tensor:
         """The micro-batch's part of the loss; `count` enters it, and metrics, in the slots."""

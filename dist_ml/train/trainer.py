@@ -51,27 +51,28 @@ class Trainer:
         self._train_step = train_step
         self._evaluator = evaluator
 
-    def epoch(self, epoch: int) -> Iterator[Step]:
-        """All steps of one pass over the training samples. With pipeline.validate=after the next
-        one has begun when one is yielded.
+    def epoch(self, epoch: int, goes_on: bool = False) -> Iterator[Step]:
+        """All steps of one pass over the training samples. Where steps run into each other, or with
+        pipeline.validate=after, the next one has begun when one is yielded. `goes_on`: the next
+        epoch follows at once, so that its first step may begin, too.
         """
-        for index in range(self.sampler.steps_per_epoch):
-            yield self._train_step.run(epoch, index, self._following(epoch, index))
+        last = self.sampler.steps_per_epoch - 1
+        for index in range(last + 1):
+            after = (epoch, index + 1) if index < last else (epoch + 1, 0)
+            yield self._train_step.run(epoch, index, after if index < last or goes_on else None)
 
     def next_steps(self, number: int) -> Iterator[Step]:
         """So many steps, from where the run is; as `epoch` yields them."""
         for left in reversed(range(number)):
-            epoch, index = divmod(self.num_steps, self.sampler.steps_per_epoch)
-            following = self._following(epoch, index) if left else None
-            yield self._train_step.run(epoch, index, following)
+            batch, after = self._batch(self.num_steps), self._batch(self.num_steps + 1)
+            yield self._train_step.run(*batch, after if left else None)
 
-    def _following(self, epoch: int, index: int) -> tuple[int, int] | None:
-        """The next batch of the same epoch."""
-        return (epoch, index + 1) if index + 1 < self.sampler.steps_per_epoch else None
+    def _batch(self, number: int) -> tuple[int, int]:
+        return divmod(number, self.sampler.steps_per_epoch)
 
     def step(self, epoch: int, index: int) -> Step:
-        """One optimizer step on the `index`-th global batch of `epoch`. Raises `NonFiniteError` on
-        all ranks, or skips.
+        """One optimizer step on the `index`-th global batch of `epoch`, which leaves a pipe empty.
+        Raises `NonFiniteError` on all ranks, or skips.
         """
         return self._train_step.run(epoch, index)
 
@@ -87,6 +88,7 @@ class Trainer:
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The whole model's state dict, on rank 0 of the mesh; None elsewhere. Collective."""
+        self._train_step.drop_next()
         return gather_state(self.model, self.mesh)
 
     def timed_actions(self) -> list[list[TimedAction]]:
@@ -134,6 +136,7 @@ class Trainer:
 
         The data needs none: which samples come next follows from the step number.
         """
+        self._train_step.drop_next()
         return {
             "model": self.model.state_dict(),
             "reducer": self.reducer.state_dict(),
@@ -143,6 +146,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned. Collective."""
+        self._train_step.drop_next()
         self.model.load_state_dict(state["model"])
         self.reducer.load_state_dict(state["reducer"])
         self._train_step.num_steps = state["num_steps"]

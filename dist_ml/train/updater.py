@@ -8,11 +8,13 @@ import torch
 from dist_ml.data_parallel.averagers import ParameterAverager
 from dist_ml.train.optimizer import LRSchedule
 from dist_ml.train.optimizer_copy import OptimizerCopy
+from dist_ml.train.weight_versions import WeightVersions
 
 
 class Updater:
     """Owns the optimizer, the learning rate, and what makes parameters whole again after an update:
-    `gather` for a sharded optimizer, `averager` for local steps. Each of them is collective.
+    `gather` for a sharded optimizer, `averager` for local steps; each of them is collective.
+    `versions`: of a schedule whose next step uses the weights from before the update, too.
     """
 
     def __init__(
@@ -21,8 +23,10 @@ class Updater:
         lr_schedule: LRSchedule,
         gather: Callable[[], None] | None = None,
         averager: ParameterAverager | None = None,
+        versions: WeightVersions | None = None,
     ) -> None:
         self.optimizer = optimizer
+        self._versions = versions
         self._lr_schedule = lr_schedule
         self._gather = gather
         self._averager = averager
@@ -50,7 +54,10 @@ class Updater:
             self._gather()
 
     def _step(self) -> None:
-        self.optimizer.step()
+        if self._versions is not None:
+            self._versions.update(self.optimizer.step)
+        else:
+            self.optimizer.step()
         if self._gather is not None:
             self._gather()
 
@@ -71,6 +78,7 @@ class Updater:
             "optimizer": self.optimizer.state_dict(),
             "lr_schedule": self._lr_schedule.state_dict(),
             "averager": self._averager.state_dict() if self._averager is not None else {},
+            "versions": self._versions.state_dict() if self._versions is not None else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -78,6 +86,8 @@ class Updater:
         self._lr_schedule.load_state_dict(state["lr_schedule"])
         if self._averager is not None:
             self._averager.load_state_dict(state["averager"])
+        if self._versions is not None:
+            self._versions.load_state_dict(state["versions"])
 
     def close(self) -> None:
         """Nothing is under way any more. Collective."""

@@ -17,6 +17,7 @@ from pipeline_world import (
     on_mesh,
     poison,
     settings,
+    simulate,
     tied_skip,
     train,
 )
@@ -113,6 +114,39 @@ def test_large_messages_without_buffers(world: Communicator) -> None:
     for name in ("gpipe", "one_f_one_b", "zb_h1"):
         run = on_mesh(config, 1, world.size, name=name, stages=stages)
         compare(world, run, expected, num_steps=2)
+
+
+def test_steps_that_run_into_each_other_have_the_numbers_of_the_delayed_update(
+    world: Communicator,
+) -> None:
+    expected = simulate(settings())
+    for data, pipeline in meshes(world.size):
+        config = on_mesh(settings(), data, pipeline, name="pipedream_2bw")
+        found = train(world, config, goes_on=True)
+        first = world.broadcast_object(found, 0)
+        assert found[:4] == first[:4]
+        assert_same([first], expected)
+
+
+def test_large_messages_of_a_step_that_has_begun_and_is_dropped(world: Communicator) -> None:
+    """Beyond what MPI sends eagerly; the last step has sent activations that nobody will use."""
+    model = ModelConfig(hidden=(2048, 8) * 4, activation="tanh")
+    config = settings(model=model, batch_size=30 * 16, data={"num_train": 30 * 32})
+    stages = tuple(f"layers.{2 * i + (i > 0)}" for i in range(world.size))
+    run = on_mesh(config, 1, world.size, name="pipedream_2bw", stages=stages)
+    found = world.broadcast_object(train(world, run, 3, goes_on=True), 0)
+    assert_same([found], simulate(config, 3))
+
+
+def test_a_run_of_2bw_ends_and_can_be_evaluated(world: Communicator, tmp_path: Path) -> None:
+    path = world.broadcast_object(str(tmp_path / "run"))
+    config = on_mesh(settings(evaluate_every=3), 1, world.size, name="pipedream_2bw")
+    summary = train_run(dataclasses.replace(config, folder=path), world)
+    expected = simulate(settings(), 21)
+    assert summary["schedule"] == "pipedream_2bw"
+    assert summary["train_loss"] == pytest.approx(expected.losses[-1], rel=1e-10)
+    assert summary["test_loss"] == pytest.approx(expected.evaluation[0], rel=1e-10)
+    assert evaluate_run(path, world)["test_accuracy"] == summary["test_accuracy"]
 
 
 def test_a_run_can_be_evaluated_on_other_meshes(world: Communicator, tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ def words(comm: Communicator, config: TrainConfig) -> tuple[dict[str, float], di
         pass
     steps = trainer.sampler.steps_per_epoch
     counted = {axis: count / steps for axis, count in interval.words_by_axis().items()}
-    return planned_words(config, trainer), counted
+    planned = planned_words(config, trainer)
+    trainer.close()
+    return planned, counted
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,7 @@ def words(comm: Communicator, config: TrainConfig) -> tuple[dict[str, float], di
         (3, 1, 1, {}),
         (1, 3, 1, {"schedule": "one_f_one_b"}),
         (1, 2, 1, {"schedule": "chimera"}),
+        (1, 3, 1, {"schedule": "pipedream_2bw"}),
         (1, 1, 3, {}),
         (1, 1, 3, {"layers": {"layers.0": "whole"}}),
         (1, 1, 4, {"layout": "2d"}),

@@ -9,6 +9,7 @@ import torch
 
 from dist_ml.bench import pipeline, pipeline_part, pipeline_torch, pipeline_torch_part
 from dist_ml.bench.pipeline import PipelineBench
+from dist_ml.bench.pipeline_plan import plan
 from dist_ml.bench.pipeline_torch import PipelineTorchBench
 from dist_ml.bench.sleeping_model import WIDTH, SleepingModel
 from dist_ml.nn.backward_part import backward_part
@@ -18,7 +19,8 @@ from dist_ml.pipeline_parallel.schedules.request import Request
 from tests.thread_world import run_ranks
 from tests.unit.bench_worlds import GivenWorlds, alone, on_threads
 
-CONFIG = PipelineBench("mpich", (2,), (2,), ("gpipe", "one_f_one_b", "zb_v"), (1, 1, 1), 5, None)
+NAMES = ("gpipe", "one_f_one_b", "zb_v", "pipedream_2bw")
+CONFIG = PipelineBench("mpich", (2,), (2,), NAMES, (1, 1, 1), 5, None)
 TORCH = PipelineTorchBench("mpich", 2, 4, ("gpipe",), (1, 10), 8, 8, 1, 5, 4)
 
 
@@ -64,19 +66,18 @@ def test_a_block_sleeps_by_the_part_of_the_backward_pass(monkeypatch: pytest.Mon
 def found(factor: float = 1.0, **changes: Any) -> dict[str, Any]:
     """As the ranks would find it if every step took its planned time times `factor`."""
     names = CONFIG.schedules
-    plans = {name: pipeline.plan(name, 2, 4, [1e-3] * 3) for name in names}
-    proofs = {name: prove(pipeline_part.make(name, 2, 4)) for name in names}
+    plans = {name: plan(name, 2, 4, [1e-3] * 3) for name in names}
     return {
-        "seconds": {name: [factor * plan.makespan] * 5 for name, plan in plans.items()},
-        "activations": {name: list(proof.memory.activations) for name, proof in proofs.items()},
-        "messages": {name: sum(proof.messages) for name, proof in proofs.items()},
+        "seconds": {name: [factor * plan.seconds] * 5 for name, plan in plans.items()},
+        "activations": {name: list(plan.activations) for name, plan in plans.items()},
+        "messages": {name: plan.messages for name, plan in plans.items()},
         "timed_actions": {
             name: [
                 [
                     (str(action), 7 + factor * start, 7 + factor * stop)
                     for action, start, stop in rank
                 ]
-                for rank in plan.ranks
+                for rank in plan.timeline.ranks
             ]
             for name, plan in plans.items()
         },
@@ -138,7 +139,32 @@ def test_what_is_not_as_planned_fails(bad: dict[str, Any], failed: str) -> None:
 
 def test_the_first_stage_has_no_input_to_give_a_gradient_to() -> None:
     """GPipe on two stages, two micro-batches: B takes 2 on the last, and 1 on the first."""
-    assert pipeline.plan("gpipe", 2, 2, [1.0, 1.0, 1.0]).makespan == 1 + 2 + 2 * 2 + 1
+    assert plan("gpipe", 2, 2, [1.0, 1.0, 1.0]).seconds == 1 + 2 + 2 * 2 + 1
+
+
+def test_steps_that_run_into_each_other_are_planned_without_a_bubble() -> None:
+    """But for the part that the first stage doesn't have."""
+    planned = plan("pipedream_2bw", 4, 6, [1.0, 1.0, 1.0])
+    assert planned.seconds == 6 * 3
+    assert planned.bubble == pytest.approx(6 / (4 * 18))
+    assert planned.activations == (4, 3, 2, 1)
+    assert planned.messages == 6 * 2 * 3
+    assert [str(timed.action) for timed in planned.timeline.ranks[0]][:4] == [
+        *("0F3", "0B0", "0F4", "0B1"),
+    ]
+    assert {len(rank) for rank in planned.timeline.ranks} == {12}
+
+
+def test_sleeping_steps_run_into_each_other() -> None:
+    name, seconds = "pipedream_2bw", [1e-3] * 3
+    arguments = {"schedules": [name], "microbatches": 3, "seconds": seconds, "rounds": 2}
+    found = on_threads(3, pipeline_part.measure, arguments)
+    planned = plan(name, 3, 3, seconds)
+    assert found["activations"][name] == list(planned.activations)
+    assert found["messages"][name] == planned.messages
+    for ours, theirs in zip(found["timed_actions"][name], planned.timeline.ranks, strict=True):
+        assert [action for action, _, _ in ours] == [str(timed.action) for timed in theirs]
+    assert min(found["seconds"][name]) >= planned.seconds
 
 
 @pytest.mark.parametrize("name", ["gpipe", "one_f_one_b"])

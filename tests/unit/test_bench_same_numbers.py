@@ -15,7 +15,8 @@ from tests.unit.bench_worlds import GivenWorlds, bench_config, on_threads
 
 SMALL = (
     "train.model.hidden=[7,6,8]", "train.data.num_train=17", "train.batch_size=7", "train.epochs=1",
-    "steps=3", "meshes=[[2,1,1],[1,2,1],[2,2,1],[1,1,2]]", "schedules=[one_f_one_b,zb_v]",
+    "steps=3", "meshes=[[2,1,1],[1,2,1],[2,2,1],[1,1,2]]",
+    "schedules=[one_f_one_b,zb_v,pipedream_2bw]",
 )  # fmt: skip
 
 
@@ -34,18 +35,20 @@ def test_runs_on_threads_have_the_numbers_of_one_rank() -> None:
     worlds = GivenWorlds({"same_numbers": trained})
     result = same_numbers.run(config(*SMALL), worlds)
     assert [str(check) for check in result.checks if not check.passed] == []
-    assert [ranks for _, ranks, _ in worlds.arguments] == [1, 1, 2, 4]
+    assert [ranks for _, ranks, _ in worlds.arguments] == [1, 1, 1, 2, 4]
     rows = [(row["mesh"], row["schedule"], row["exchange"]) for row in result.records]
     assert rows == [
         ("2x1x1", "-", "dense"),
         *(("2x1x1", "-", exchange) for exchange in ("ring", "zero1", "zero2")),
-        *(("1x2x1", schedule, "dense") for schedule in ("one_f_one_b", "zb_v")),
+        *(("1x2x1", schedule, "dense") for schedule in ("one_f_one_b", "zb_v", "pipedream_2bw")),
         *(("1x1x2", "-", "dense") for _ in config().layouts),
-        *(("2x2x1", schedule, "dense") for schedule in ("one_f_one_b", "zb_v")),
+        *(("2x2x1", schedule, "dense") for schedule in ("one_f_one_b", "zb_v", "pipedream_2bw")),
         ("2x2x1", "one_f_one_b", "ring"),
         ("2x2x1", "zb_v", "zero1"),
         ("2x2x1", "one_f_one_b", "zero2"),
     ]
+    (delayed,) = worlds.arguments[1][2]["runs"]
+    assert (delayed.schedule, delayed.is_loop) == ("pipedream_2bw", True)
     assert 0 < max(row["weights fp32"] for row in result.records) < 1e-6
     shared = [row["layout"] for row in result.records if row["mesh"] == "1x1x2"]
     assert shared == [*config().layouts]

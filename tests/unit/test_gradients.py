@@ -69,6 +69,19 @@ def test_autocast_goes_through_autograd_and_adds_up() -> None:
         assert gradients.flat.unique().tolist() == [2.0]
 
 
+def test_a_forward_pass_from_before_a_step_may_leave_its_gradient_to_autograd() -> None:
+    """A pipeline whose steps run into each other has run it in the step before."""
+    model = linear_factory("torch")("layer", 400, 400)
+    gradients = FlatGradients(model.parameters(), 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(torch.ones(2, 400))
+    gradients.flat.fill_(7.0)  # by other passes of that step
+    gradients.begin()
+    y.float().sum().backward()
+    gradients.complete()
+    assert gradients.flat.unique().tolist() == [2.0]
+
+
 def test_every_parameter_tells_when_it_is_ready_once_a_backward_pass() -> None:
     _, reference = models(400)
     gradients = FlatGradients(reference.parameters(), 2)

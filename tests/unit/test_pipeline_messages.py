@@ -13,7 +13,8 @@ from dist_ml.comm.request import Request as Pending
 from dist_ml.errors import ScheduleError
 from dist_ml.models import MLP
 from dist_ml.pipeline_parallel.dry_run import dependencies, topological_order
-from dist_ml.pipeline_parallel.messages import StageMessages, used_by
+from dist_ml.pipeline_parallel.message_keys import used_by
+from dist_ml.pipeline_parallel.messages import StageMessages
 from dist_ml.pipeline_parallel.schedule import Action, Schedule
 from dist_ml.pipeline_parallel.schedules.family import make
 from dist_ml.pipeline_parallel.schedules.request import Request

@@ -1,5 +1,6 @@
 """What can't be trained on a pipeline is told on all ranks, in words, before any training."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from thread_world import run_ranks
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.model import ModelConfig
-from dist_ml.config.train import TrainConfig
+from dist_ml.config.train import MeshConfig, TrainConfig
 from dist_ml.errors import ConfigError, DistMLError
 from dist_ml.models import MODELS, ModelMember
 from dist_ml.pipeline_parallel.schedules.csv_file import write_csv
@@ -64,7 +65,30 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
         "dualpipe_v needs at least 8 micro-batches on 4 ranks, not 5; use 8",
     ),
     "unknown": (2, {}, {"name": "gpip"}, "pipeline.name=gpip is not one of .*mean gpipe"),
-    "asynchronous": (2, {}, {"name": "pipedream_2bw"}, "not trained with yet"),
+    "2bw, few micro-batches": (
+        4,
+        {},
+        {"name": "pipedream_2bw", "microbatches": 3},
+        "needs at least 4 micro-batches on 4 ranks, not 3",
+    ),
+    "2bw, clipped": (
+        2,
+        {"clip_norm": 0.5},
+        {"name": "pipedream_2bw"},
+        "clip_norm=0.5 needs the norm .* before each update.*set clip_norm=null nonfinite=stop, or",
+    ),
+    "2bw, skipping": (
+        2,
+        {"nonfinite": "skip"},
+        {"name": "pipedream_2bw"},
+        "nonfinite=skip needs the norm .*, for which pipeline.name=pipedream_2bw would have to emp",
+    ),
+    "2bw, zero1": (
+        2,
+        {"data_parallel": {"name": "zero1"}},
+        {"name": "pipedream_2bw"},
+        "data_parallel=zero1 keeps one version of the weights.*use data_parallel=dense, or pipel",
+    ),
     "unknown block": (
         2,
         {},
@@ -165,6 +189,14 @@ def test_a_shared_weight_needs_an_exchange_that_sums_it(
     told = refusal(on_mesh(config, 2, 2), 4)
     assert "parts.enter.tied is used by several stages" in told
     assert "use these, or stages that keep its users together" in told
+
+
+def test_2bw_takes_no_layers_on_several_ranks() -> None:
+    config = on_mesh(settings(), 1, 2, name="pipedream_2bw")
+    config = dataclasses.replace(config, mesh=MeshConfig(1, 2, 2))
+    assert "not built for layers on several ranks, mesh.operator=2; use mesh.op" in refusal(
+        config, 4
+    )
 
 
 @pytest.mark.parametrize("key", ["microbatches", "chunks", "pipes"])

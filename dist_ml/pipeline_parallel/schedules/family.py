@@ -65,5 +65,5 @@ def make(name: str, request: Request) -> Schedule:
             "micro-batches"
         )
     schedule = member.make(request)
-    prove(unrolled(schedule, _STEPS_PROVED) if schedule.weight_versions > 1 else schedule)
+    prove(unrolled(schedule, _STEPS_PROVED) if schedule.is_asynchronous else schedule)
     return schedule

@@ -1,12 +1,16 @@
 """PipeDream-2BW: 1F1B without a flush, on two versions of the weights.
 
-    step t on stage s    F of step t and, for the last D - s - 1 forwards, of step t + 1
-                         B of step t
+    step t on stage s    F of batch t and, the last D - s - 1 of them, of batch t + 1
+                         B of batch t
 
 Weights W(t+1) = W(t) - lr * gradient at W(t-1): the gradient is one step old, on all stages alike.
+Batch t passes forward and backward through W(t-1); the forward passes of batch t + 1 that step t
+runs already pass through W(t), which step t - 1 made. With N >= D no third version is in use.
 
 Source: Narayanan et al., "Memory-efficient pipeline-parallel DNN training", ICML 2021, section 3.1.
 """
+
+from dataclasses import replace
 
 from dist_ml.pipeline_parallel.schedule import Action, Schedule, one_pipe
 from dist_ml.pipeline_parallel.schedules.request import Request, require_at_least
@@ -32,6 +36,17 @@ def _step(stage: int, ranks: int, microbatches: int) -> list[Action]:
     return actions
 
 
+def from_empty(schedule: Schedule) -> Schedule:
+    """The step that finds the pipe empty: it begins with the forward passes that the step before
+    would have run, D - s - 1 on stage s.
+    """
+    orders = []
+    for stage, step in enumerate(schedule.actions):
+        ahead = min(action.microbatch for action in step if action.kind == "F")
+        orders.append((*(Action(stage, "F", m) for m in range(ahead)), *step))
+    return replace(schedule, actions=tuple(orders))
+
+
 def unrolled(schedule: Schedule, num_steps: int) -> Schedule:
     """`num_steps` steps of an asynchronous schedule from an empty pipe to an empty pipe.
 
@@ -39,11 +54,11 @@ def unrolled(schedule: Schedule, num_steps: int) -> Schedule:
     """
     n = schedule.num_microbatches
     orders = []
-    for stage, step in enumerate(schedule.actions):
-        ahead = min(action.microbatch for action in step if action.kind == "F")
-        order = [Action(stage, "F", m) for m in range(ahead)]
-        for number in range(num_steps):
-            moved = [action._replace(microbatch=action.microbatch + number * n) for action in step]
-            order += [action for action in moved if action.microbatch < num_steps * n]
-        orders.append(order)
+    for first, full in zip(from_empty(schedule).actions, schedule.actions, strict=True):
+        order = [
+            action._replace(microbatch=number * n + action.microbatch)
+            for number in range(num_steps)
+            for action in (full if number else first)
+        ]
+        orders.append([action for action in order if action.microbatch < num_steps * n])
     return one_pipe(schedule.name, orders, schedule.pipes[0], num_steps * n, weight_versions=2)
