@@ -46,7 +46,13 @@ class ClippedSteps(OneSample):
         self._num_microbatches, self._clipped = num_microbatches, clipped
         self._factor = 1.0
 
-    def begin(self, number: int, epoch: int, index: int) -> tuple[int, list[int]]:  # noqa: ARG002
+    def begin(
+        self,
+        number: int,  # noqa: ARG002
+        epoch: int,  # noqa: ARG002
+        index: int,
+        following: tuple[int, int] | None = None,  # noqa: ARG002
+    ) -> tuple[int, list[int]]:
         is_clipped = self._clipped and (index + 1) % self._clipped == 0
         self._factor = _LARGE if is_clipped else 1.0
         return self._num_microbatches, [1] * self._num_microbatches

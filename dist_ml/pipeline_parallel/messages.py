@@ -27,10 +27,9 @@ class StageMessages:
     begin(sizes)              the samples of each micro-batch; those of none send nothing
     give(edge, m, tensor)     returns at once; the tensor must not change any more
     take(edge, m)             waits; the caller owns the tensor
-    end()                     everything due was taken; where nothing of a next step is under way,
-                              everything sent has arrived, or is in MPI's hands
-    drop()                    takes what others have sent to forward passes of the next step that
-                              this rank will not run
+    end()                     everything due was taken; where the pipe is empty, everything sent has
+                              arrived, or is in MPI's hands
+    drop()                    takes what was sent to forward passes of a next step that won't run
 
     A step that may be taken back (`post_validation.py`) posts receives for what its first actions
     use only, until `expect_all`; or `discard` receives what was sent so far, and the step begins
@@ -69,9 +68,7 @@ class StageMessages:
         ahead: Collection[Action | None] | None = None,
         done: Collection[tuple[int, int]] = (),
     ) -> None:
-        """`ahead`: the only actions that may run for now, of all ranks. `done`: stage and micro-batch
-        of forward passes that the step before has run.
-        """
+        """`ahead`: all actions that may run yet. `done`: (stage, micro-batch) that ran before."""
         self._sizes = sizes
         self._due = [
             key

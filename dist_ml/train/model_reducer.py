@@ -91,6 +91,8 @@ class ModelReducer(GradientReducer):
 
     def close(self) -> None:
         self._inner.close()
+        if self._relay is not None:
+            self._relay.close()
         if self._shared is not None:
             self._shared.close()
 

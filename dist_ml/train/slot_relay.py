@@ -38,6 +38,11 @@ class SlotRelay:
         """What was sent has arrived."""
         self._sent.wait()
 
+    def close(self) -> None:
+        """Give back its communicator. Collective."""
+        self.finish()
+        self._comm.free()
+
 
 class RelayedGradients(ReducedGradients):
     """This rank's part of the gradient; nobody asks the other ranks for the norm."""

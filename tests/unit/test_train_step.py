@@ -134,8 +134,8 @@ class Recorder:
         self._log, self._name, self._returns = log, name, returns
 
     def __getattr__(self, method: str) -> Any:
-        def call(*arguments: Any) -> Any:
-            self._log.append((f"{self._name}.{method}", *arguments))
+        def call(*arguments: Any, **named: Any) -> Any:
+            self._log.append((f"{self._name}.{method}", *arguments, *named.values()))
             return self._returns.get(method)
 
         return call
@@ -157,11 +157,12 @@ def test_what_runs_in_a_step_and_in_which_order(taken: bool) -> None:
     assert step.run(2, 5) == Step(40, 2, 16, 0.25, (3.0,) if taken else (0.0,), not taken)
     assert log == [
         ("reducer.begin",),
-        ("stages.begin", 40, 2, 5),
+        ("stages.begin", 40, 2, 5, None),
         ("executor.run", 0),
         ("stages.end",),
         ("reducer.finish",),
         ("guard.factor", reduced),
+        *([] if taken else [("stages.empty_pipe",)]),
         ("updater.update", 0.25) if taken else ("guard.refuse", reduced, 2, 40),
         ("updater.advance",),
     ]
