@@ -22,6 +22,7 @@ from dist_ml.data_parallel.local_reducer import LocalReducer
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.sharded_reducers import Zero1Reducer, Zero2Reducer
 from dist_ml.errors import ConfigError
+from dist_ml.partition import Range
 from dist_ml.train.optimizer import build_optimizer
 
 
@@ -48,6 +49,7 @@ class Exchange(NamedTuple):
     optimizer: torch.optim.Optimizer
     gather: Callable[[], None] | None = None
     averager: ParameterAverager | None = None
+    owned: Sequence[Range] | None = None  # by the optimizer, of the flat vector of parameters
 
 
 def build_exchange(setting: Setting) -> Exchange:
@@ -91,7 +93,7 @@ def _sharded(
 ) -> Exchange:
     parameters.shard.grad = reducer.shard
     optimizer = build_optimizer(setting.config.optimizer, [parameters.shard])
-    return Exchange(reducer, optimizer, gather=parameters.gather)
+    return Exchange(reducer, optimizer, gather=parameters.gather, owned=[parameters.range])
 
 
 def _periodic(setting: Setting) -> Exchange:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dist_ml.comm.mesh import Mesh
+from dist_ml.data_parallel.flat_state import FlatState, state_of
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets.dataset import Dataset, Split
@@ -29,6 +30,7 @@ class Trainer:
         *,
         mesh: Mesh,
         model: BlockModel,
+        parameters: dict[str, torch.nn.Parameter],
         objective: Objective,
         dataset: Dataset,
         sampler: GlobalSampler,
@@ -41,6 +43,7 @@ class Trainer:
     ) -> None:
         self.mesh = mesh
         self.model = model
+        self.parameters = parameters  # this rank's, in the order of the flat vector
         self.objective = objective
         self.dataset = dataset
         self.sampler = sampler
@@ -51,11 +54,11 @@ class Trainer:
         self._train_step = train_step
         self._evaluator = evaluator
 
-    def epoch(self, epoch: int) -> Iterator[Step]:
-        """All steps of one pass over the training samples. With pipeline.validate=after the next
-        one has begun when one is yielded.
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Step]:
+        """The steps of one pass over the training samples, from the `start`-th on. With
+        pipeline.validate=after the next one has begun when one is yielded.
         """
-        for index in range(self.sampler.steps_per_epoch):
+        for index in range(start, self.sampler.steps_per_epoch):
             yield self._train_step.run(epoch, index, self._following(epoch, index))
 
     def next_steps(self, number: int) -> Iterator[Step]:
@@ -129,21 +132,31 @@ class Trainer:
         """What the exchange has to say of the last step, for the metrics."""
         return {**self.reducer.diagnostics(), **self.updater.diagnostics()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """All state that the next steps depend on, and the only place that names it. Collective.
+    def tensors(self) -> list[FlatState]:
+        """All state that the next steps depend on and that has an element for each of the
+        parameters', in place: with `state_dict` the only place that names it. Collective.
+        """
+        self._train_step.drop_next()
+        rows = self.updater.rows
+        kind = "model/{}" if rows is None else "replicas/{}"
+        parameters = state_of(kind, list(self.parameters.values()), rows)
+        return [*parameters, *self.updater.tensors(), *self.reducer.tensors()]
 
-        The data needs none: which samples come next follows from the step number.
+    def state_dict(self) -> dict[str, Any]:
+        """The rest of this rank's state, in numbers that JSON takes. Collective.
+
+        The data needs none, nor the learning rate: they follow from the step number.
         """
         return {
-            "model": self.model.state_dict(),
-            "reducer": self.reducer.state_dict(),
             "num_steps": self.num_steps,
-            **self.updater.state_dict(),
+            "reducer": self.reducer.state_dict(),
+            "updater": self.updater.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned. Collective."""
-        self.model.load_state_dict(state["model"])
-        self.reducer.load_state_dict(state["reducer"])
+    def load_state_dict(self, state: dict[str, Any], own: bool = True) -> None:
+        """Go on from what `state_dict` returned on this rank, or (`own` false) on any rank of
+        another mesh; `tensors` then has the places of the rest. Collective.
+        """
         self._train_step.num_steps = state["num_steps"]
-        self.updater.load_state_dict(state)
+        self.reducer.load_state_dict(state["reducer"], own)
+        self.updater.load_state_dict(state["updater"], self.num_steps)
