@@ -241,3 +241,19 @@ def test_tied_weights_have_one_name_wherever_they_are(source: int, tmp_path: Pat
     expected = saved(tmp_path, meshes[source], source, at=4)[0][0]
     for losses, _ in resumed(tmp_path, meshes[3 - source], 3 - source, own=False):
         assert losses == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in MESHES if name != "alone"])
+def test_what_one_rank_is_told_all_know_after_the_step(name: str) -> None:
+    config, ranks = on(name)
+
+    def body(world: Communicator) -> list[bool]:
+        told = [False]
+        trainer = build_trainer(config, build_mesh(config, world), lambda: told[0])
+        before = trainer.step(0, 0).stop
+        told[0] = world.rank == world.size - 1
+        after = trainer.step(0, 1).stop
+        trainer.close()
+        return [before, after]
+
+    assert run_ranks(ranks, body) == [[False, True]] * ranks
