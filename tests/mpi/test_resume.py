@@ -48,10 +48,10 @@ def told_to_stop(monkeypatch: pytest.MonkeyPatch, rank: int, at: int) -> None:
     """The last rank gets a signal before its step number `at`."""
     step = TrainStep.run
 
-    def run(self: TrainStep, epoch: int, index: int) -> Any:
+    def run(self: TrainStep, *batch: Any) -> Any:
         if self.num_steps == at and rank == 0:
             os.kill(os.getpid(), signal.SIGUSR1)
-        return step(self, epoch, index)
+        return step(self, *batch)
 
     monkeypatch.setattr(TrainStep, "run", run)
 

@@ -61,10 +61,10 @@ from dist_ml.train.step import TrainStep
 
 rank, at, number = map(int, os.environ["WHO"].split(":"))
 run = TrainStep.run
-def step(self, epoch, index):
+def step(self, *batch):
     if self.num_steps == at and stacks.rank(os.environ) == rank:
         os.kill(os.getpid(), number)
-    return run(self, epoch, index)
+    return run(self, *batch)
 
 def body(world):
     folders = [os.environ["WHOLE"]] if "WHOLE" in os.environ else []

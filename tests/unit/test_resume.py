@@ -60,12 +60,12 @@ def break_off(monkeypatch: pytest.MonkeyPatch, at: int, what: Any = None) -> Non
     """Have the run do `what` (default: end) before its step number `at`."""
     step = TrainStep.run
 
-    def run(self: TrainStep, epoch: int, index: int) -> Any:
+    def run(self: TrainStep, *batch: Any) -> Any:
         if self.num_steps == at:
             if what is None:
                 raise BrokenOffError
             what()
-        return step(self, epoch, index)
+        return step(self, *batch)
 
     monkeypatch.setattr(TrainStep, "run", run)
 
