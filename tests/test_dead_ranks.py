@@ -22,7 +22,7 @@ from dist_ml.cli import arguments, compose, ranks
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.pipeline_parallel.messages import StageMessages
-from dist_ml.train import run_folder
+from dist_ml.train import open_folder
 from dist_ml.train.build import build_mesh, build_trainer
 
 OVERRIDES = ["model.hidden=[300,300]", "folder=run", *sys.argv[1:]]
@@ -33,7 +33,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def body(world):
-    run_folder.create("run", {}, world)
+    open_folder.create("run", {}, world)
     config = from_mapping(TrainConfig, mapping)
     trainer = build_trainer(config, build_mesh(config, world))
     trainer.step(0, 0)

@@ -23,10 +23,10 @@ import os, sys, time
 from pathlib import Path
 from dist_ml.cli import ranks
 from dist_ml.errors import DataError
-from dist_ml.train import run_folder
+from dist_ml.train import open_folder
 
 def body(world):
-    run_folder.create("run", {}, world)
+    open_folder.create("run", {}, world)
     BEFORE
     world.barrier()
     if world.rank == 0:

@@ -30,12 +30,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def train(world: "Communicator", request: Request) -> int:
-    """One run on all ranks of `world`, with the configuration that rank 0 composes. Collective."""
+    """One run on all ranks of `world`, with the configuration that rank 0 composes: its exit
+    status. Collective.
+    """
     from dist_ml.comm.agreement import from_root
     from dist_ml.train.run import train_run
+    from dist_ml.train.stop_signals import STOPPED
 
-    train_run(from_root(world, lambda: configuration(request)), world)
-    return 0
+    summary = train_run(from_root(world, lambda: configuration(request)), world)
+    return STOPPED if summary["status"] == "stopped" else 0
 
 
 def configuration(request: Request) -> TrainConfig:

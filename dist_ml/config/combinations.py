@@ -161,6 +161,18 @@ TABLE: tuple[Row, ...] = (
         lambda config: config.precision != "bf16",
     ),
     Row(
+        ("checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.asynchronous"),
+        "with checkpoint.every=0",
+        "set checkpoint.every",
+        lambda config: config.saves,
+    ),
+    Row(
+        ("resume_force",),
+        "with resume=null",
+        "set resume=auto",
+        lambda config: config.resume is not None,
+    ),
+    Row(
         ("tracker.mlflow_uri", "tracker.mlflow_experiment"),
         "with tracker.mlflow=false",
         "set tracker.mlflow=true",

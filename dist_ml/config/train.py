@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dist_ml.config.allreduce import AllreduceConfig, DataParallelConfig
+from dist_ml.config.checkpoint import CheckpointConfig
 from dist_ml.config.convert import show
 from dist_ml.config.data import DataConfig
 from dist_ml.config.model import ModelConfig
@@ -12,6 +13,7 @@ from dist_ml.config.pipeline import PipelineConfig
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.errors import ConfigError
 
+AUTO = "auto"
 _LONGEST_NAME = 255
 
 
@@ -117,6 +119,20 @@ class TrainConfig:
     # of the linear layers' fp32 and fp64 products: torch, auto (the fastest here), or one of gemm's
     # KERNELS
     kernel: str = "torch"
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    # go on with a run: its folder; auto: the run in `folder`, or begin it if there is none
+    resume: str | None = None
+    resume_force: bool = False  # also with settings that change its results
+
+    @property
+    def place(self) -> str:
+        """The run folder, new or old."""
+        return self.folder if self.resume is None or self.resume == AUTO else self.resume
+
+    @property
+    def saves(self) -> bool:
+        """Is the run's state ever saved? Then signals are waited for, too."""
+        return self.checkpoint.every > 0 or self.resume is not None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation", "log_every", "evaluate_every"):
@@ -145,6 +161,8 @@ class TrainConfig:
             )
         _check_path("name", self.name)
         _check_path("folder", self.folder)
+        if self.resume is not None:
+            _check_path("resume", self.resume)
         if self.sparse.allreduce != "none" and self.sparse.momentum and self.optimizer.momentum:
             raise ConfigError(
                 f"optimizer.momentum={self.optimizer.momentum} and "

@@ -14,11 +14,14 @@ import torch
 from dist_ml.comm.allreduce.base import Allreduce
 from dist_ml.config.allreduce import DataParallelConfig
 from dist_ml.data_parallel.flat_parameters import FlatParameters
+from dist_ml.data_parallel.flat_state import FlatState, Rows
 
 
 class ParameterAverager(ABC):
     """Brings the ranks' parameters together. `allreduce` runs over all ranks, on a communicator
     that nobody else uses.
+
+    `rows` tells the replicas apart: all ranks here.
 
     Whether a step is taken or skipped must be the same on all ranks, since steps are counted.
     """
@@ -29,6 +32,7 @@ class ParameterAverager(ABC):
         self._parameters = parameters
         self._optimizer = optimizer
         self._allreduce = allreduce
+        self.rows = Rows(allreduce.comm.rank, allreduce.comm.size, "mean")
         self.steps = 0
 
     @abstractmethod
@@ -51,8 +55,14 @@ class ParameterAverager(ABC):
     def diagnostics(self) -> dict[str, float]:
         return {}
 
+    def tensors(self) -> list[FlatState]:
+        """What is under way, in place."""
+        return []
+
     def state_dict(self) -> dict[str, Any]:
-        """What the next steps depend on besides parameters and optimizer. Collective."""
+        """The rest that the next steps depend on besides parameters and optimizer, in numbers that
+        JSON takes. Collective.
+        """
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -28,7 +28,9 @@ from dist_ml.config.allreduce import DataParallelConfig
 from dist_ml.data_parallel.averagers import ParameterAverager
 from dist_ml.data_parallel.drivers import drain
 from dist_ml.data_parallel.flat_parameters import FlatParameters
+from dist_ml.data_parallel.flat_state import FlatState, Rows
 from dist_ml.data_parallel.plateau import Plateau
+from dist_ml.partition import Range
 
 
 class DasoAverager(ParameterAverager):
@@ -50,6 +52,9 @@ class DasoAverager(ParameterAverager):
         self.period = config.period
         self._config = config
         self._num_nodes = num_nodes
+        comm = allreduce.comm
+        node = comm.rank * num_nodes // comm.size  # ranks are ordered by node
+        self.rows = Rows(node, num_nodes, "mean")
         # all ranks end with the same parameters
         self._cooldown_from = num_steps - max(1, config.cooldown_steps)
         self._sent = allreduce.allocate(parameters.flat.numel(), parameters.flat.dtype)
@@ -76,17 +81,19 @@ class DasoAverager(ParameterAverager):
     def diagnostics(self) -> dict[str, float]:
         return {"period": float(self.period)}
 
+    def tensors(self) -> list[FlatState]:
+        """The mean of the parameters under way, which are waited for: the same on all ranks."""
+        if self._in_flight is None:
+            return []
+        self._wait()
+        return [FlatState("arrived/{}", Range(0, self._sent.numel()), self._sent)]
+
     def state_dict(self) -> dict[str, Any]:
-        """Waits for the parameters under way, and holds their mean."""
-        arrived = None
-        if self._in_flight is not None:
-            self._wait()
-            arrived = self._sent.clone()
         return {
             "steps": self.steps,
             "period": self.period,
             "waited": self._waited,
-            "arrived": arrived,
+            "in_flight": self._in_flight is not None,
             "plateau": self._plateau.state_dict(),
         }
 
@@ -97,8 +104,7 @@ class DasoAverager(ParameterAverager):
         self.steps, self.period = state["steps"], state["period"]
         self._waited = state["waited"]
         self._plateau.load_state_dict(state["plateau"])
-        if state["arrived"] is not None:
-            self._sent.copy_(state["arrived"])
+        if state["in_flight"]:
             self._in_flight = Future()
             self._in_flight.set_result(None)
 

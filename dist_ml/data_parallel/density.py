@@ -45,11 +45,10 @@ def density_groups(
     names: Sequence[str],
     ranges: Sequence[Range],
     densities: Mapping[str, float],
-    dense_below: int,
-    always_dense: Collection[str] = (),
+    dense: Collection[str],
 ) -> DensityGroups:
-    """Tensors below `dense_below` elements, and those in `always_dense`, are dense; the others join
-    the group of the longest name prefix that fits. `ConfigError` for a prefix that fits none.
+    """The tensors named in `dense` are dense; the others join the group of the longest name prefix
+    that fits. `ConfigError` for a prefix that fits none.
     """
     unused = [prefix for prefix in densities if not any(n.startswith(prefix) for n in names)]
     if unused:
@@ -57,11 +56,11 @@ def density_groups(
             f"sparse.densities.{unused[0]} fits no parameter; their names begin with "
             + ", ".join(sorted({name.rpartition(".")[0] or name for name in names}))
         )
-    dense: list[Range] = []
+    summed: list[Range] = []
     groups: dict[str | None, list[Range]] = {}
     for name, part in zip(names, ranges, strict=True):
-        if part.size < dense_below or name in always_dense:
-            dense.append(part)
+        if name in dense or not part.size:
+            summed.append(part)
             continue
         fitting = [prefix for prefix in densities if name.startswith(prefix)]
         groups.setdefault(max(fitting, key=len, default=None), []).append(part)
@@ -69,7 +68,7 @@ def density_groups(
         (densities[prefix] if prefix is not None else None, _joined(parts))
         for prefix, parts in groups.items()
     )
-    return DensityGroups(_joined(dense), sparse)
+    return DensityGroups(_joined(summed), sparse)
 
 
 class DensityWarmup:

@@ -10,6 +10,7 @@ from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.density import DensityGroups
+from dist_ml.data_parallel.flat_state import FlatState
 from dist_ml.data_parallel.sparse_part import SparsePart
 from dist_ml.errors import ConfigError
 from dist_ml.partition import block
@@ -39,6 +40,7 @@ class NodePart(SparsePart):
         inside = groups.within(shard).sparse
         super().__init__(np.zeros(shard.size, whole.dtype), inside, across, config, seed)
         self._whole = whole
+        self._start = shard.start
         self._node = node
 
     def select(self, density: float, scale: float = 1.0) -> None:
@@ -47,6 +49,9 @@ class NodePart(SparsePart):
                 self._whole *= self._whole.dtype.type(scale)
             self._node.reduce_scatter(self._whole, self.vector)
         super().select(density)
+
+    def tensors(self, start: int) -> list[FlatState]:
+        return super().tensors(start + self._start)
 
     def finish_apply(self) -> None:
         with self.phases("node"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dist_ml.data_parallel.flat_state import FlatState
 from dist_ml.data_parallel.reduced_gradients import ReducedGradients
 
 
@@ -40,12 +41,20 @@ class GradientReducer(ABC):
         """Figures of the last step, for the metrics."""
         return {}
 
+    def tensors(self) -> list[FlatState]:
+        """What the next steps depend on besides parameters and has an element for each of theirs
+        (residuals), in place.
+        """
+        return []
+
     def state_dict(self) -> dict[str, Any]:
-        """What the next steps depend on besides parameters (residuals, thresholds), this rank's."""
+        """The rest of it, in numbers that JSON takes: counts, thresholds."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+    def load_state_dict(self, state: dict[str, Any], own: bool = True) -> None:  # noqa: ARG002
+        """Go on from what `state_dict` returned; where that was on another mesh (`own` false),
+        what only holds there is found anew.
+        """
         assert not state, f"{type(self).__name__} has no state, but got {list(state)}"
 
     def close(self) -> None:  # noqa: B027 - most hold nothing

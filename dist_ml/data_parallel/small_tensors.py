@@ -5,9 +5,11 @@ slots.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
+from dist_ml.data_parallel.flat_state import FlatState
 from dist_ml.partition import Range
 
 
@@ -62,6 +64,15 @@ class SmallTensors:
             self.sums[...] = self.velocity
         for where, place in self._copies:
             self._flat[place.slice] = self.sums[where.slice]
+
+    def tensors(self) -> list[FlatState]:
+        """The momentum, where there is any: the same on all ranks."""
+        velocity = torch.from_numpy(self.velocity)
+        return [
+            FlatState("momentum/{}", place, velocity[where.slice])
+            for where, place in self._copies
+            if self._momentum
+        ]
 
     def roll_back(self) -> None:
         """The momentum as it was before the last `reduce`."""

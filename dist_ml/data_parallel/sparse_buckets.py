@@ -15,6 +15,7 @@ from dist_ml.data_parallel.bucket_scheduler import BucketScheduler
 from dist_ml.data_parallel.buckets import cut
 from dist_ml.data_parallel.density import DensityGroups
 from dist_ml.data_parallel.drivers import InlineDriver, ThreadDriver
+from dist_ml.data_parallel.flat_state import FlatState
 from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.data_parallel.node_part import NodePart, split_nodes
 from dist_ml.data_parallel.small_tensors import SmallTensors
@@ -122,6 +123,10 @@ class SparseBuckets:
             for phase, seconds in part.phases.take().items():
                 values[f"seconds_{phase}"] = values.get(f"seconds_{phase}", 0.0) + seconds
         return {**values, **self._xi.last}
+
+    def tensors(self) -> list[FlatState]:
+        pairs = zip(self.parts, self.ranges, strict=True)
+        return [state for part, bucket in pairs for state in part.tensors(bucket.start)]
 
     def state_dicts(self) -> list[dict[str, Any]]:
         return [part.state_dict() for part in self.parts]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
@@ -14,12 +15,16 @@ from dist_ml.comm.sparse import SparseAllreduce, SparseSum, make
 from dist_ml.comm.sparse.entries import Entries
 from dist_ml.comm.sparse.merge import merge_all
 from dist_ml.config.sparse import SparseConfig
+from dist_ml.data_parallel.flat_state import FlatState, Rows
 from dist_ml.data_parallel.residual import MomentumResidual, Residual
 from dist_ml.data_parallel.selection import SELECTIONS, Selection, count_of
 from dist_ml.data_parallel.sparse_choice import exchange_settings
 from dist_ml.errors import NonFiniteError
 from dist_ml.measure.timer import Phases
 from dist_ml.partition import Range
+
+# How the state of each array is named.
+_KINDS = {"values": "residual", "velocity": "velocity"}
 
 
 @dataclass
@@ -53,9 +58,9 @@ class SparsePart:
         self.phases = Phases()
         self._config = config
         self._seed = seed
-        self._arrays = {"values": np.zeros_like(vector)}
+        self.arrays = {"values": np.zeros_like(vector)}
         if config.momentum:
-            self._arrays["velocity"] = np.zeros_like(vector)
+            self.arrays["velocity"] = np.zeros_like(vector)
         self.groups = [
             self._group(density, ranges, number) for number, (density, ranges) in enumerate(groups)
         ]
@@ -139,28 +144,38 @@ class SparsePart:
 
     def accumulated(self) -> Array:
         """Everything that was to be sent in this step: selected entries and residual. A copy."""
-        whole = self._arrays["values"].copy()
+        whole = self.arrays["values"].copy()
         whole[self._own.indices] += self._own.values
         return whole
 
+    def tensors(self, start: int) -> list[FlatState]:
+        """The arrays of what takes part, where the vector begins at `start` of the flat gradient;
+        each rank of `comm` has its own.
+        """
+        rows = Rows(self.comm.rank, self.comm.size, "sum")
+        return [
+            FlatState(
+                f"{_KINDS[name]}/{{}}",
+                Range(start + part.start, start + part.stop),
+                torch.from_numpy(array)[part.slice],
+                rows,
+            )
+            for name, array in self.arrays.items()
+            for group in self.groups
+            for part in group.residual.ranges
+        ]
+
     def state_dict(self) -> dict[str, Any]:
-        """Residual arrays (a copy of this rank's), thresholds, and what the exchange remembers."""
+        """Thresholds, and what the exchange remembers."""
         return {
-            "arrays": {name: array.copy() for name, array in self._arrays.items()},
             "selections": [group.selection.state_dict() for group in self.groups],
             "exchange": self._exchange.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Thresholds and the exchange's memory may be missing, as after resharding: they are found
-        anew.
-        """
-        for name, array in self._arrays.items():
-            array[...] = state["arrays"][name]
-        for group, saved in zip(self.groups, state.get("selections") or [], strict=False):
+        for group, saved in zip(self.groups, state["selections"], strict=True):
             group.selection.load_state_dict(saved)
-        if state.get("exchange"):
-            self._exchange.load_state_dict(state["exchange"])
+        self._exchange.load_state_dict(state["exchange"])
 
     def _group(self, density: float | None, ranges: Sequence[Range], number: int) -> SelectionGroup:
         selection = SELECTIONS[self._config.selection](
@@ -168,10 +183,10 @@ class SparsePart:
         )
         if self._config.momentum:
             residual: Residual = MomentumResidual(
-                self._arrays["values"], self._config.momentum, self._arrays["velocity"], ranges
+                self.arrays["values"], self._config.momentum, self.arrays["velocity"], ranges
             )
         else:
-            residual = Residual(self._arrays["values"], ranges)
+            residual = Residual(self.arrays["values"], ranges)
         return SelectionGroup(density, residual, selection)
 
     def _remember(self, total: SparseSum) -> None:

@@ -5,6 +5,7 @@ allreduce.
 import logging
 import math
 from collections.abc import Collection, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ import torch
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.density import DensityWarmup, density_groups
+from dist_ml.data_parallel.flat_state import FlatState
 from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.small_tensors import SmallTensors
 from dist_ml.data_parallel.sparse_buckets import SparseBuckets
 from dist_ml.data_parallel.sparse_gradients import SparseGradients
+from dist_ml.placement import whole_shape
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +57,10 @@ class SparseReducer(GradientReducer):
         self.slots = gradients.slots
         self._warmup = DensityWarmup(config)
         self._steps = 0
+        wholes = [prod(whole_shape(parameter)) for parameter in gradients.parameters]
+        dense = {name for name, n in zip(names, wholes, strict=True) if n < config.dense_below}
         groups = density_groups(
-            names, gradients.ranges, config.densities, config.dense_below, always_dense
+            names, gradients.ranges, config.densities, dense.union(always_dense)
         )
         flat, slots = gradients.flat.numpy(), gradients.slots.numpy()
         self._small = SmallTensors(flat, groups.dense, slots, comm, config.momentum)
@@ -101,17 +106,20 @@ class SparseReducer(GradientReducer):
         values["residual_over_gradient"] = values.pop("residual_norm") / max(norm, 1e-30)
         return values
 
-    def state_dict(self) -> dict[str, Any]:
-        """This rank's residuals and thresholds, the small tensors' momentum, and the step that the
-        warm-up has reached.
+    def tensors(self) -> list[FlatState]:
+        """Residuals and their velocities, of each rank (node) its own, and the small tensors'
+        momentum.
         """
-        velocity = self._small.velocity.copy()
-        return {"steps": self._steps, "velocity": velocity, "parts": self._buckets.state_dicts()}
+        return [*self._small.tensors(), *self._buckets.tensors()]
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """The step that the warm-up has reached, and this rank's thresholds."""
+        return {"steps": self._steps, "parts": self._buckets.state_dicts()}
+
+    def load_state_dict(self, state: dict[str, Any], own: bool = True) -> None:
         self._steps = state["steps"]
-        self._small.velocity[...] = state["velocity"]
-        self._buckets.load_state_dicts(state["parts"])
+        if own:
+            self._buckets.load_state_dicts(state["parts"])
 
     def _roll_back(self) -> None:
         """As before the step, whose sums will not be used: what was selected is back in the

@@ -5,18 +5,26 @@ process of a job carries a mark in its environment, so that those which left the
 their parent are found at the end all the same.
 """
 
+import contextlib
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dist_ml.launch import stacks
 from dist_ml.launch.first_death import FirstDeath
-from dist_ml.launch.process import end_job, end_with_parent, signals_wait, sigterm_raises
+from dist_ml.launch.process import (
+    end_job,
+    end_with_parent,
+    passed_on,
+    signals_wait,
+    sigterm_raises,
+)
 from dist_ml.launch.shared_memory import remove_orphans
 
 JOB_MARK = "DIST_ML_JOB"  # the variable that every process of a job carries
@@ -58,13 +66,14 @@ def run_all(
     At the time limit the stacks of every rank that called `stacks.arm` are collected (and written
     to stderr unless captured) and what still runs is ended with status 124. When one command fails,
     the others are ended some seconds later; a rank that a signal killed is named on stderr. SIGINT
-    and SIGTERM end the job, then raise KeyboardInterrupt or SystemExit.
+    and SIGTERM end the job, then raise KeyboardInterrupt or SystemExit; SIGUSR1 is passed on, which
+    asks a run to save and stop.
     """
     mark = uuid.uuid4().hex
-    with tempfile.TemporaryDirectory(prefix="dist_ml-") as path, sigterm_raises():
+    processes: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="dist_ml-") as path, _signals_heeded(processes):
         folder = Path(path)
         extra = {JOB_MARK: mark, **_limit_variables(time_limit_seconds, path)}
-        processes: list[subprocess.Popen[bytes]] = []
         remove_orphans()  # of a launcher that was killed before it could
         timed_out = False
         first_death = FirstDeath(f"{JOB_MARK}={mark}")
@@ -93,6 +102,12 @@ def run_all(
             )
             for index, process in enumerate(processes)
         ]
+
+
+@contextlib.contextmanager
+def _signals_heeded(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    with sigterm_raises(), passed_on(signal.SIGUSR1, processes):
+        yield
 
 
 def _limit_variables(seconds: float | None, folder: str) -> dict[str, str]:

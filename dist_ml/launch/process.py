@@ -59,6 +59,29 @@ def sigterm_raises() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def passed_on(
+    number: signal.Signals, processes: Sequence[subprocess.Popen[bytes]]
+) -> Iterator[None]:
+    """Within the block a signal to this process is one to `processes`, as they are then; only the
+    main thread can arrange it.
+    """
+
+    def pass_on(signum: int, _frame: FrameType | None) -> None:
+        for process in processes:
+            process.send_signal(signum)
+
+    try:
+        before = signal.signal(number, pass_on)
+    except ValueError:  # not the main thread: whoever owns that one decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
     """Within the block SIGINT and SIGTERM are held back, so that an impatient second Ctrl-C can't
     stop a clean-up half-way.

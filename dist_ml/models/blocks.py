@@ -105,6 +105,15 @@ class BlockModel(nn.Module, ABC):
         distinct = {self._made.get(parameter, parameter) for parameter in self.parameters()}
         return sum(math.prod(whole_shape(parameter)) for parameter in distinct)
 
+    def held_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that this rank has, in order, each by the first of its names in the whole
+        model: the same name on every rank that has it.
+        """
+        names: dict[nn.Parameter, str] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            names.setdefault(self._made.get(parameter, parameter), name)
+        return {names[p]: p for p in self.parameters() if not p.is_meta}
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Outputs of the last block for the inputs of the first."""
         if self._run is None:

@@ -23,6 +23,7 @@ from dist_ml.operator_parallel.words import SharedLayer
 from dist_ml.partition import block
 from dist_ml.pipeline_parallel.message_keys import used_by
 from dist_ml.train.pipeline import Pipeline
+from dist_ml.train.step import num_slots
 from dist_ml.train.trainer import Trainer
 
 
@@ -34,7 +35,7 @@ def planned_words(config: TrainConfig, trainer: Trainer) -> dict[str, float]:
     planned: dict[str, float] = {}
     summed = config.data_parallel.name in ("dense", "zero1", "zero2")
     if mesh.sizes["data"] > 1 and summed and config.sparse.allreduce == "none":
-        planned["data"] = data_words(trainer.model, trainer.objective.num_slots, mesh)
+        planned["data"] = data_words(trainer.model, num_slots(trainer.objective), mesh)
     num_microbatches = pipeline.schedule.num_microbatches if pipeline else config.accumulation
     sampler, data = trainer.sampler, mesh.comm("data")
     batches = Counter(sampler.batch_size_at(index) for index in range(sampler.steps_per_epoch))
@@ -52,10 +53,10 @@ def planned_words(config: TrainConfig, trainer: Trainer) -> dict[str, float]:
     return planned
 
 
-def data_words(model: BlockModel, num_slots: int, mesh: Mesh) -> int:
+def data_words(model: BlockModel, slots: int, mesh: Mesh) -> int:
     """Of one step with every gradient summed over the data axis."""
     own = [parameter.numel() for parameter in model.parameters() if not parameter.is_meta]
-    n, comm = sum(own) + num_slots, mesh.comm("data")
+    n, comm = sum(own) + slots, mesh.comm("data")
     if comm.size == 1:
         return 0
     return allreduce_words(n, block(n, comm.size, comm.rank).size, comm.size).sent

@@ -2,7 +2,7 @@
 choice.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from dist_ml.train.optimizer import build_lr_schedule
 from dist_ml.train.pipeline import Pipeline, build_pipeline
 from dist_ml.train.pipeline_checks import check_asynchronous, check_axes, check_shared
 from dist_ml.train.pipeline_evaluator import PipelineEvaluator
+from dist_ml.train.step import num_slots
 from dist_ml.train.trainer import Trainer
 
 _MOST_STEPS = 1 << 33  # of a run
@@ -123,8 +124,10 @@ def build_evaluator(
     return Evaluator(task.model, task.objective, mesh.comm("data"), autocast)
 
 
-def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
-    """Everything that a training run needs. Collective."""
+def build_trainer(
+    config: TrainConfig, mesh: Mesh, told_to_stop: Callable[[], bool] = lambda: False
+) -> Trainer:
+    """Everything that a training run needs; each step asks `told_to_stop`. Collective."""
     with raise_on_all_ranks(mesh.world):
         check_members(config)
         check_axes(config, mesh.sizes)
@@ -140,12 +143,7 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
     with raise_on_all_ranks(mesh.world):
         _require_end(config.epochs, num_steps)
         require_share_fits(share, task.dataset.train, DTYPES[config.precision])
-    own = {name: p for name, p in task.model.named_parameters() if not p.is_meta}
-    slots, replicas = task.objective.num_slots, pipeline.replicas if pipeline else mesh.comm("data")
-    level = "MULTIPLE" if mesh.sizes["pipeline"] * mesh.sizes["operator"] > 1 else "SERIALIZED"
-    replicated = replicated_names(task.model, mesh.sizes["operator"])
-    versions = pipeline.schedule.weight_versions if pipeline else 1
-    setting = Setting(config, own, slots, replicas, num_steps, level, replicated, versions)
+    setting = _setting(config, mesh, task, pipeline, num_steps)
     exchange = build_exchange(setting)
     tune(task.model, {share * task.model.rows_per_sample}, mesh.world)
     updater = exchange.updater(build_lr_schedule(config.lr_schedule, exchange.optimizer, num_steps))
@@ -156,15 +154,33 @@ def build_trainer(config: TrainConfig, mesh: Mesh) -> Trainer:
     return Trainer(
         mesh=mesh,
         model=task.model,
+        parameters=setting.named,
         objective=task.objective,
         dataset=task.dataset,
         sampler=sampler,
-        train_step=work.train_step(guard, updater, phases),
+        train_step=work.train_step(guard, updater, phases, told_to_stop),
         reducer=work.reducer,
         updater=updater,
         evaluator=build_evaluator(config, mesh, task, pipeline),
         phases=phases,
         pipeline=pipeline,
+    )
+
+
+def _setting(
+    config: TrainConfig, mesh: Mesh, task: Task, pipeline: Pipeline | None, num_steps: int
+) -> Setting:
+    """What is exchanged among which ranks. Collective."""
+    shared = mesh.sizes["pipeline"] * mesh.sizes["operator"] > 1
+    return Setting(
+        config,
+        task.model.held_parameters(),
+        num_slots(task.objective),
+        pipeline.replicas if pipeline else mesh.comm("data"),
+        num_steps,
+        "MULTIPLE" if shared else "SERIALIZED",
+        replicated_names(task.model, mesh.sizes["operator"]),
+        pipeline.schedule.weight_versions if pipeline else 1,
     )
 
 

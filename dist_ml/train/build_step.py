@@ -68,9 +68,13 @@ class StepWork(NamedTuple):
     reducer: GradientReducer
     post_validation: PostValidation | None = None
 
-    def train_step(self, guard: Guard, updater: Updater, phases: Phases) -> TrainStep:
+    def train_step(
+        self, guard: Guard, updater: Updater, phases: Phases, told_to_stop: Callable[[], bool]
+    ) -> TrainStep:
         executor, stages, reducer, post_validation = self
-        return TrainStep(executor, stages, reducer, guard, updater, phases, post_validation)
+        return TrainStep(
+            executor, stages, reducer, guard, updater, phases, post_validation, told_to_stop
+        )
 
 
 def whole(parts: StepParts) -> StepWork:

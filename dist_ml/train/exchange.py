@@ -22,6 +22,7 @@ from dist_ml.data_parallel.local_reducer import LocalReducer
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.sharded_reducers import Zero1Reducer, Zero2Reducer
 from dist_ml.errors import ConfigError
+from dist_ml.partition import Range
 from dist_ml.train.optimizer import LRSchedule, build_optimizer
 from dist_ml.train.updater import Updater
 from dist_ml.train.weight_versions import WeightVersions
@@ -52,9 +53,12 @@ class Exchange(NamedTuple):
     gather: Callable[[], None] | None = None
     averager: ParameterAverager | None = None
     versions: WeightVersions | None = None
+    owned: Sequence[Range] | None = None  # by the optimizer, of the flat vector of parameters
 
     def updater(self, lr_schedule: LRSchedule) -> Updater:
-        return Updater(self.optimizer, lr_schedule, self.gather, self.averager, self.versions)
+        return Updater(
+            self.optimizer, lr_schedule, self.gather, self.averager, self.versions, self.owned
+        )
 
 
 def build_exchange(setting: Setting) -> Exchange:
@@ -101,7 +105,7 @@ def _sharded(
 ) -> Exchange:
     parameters.shard.grad = reducer.shard
     optimizer = build_optimizer(setting.config.optimizer, [parameters.shard])
-    return Exchange(reducer, optimizer, gather=parameters.gather)
+    return Exchange(reducer, optimizer, gather=parameters.gather, owned=[parameters.range])
 
 
 def _periodic(setting: Setting) -> Exchange:

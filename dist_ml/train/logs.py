@@ -11,12 +11,15 @@ import logging
 import os
 import socket
 import sys
+import time
 from pathlib import Path
+from typing import TextIO
 
 from dist_ml.errors import DistMLError
 
 LOGGER = logging.getLogger("dist_ml")
 _FIRST_FAILURE = "first-failure"
+_ATTEMPTS, _PAUSE_SECONDS = 5, 0.1
 
 
 class _LogFile(logging.FileHandler):
@@ -27,20 +30,19 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
 
 
-def start(folder: Path, rank: int) -> Path:
+def start(folder: Path, rank: int, claimed: TextIO | None = None) -> Path:
     """Send this rank's log, and Python's warnings, to `folder/log/rank-<rank>.log`, which is
     returned.
 
-    The folder must exist. The log is locked until this process ends, by which `is_alive` knows. A
-    log that an earlier run in this process started is closed.
+    The folder must exist. The log is locked until this process ends, by which `is_alive` knows;
+    `claimed` is one that is open and locked already. `BlockingIOError` where another process has
+    it. A log that an earlier run in this process started is closed.
     """
     stop()
-    file = folder / "log" / f"rank-{rank:04}.log"
-    handler = _LogFile(file)
+    file = _file_of(folder, rank)
+    handler = _LogFile(file, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    assert handler.stream is not None
-    with contextlib.suppress(OSError):  # not every file system has locks
-        fcntl.flock(handler.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    handler.stream = claimed or claim(folder, rank)  # type: ignore[assignment]
     for logger in _loggers():
         logger.addHandler(handler)
         logger.propagate = False
@@ -48,6 +50,37 @@ def start(folder: Path, rank: int) -> Path:
     logging.captureWarnings(True)
     LOGGER.info("rank %d on %s, process %d", rank, socket.gethostname(), os.getpid())
     return file
+
+
+def claim(folder: Path, rank: int = 0) -> TextIO:
+    """The rank's log, open to append and locked. `BlockingIOError` where another process has it;
+    where the file system has no locks nobody can tell.
+    """
+    stream = _file_of(folder, rank).open("a")
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # perhaps `is_alive`, which lets it go at once
+            if attempt + 1 == _ATTEMPTS:
+                stream.close()
+                raise
+            time.sleep(_PAUSE_SECONDS)
+        except OSError:
+            break
+        else:
+            break
+    return stream
+
+
+def release(claimed: TextIO) -> None:
+    """Give a claimed log back, unless `start` has taken it."""
+    if all(handler.stream is not claimed for handler in _file_handlers()):
+        claimed.close()
+
+
+def forget_failure(folder: Path) -> None:
+    """A failed run goes on: `first_failure` has nothing to tell any more."""
+    (folder / "log" / _FIRST_FAILURE).unlink(missing_ok=True)
 
 
 def stop() -> None:
@@ -123,6 +156,10 @@ def first_failure(folder: Path) -> str | None:
         return (folder / "log" / _FIRST_FAILURE).read_text(errors="replace").strip()
     except OSError:
         return None
+
+
+def _file_of(folder: Path, rank: int) -> Path:
+    return folder / "log" / f"rank-{rank:04}.log"
 
 
 def _loggers() -> list[logging.Logger]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dist_ml.errors import DataError
-from dist_ml.train.run_folder import jsonable
+from dist_ml.train.run_folder import jsonable, write_whole
 
 
 class JsonLines:
@@ -32,6 +32,22 @@ class JsonLines:
     def close(self) -> None:
         with contextlib.suppress(OSError):  # told when it was written
             self._file.close()
+
+
+def cut(file: Path, step: int) -> None:
+    """Leave out what was logged from `step` on (an evaluation has the number of steps before it):
+    a run that goes on from there writes it again. Whole or not at all; `DataError` where it can't
+    be.
+    """
+    if not file.exists():
+        return
+    kept = [json.dumps(line) for line in read(file) if line.get("step", 0) < step]
+    try:
+        write_whole(file, "".join(f"{line}\n" for line in kept))
+    except OSError as error:
+        raise DataError(
+            f"{file} can't be written: {error.strerror or error}; make room there"
+        ) from error
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.mesh import Mesh
+from dist_ml.data_parallel.flat_state import FlatState
 from dist_ml.data_parallel.gradients import places
 from dist_ml.data_parallel.reduced_gradients import Counted, ReducedGradients, root
 from dist_ml.data_parallel.reducer import GradientReducer
@@ -83,11 +84,14 @@ class ModelReducer(GradientReducer):
     def diagnostics(self) -> dict[str, float]:
         return self._inner.diagnostics()
 
+    def tensors(self) -> list[FlatState]:
+        return self._inner.tensors()
+
     def state_dict(self) -> dict[str, Any]:
         return self._inner.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._inner.load_state_dict(state)
+    def load_state_dict(self, state: dict[str, Any], own: bool = True) -> None:
+        self._inner.load_state_dict(state, own)
 
     def close(self) -> None:
         self._inner.close()
@@ -110,7 +114,8 @@ class ModelGradients(ReducedGradients):
     ) -> None:
         self._inner, self._has_norm = inner, square is not None
         self.is_agreed = inner.is_agreed
-        own = [value * slot_share for value in inner.slots]
+        *sums, stop = inner.slots  # who was told to stop is told to all
+        own = [*(value * slot_share for value in sums), stop]
         self._num_slots = len(own)
         self._sums = np.array(own if square is None else [*own, square], np.float64)
         self._request = comm.iallreduce(self._sums)

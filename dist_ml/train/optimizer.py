@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -94,19 +94,16 @@ class LRSchedule:
 
     def step(self) -> None:
         """To the rate of the next step."""
-        self._num_steps += 1
-        self._set()
+        self.go_to(self._num_steps + 1)
 
     @property
     def learning_rate(self) -> float:
         """Of the next step."""
         return float(self._optimizer.param_groups[0]["lr"])
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_steps": self._num_steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._num_steps = state["num_steps"]
+    def go_to(self, num_steps: int) -> None:
+        """To the rate of the step after so many."""
+        self._num_steps = num_steps
         self._set()
 
     def _set(self) -> None:

@@ -2,104 +2,124 @@
 
 import contextlib
 import logging
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
 
 from dist_ml.comm.agreement import from_root
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.convert import to_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import DataError, DistMLError
-from dist_ml.measure.environment import environment
-from dist_ml.pipeline_parallel import timeline_file
-from dist_ml.pipeline_parallel.timeline_file import MeasuredStep
-from dist_ml.train import run_folder
-from dist_ml.train.axis_words import planned_words
+from dist_ml.train import metrics, open_folder
 from dist_ml.train.build import build_mesh, build_trainer
-from dist_ml.train.display import Reporter, make_reporter
-from dist_ml.train.evaluator import Evaluation
+from dist_ml.train.checkpoints import Checkpoints, go_on
+from dist_ml.train.display import make_reporter
 from dist_ml.train.interval import Interval
-from dist_ml.train.run_folder import RunFolder
+from dist_ml.train.progress import Progress
+from dist_ml.train.results import leave_results
+from dist_ml.train.resume import Earlier, find
 from dist_ml.train.step import Step
-from dist_ml.train.text_sample import write_text
-from dist_ml.train.trackers import Trackers, open_trackers
+from dist_ml.train.stop_signals import StopSignals
+from dist_ml.train.summary import evaluation_values, figures
+from dist_ml.train.trackers import open_trackers
 from dist_ml.train.trainer import Trainer
-from dist_ml.train.weights import save_weights
 
 log = logging.getLogger(__name__)
 
+# Seconds between a signal and the end of the job, where whoever starts it says so.
+LEAD = "DIST_ML_LEAD_SECONDS"
+
 
 def train_run(config: TrainConfig, world: Communicator) -> dict[str, Any]:
-    """Train as configured on all ranks of `world`; the summary, the same on all of them.
-    Collective.
+    """Train as configured on all ranks of `world`, or go on with a run that was begun; the summary,
+    the same on all of them. Its `status` is `stopped` where a signal ended the run. Collective.
     """
     mesh = build_mesh(config, world)
-    trainer = build_trainer(config, mesh)
-    mapping = to_mapping(config)
-    folder = run_folder.create(config.folder, mapping, mesh.world)
-    trackers = open_trackers(config.tracker, folder, mesh.world)
-    num_steps = config.epochs * trainer.sampler.steps_per_epoch
-    reporter = make_reporter(mesh.world.rank, num_steps, config.epochs)
-    run = Run(config, trainer, folder, trackers, reporter)
-    try:
-        trackers.start(mapping)
-        return run.train()
-    finally:
-        reporter.close()
-        trackers.close()
+    with (
+        StopSignals(config.saves) as signals,
+        open_folder.claimed_log(config.place, mesh.world) as claimed,
+    ):
+        earlier = find(config, mesh) if config.resume is not None else None
+        if earlier is not None and earlier.summary is not None:
+            make_reporter(mesh.world.rank, 0, 0).finish(earlier.summary)
+            return earlier.summary
+        run = Run(config, build_trainer(config, mesh, signals.told), signals)
+        with run.opened(earlier, claimed):
+            return run.train()
 
 
 class Run:
     """The passes over the data, with what is measured, logged and saved along the way."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        trainer: Trainer,
-        folder: RunFolder,
-        trackers: Trackers,
-        reporter: Reporter,
-    ) -> None:
-        self._config = config
-        self._trainer = trainer
+    def __init__(self, config: TrainConfig, trainer: Trainer, signals: StopSignals) -> None:
+        self._config, self._trainer, self._signals = config, trainer, signals
         self._world = trainer.mesh.world
-        self._folder = folder
-        self._trackers = trackers
-        self._reporter = reporter
-        self._interval = Interval(trainer)
-        self._phase_seconds: dict[str, float] = {}
-        self._train_seconds = 0.0
-        self._words: Counter[str] = Counter()  # sent in training, by axis
-        self._num_samples = 0
-        self._num_skipped = 0
-        self._last_loss = float("nan")
+        self._interval, self._progress = Interval(trainer), Progress()
+
+    @contextlib.contextmanager
+    def opened(self, earlier: Earlier | None, claimed: TextIO | None) -> Iterator[None]:
+        """The run's folder and what is written there and shown, within the block: new ones, or
+        those of the `earlier` run, whose state and figures it takes. Collective.
+        """
+        config, trainer, world = self._config, self._trainer, self._world
+        mapping = to_mapping(config)
+        if earlier is not None and earlier.checkpoint is not None:
+            go_on(trainer, earlier.checkpoint, mapping, self._progress, self._interval)
+        if earlier is None or not earlier.begun:
+            self._folder = open_folder.create(config.place, mapping, world)
+        else:
+            self._folder = open_folder.reopen(config.place, mapping, world, claimed)
+            from_root(world, lambda: metrics.cut(self._folder.metrics, trainer.num_steps))
+        self._checkpoints = Checkpoints(
+            config.checkpoint, trainer, self._folder.checkpoints, mapping
+        )
+        self._trackers = open_trackers(config.tracker, self._folder, world, trainer.num_steps)
+        num_steps = config.epochs * trainer.sampler.steps_per_epoch
+        self._reporter = make_reporter(world.rank, num_steps, config.epochs, trainer.num_steps)
+        try:
+            self._trackers.start(mapping)
+            if earlier is not None:
+                start = f"step {trainer.num_steps}" if earlier.begun else "imported weights"
+                self._tell(f"goes on from {start} of {self._folder.path}")
+                for words in earlier.differences:
+                    self._tell(f"changed: {words}")
+            yield
+        finally:
+            self._reporter.close()
+            self._trackers.close()
 
     def train(self) -> dict[str, Any]:
-        """All epochs; the summary."""
+        """All epochs that are left; the summary."""
         log.info("%d parameters on %d ranks", self._trainer.model.num_parameters, self._world.size)
         evaluation: dict[str, Any] = {}
+        # The first may be over: then its evaluation is to be made.
+        first = max(0, self._trainer.num_steps - 1) // self._trainer.sampler.steps_per_epoch
         try:
-            for epoch in range(self._config.epochs):
-                self._epoch(epoch)
+            for epoch in range(first, self._config.epochs):
+                if self._epoch(epoch):
+                    return self._stopped(evaluation)
                 evaluation = self._evaluate(epoch) or evaluation
         except DistMLError as error:
             self._tell_failure(error, evaluation)
             raise
-        self._save()
-        found = {**self._summary(evaluation), **self._timeline(), **self._text_sample()}
-        summary = {"status": "finished", **found}
+        self._checkpoints.close()
+        left = leave_results(self._trainer, self._folder, self._config)
+        summary = {"status": "finished", **self._summary(evaluation), **left}
         from_root(self._world, lambda: self._folder.write_summary(summary))
         self._reporter.finish(summary)
         return summary
 
-    def _epoch(self, epoch: int) -> None:
-        self._interval.begin()
-        for step in self._trainer.epoch(epoch, goes_on=not self._is_evaluated(epoch)):
+    def _epoch(self, epoch: int) -> bool:
+        """The steps of an epoch that are left; was the run told to stop?"""
+        start = self._trainer.num_steps - epoch * self._trainer.sampler.steps_per_epoch
+        if start == 0:
+            self._interval.begin()
+        for step in self._trainer.epoch(epoch, start, goes_on=not self._is_evaluated(epoch)):
             self._interval.add(step)
-            self._last_loss = step.loss
+            self._progress.add(step)
             if step.skipped:
-                self._num_skipped += 1
                 log.warning(
                     "step %d skipped: the loss is %s, or its gradient is not finite",
                     step.number,
@@ -107,7 +127,40 @@ class Run:
                 )
             logged = step.number % self._config.log_every == 0
             self._reporter.step(step.number + 1, self._log(step) if logged else {})
-        self._end_interval()
+            if step.stop:
+                return True
+            self._checkpoints.after_step(self._progress, self._interval)
+        self._progress.end_interval(self._interval)
+        return False
+
+    def _stopped(self, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+        """Save, and say what it took beside the time that there was."""
+        told = self._world.allgather_objects((self._signals.name, self._signals.at_border()))
+        signal = next(name for name, _ in told if name is not None)
+        start = time.perf_counter()
+        self._checkpoints.save(self._progress, self._interval)
+        self._checkpoints.close()
+        seconds = time.perf_counter() - start
+        lead = os.environ.get(LEAD)
+        took = {
+            "signal": signal,
+            "waited_seconds": max(waited for _, waited in told),
+            "saved_in_seconds": seconds,
+            "lead_seconds": float(lead) if lead else None,
+        }
+        self._tell(
+            f"stopped by {signal} after step {self._trainer.num_steps}, "
+            f"{took['waited_seconds']:.2f} s after it came; saved in {seconds:.2f} s"
+            + (f" of {lead} s that there were" if lead else "")
+            + f": go on with resume={self._folder.path}"
+        )
+        summary = {"status": "stopped", **took, **self._summary(evaluation)}
+        from_root(self._world, lambda: self._folder.write_summary(summary))
+        return summary
+
+    def _tell(self, words: str) -> None:
+        log.info(words)
+        self._reporter.say(words)
 
     def _is_evaluated(self, epoch: int) -> bool:
         """After an epoch."""
@@ -128,7 +181,7 @@ class Run:
         it.
         """
         values = self._interval.values(step)
-        self._end_interval()
+        self._progress.end_interval(self._interval)
         self._interval.begin()
         self._trackers.log(step.number, values)
         return {
@@ -136,39 +189,8 @@ class Run:
             for key in ("epoch", "loss", "samples_per_second", "communication_share")
         }
 
-    def _end_interval(self) -> None:
-        """Add the interval's seconds and samples to the run's."""
-        seconds, phases = self._interval.end()
-        self._train_seconds += seconds
-        self._words.update(self._interval.words_by_axis())
-        self._num_samples += self._interval.num_samples
-        for name, spent in phases.items():
-            self._phase_seconds[name] = self._phase_seconds.get(name, 0.0) + spent
-
     def _summary(self, evaluation: Mapping[str, Any]) -> dict[str, Any]:
-        seconds = max(self._train_seconds, 1e-9)
-        total = self._world.traffic.total()
-        steps = max(1, self._trainer.num_steps)
-        return {
-            "name": self._config.name,
-            "folder": str(self._folder.path),
-            "ranks": self._world.size,
-            "num_parameters": self._trainer.model.num_parameters,
-            "num_steps": self._trainer.num_steps,
-            "num_skipped": self._num_skipped,
-            "train_loss": self._last_loss,
-            **evaluation,
-            "seconds": self._train_seconds,
-            "samples_per_second": self._num_samples / seconds,
-            "communication_share": self._phase_seconds.get("exchange", 0.0) / seconds,
-            "seconds_by_phase": self._phase_seconds,
-            "words_sent": total.words_sent,
-            "words_by_axis": {axis: words / steps for axis, words in self._words.items()},
-            "planned_words_by_axis": planned_words(self._config, self._trainer),
-            "messages": total.messages,
-            "bytes_sent": total.bytes_sent,
-            "environment": environment(),
-        }
+        return figures(self._config, self._trainer, self._folder, self._progress, evaluation)
 
     def _tell_failure(self, error: DistMLError, evaluation: Mapping[str, Any]) -> None:
         """Rank 0's summary of a run that ends early; where even that can't be written, the error
@@ -178,42 +200,3 @@ class Run:
         if self._world.rank == 0:
             with contextlib.suppress(DataError):
                 self._folder.write_summary(summary)
-
-    def _save(self) -> None:
-        """The trained weights, which rank 0 writes."""
-        state = self._trainer.weights() or {}
-        from_root(self._world, lambda: save_weights(state, self._folder.model))
-
-    def _text_sample(self) -> dict[str, Any]:
-        """What a model of text writes, into a file of its own, too."""
-        if self._trainer.dataset.train.task != "next_token":
-            return {}
-        text = write_text(self._trainer, self._config.seed)
-        from_root(self._world, lambda: self._folder.write(self._folder.sample, text + "\n"))
-        return {"text_sample": text}
-
-    def _timeline(self) -> dict[str, Any]:
-        """A pipeline's last step, which rank 0 writes; its bubble, measured and planned. Of steps
-        that run into each other one alone tells little.
-        """
-        pipeline = self._trainer.pipeline
-        if pipeline is None:
-            return {}
-        if pipeline.schedule.is_asynchronous:
-            return {"schedule": pipeline.schedule.name}
-        step = MeasuredStep.of(pipeline.schedule, self._trainer.timed_actions())
-        from_root(self._world, lambda: timeline_file.write(self._folder.timeline, step))
-        return {
-            "schedule": pipeline.schedule.name,
-            "bubble": step.timeline.bubble,
-            "planned_bubble": step.planned().bubble,
-        }
-
-
-def evaluation_values(evaluation: Evaluation) -> dict[str, Any]:
-    values = {
-        "test_loss": evaluation.loss,
-        "test_accuracy": evaluation.accuracy,
-        "test_bits_per_byte": evaluation.bits_per_byte,
-    }
-    return {name: value for name, value in values.items() if value is not None}

@@ -6,7 +6,8 @@
     sample.txt            what a model of text writes
     timeline.json         of a pipeline: when each rank computed what in the last step
     log/rank-0000.log …   one a rank
-    checkpoints/          model.safetensors: the trained weights, a plain state dict
+    checkpoints/          step-40/ …: the state after so many steps (docs/checkpoints.md);
+                          model.safetensors: the trained weights, a plain state dict
 
 Written by rank 0, but for the logs.
 """
@@ -17,16 +18,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from dist_ml.comm.agreement import from_root, raise_on_all_ranks
-from dist_ml.errors import ConfigError, DataError
-from dist_ml.train import logs
-
-if TYPE_CHECKING:
-    from dist_ml.comm.communicator import Communicator
+from dist_ml.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -83,27 +79,6 @@ class RunFolder:
             ) from error
 
 
-def create(path: str | Path, config: Mapping[str, Any], comm: "Communicator") -> RunFolder:
-    """Make the folder and `config.yaml` on rank 0, and start every rank's log in it. Collective.
-
-    `ConfigError` on all ranks when the folder can't be written or holds a run already.
-    """
-    folder = RunFolder(Path(path).absolute())
-    from_root(comm, lambda: make(folder, config))
-    with raise_on_all_ranks(comm):
-        try:
-            folder.log.mkdir(
-                parents=True, exist_ok=True
-            )  # a node that doesn't share the file system has its logs alone
-            logs.start(folder.path, comm.rank)
-        except OSError as error:
-            raise ConfigError(
-                f"folder={path} can't hold this rank's log: {error.strerror or error}; choose "
-                "another"
-            ) from error
-    return folder
-
-
 def load_config(path: str | Path) -> dict[str, Any]:
     """The plain mapping in a run's config.yaml; `DataError` where there is none, or none that can
     be read.
@@ -148,27 +123,3 @@ def write_whole(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(file)
-
-
-def make(folder: RunFolder, config: Mapping[str, Any]) -> None:
-    """The run that makes `log/` has the folder: of several that start at once, one does."""
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        if folder.config.exists():
-            raise _taken(folder)
-        folder.log.mkdir()
-        folder.checkpoints.mkdir(exist_ok=True)
-        write_whole(folder.config, yaml.safe_dump(dict(config), sort_keys=False))
-    except OSError as error:
-        if isinstance(error, FileExistsError) and folder.log.is_dir():
-            raise _taken(folder) from None
-        raise ConfigError(
-            f"folder={folder.path} can't be written: {error.strerror or error}; choose another "
-            "folder"
-        ) from error
-
-
-def _taken(folder: RunFolder) -> ConfigError:
-    return ConfigError(
-        f"folder={folder.path} holds a run already; choose another folder, or remove that one"
-    )

@@ -10,12 +10,14 @@ With `PostValidation` the update comes first, as if nothing had to be clipped, a
 begins; a factor other than 1 takes both back.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from dist_ml.data_parallel.reduced_gradients import ReducedGradients
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.measure.timer import Phases
+from dist_ml.models import Objective
 from dist_ml.pipeline_parallel.dry_run import TimedAction
 from dist_ml.pipeline_parallel.executor import Executor
 from dist_ml.train.guard import Guard
@@ -35,6 +37,14 @@ class Step:
     loss: float
     metrics: tuple[float, ...]  # sums over the global batch, as the objective names them
     skipped: bool  # not finite, and left out
+    stop: bool = False  # some rank was told to stop
+
+
+def num_slots(objective: Objective) -> int:
+    """The sums that a step reduces beside gradients: the objective's, and how many ranks were told
+    to stop.
+    """
+    return objective.num_slots + 1
 
 
 class StepStages(Protocol):
@@ -60,7 +70,7 @@ class StepStages(Protocol):
 
 class TrainStep:
     """All that follows the reduction is computed from reduced values, hence the same on all
-    ranks.
+    ranks. `told_to_stop`: of this rank alone; what one was told all know after the step.
     """
 
     def __init__(
@@ -72,6 +82,7 @@ class TrainStep:
         updater: Updater,
         phases: Phases,
         post_validation: PostValidation | None = None,
+        told_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._executor = executor
         self.stages = stages
@@ -80,6 +91,7 @@ class TrainStep:
         self._updater = updater
         self._phases = phases
         self._post_validation = post_validation
+        self._told_to_stop = told_to_stop
         self._is_likely = True  # that the next step's gradient is used as it is
         self.num_steps = 0  # validated
 
@@ -91,6 +103,8 @@ class TrainStep:
         """
         number = self.num_steps
         self._reducer.begin()
+        if self._told_to_stop():
+            self._reducer.slots[-1] = 1
         if self._has_begun:
             assert self._post_validation is not None
             num_samples, start = self._post_validation.go_on(epoch, index)
@@ -103,12 +117,12 @@ class TrainStep:
             reduced = self._reducer.finish()
         is_updated = following is not None and self._begin_next(reduced, following)
         with self._phases("exchange"):
-            loss, *metrics = reduced.slots
+            loss, *metrics, stop = reduced.slots
             factor = self._guard.factor(reduced)
         self._use(reduced, factor, is_updated, epoch)
         self.num_steps += 1
         sums = tuple(metrics) if factor is not None else (0.0,) * len(metrics)
-        return Step(number, epoch, num_samples, loss, sums, skipped=factor is None)
+        return Step(number, epoch, num_samples, loss, sums, factor is None, stop > 0)
 
     def drop_next(self) -> None:
         """A step that `run` has begun has not. Collective."""

@@ -1,4 +1,4 @@
-"""A run as it is found on disk: finished, failed, still running, or broken."""
+"""A run as it is found on disk: finished, failed, stopped, still running, or broken."""
 
 import json
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from dist_ml.errors import DataError
 from dist_ml.train import logs, metrics
 from dist_ml.train.run_folder import RunFolder, load_config
 
-Status = Literal["finished", "failed", "running", "broken off", "unreadable"]
+Status = Literal["finished", "failed", "stopped", "running", "broken off", "unreadable"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def read(folder: Path) -> StoredRun:
     except DataError as error:
         steps, problems = [], [str(error)]
     try:
-        summary = _read_summary(paths.summary)
+        summary = read_summary(paths.summary)
     except DataError as error:
         return StoredRun(
             folder, "unreadable", "; ".join([*problems, str(error)]), config, {}, steps
@@ -63,7 +63,8 @@ def read(folder: Path) -> StoredRun:
     )
 
 
-def _read_summary(file: Path) -> dict[str, Any]:
+def read_summary(file: Path) -> dict[str, Any]:
+    """What a summary.json holds; {} where there is none, `DataError` where it can't be read."""
     try:
         summary = json.loads(file.read_text())
     except FileNotFoundError:
@@ -83,6 +84,8 @@ def _status(folder: Path, summary: dict[str, Any]) -> tuple[Status, str]:
     failure = logs.first_failure(folder)
     if failure is not None:
         return "failed", failure
+    if summary.get("status") == "stopped":
+        return "stopped", f"by {summary.get('signal')}, and saved: resume=auto goes on with it"
     if summary.get("status") == "failed":
         return "failed", str(summary.get("error", ""))
     if summary:

@@ -33,12 +33,15 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run folder's `tensorboard/`."""
+    """Event files in the run folder's `tensorboard/`; a run that goes on hides the events of steps
+    that it makes again.
+    """
 
-    def __init__(self, folder: RunFolder, _config: TrackerConfig) -> None:
+    def __init__(self, folder: RunFolder, _config: TrackerConfig, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder.path / "tensorboard"))
+        purge = first_step or None
+        self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=purge)
 
     def start(self, config: Mapping[str, Any]) -> None:
         rows = [f"| {key} | {value} |" for key, value in flatten(config).items()]
@@ -54,10 +57,10 @@ class TensorBoard:
 
 class MLflow:
     """A run of an MLflow experiment, in the run folder's `mlflow/` or wherever `tracker.mlflow_uri`
-    points.
+    points; a run that goes on stays the same one.
     """
 
-    def __init__(self, folder: RunFolder, config: TrackerConfig) -> None:
+    def __init__(self, folder: RunFolder, config: TrackerConfig, first_step: int) -> None:
         # MLflow reports its use to its makers unless told, and refuses a plain folder, which needs
         # no server and no database.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -73,7 +76,16 @@ class MLflow:
                 if experiment
                 else self._client.create_experiment(config.mlflow_experiment)
             )
-            self._run = self._client.create_run(identity, run_name=folder.path.name).info.run_id
+            place = {"dist_ml.folder": str(folder.path)}
+            wanted = f"tags.`dist_ml.folder` = '{folder.path}'"
+            found = self._client.search_runs([identity], wanted) if first_step else []
+            self._goes_on = bool(found)
+            run = (
+                found[0]
+                if found
+                else self._client.create_run(identity, run_name=folder.path.name, tags=place)
+            )
+            self._run = run.info.run_id
         except mlflow.MlflowException as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
@@ -82,6 +94,8 @@ class MLflow:
             ) from error
 
     def start(self, config: Mapping[str, Any]) -> None:
+        if self._goes_on:
+            return  # what a run was begun with is fixed
         for key, value in flatten(config).items():
             self._client.log_param(self._run, key, value)
 
@@ -99,7 +113,7 @@ def mlflow_uri(folder: RunFolder, config: TrackerConfig) -> str:
 
 
 # Each optional tracker: the module it needs, the extra that installs it, and what makes it.
-TRACKERS: dict[str, tuple[str, str, Callable[[RunFolder, TrackerConfig], Tracker]]] = {
+TRACKERS: dict[str, tuple[str, str, Callable[[RunFolder, TrackerConfig, int], Tracker]]] = {
     "tensorboard": ("tensorboard", "tensorboard", TensorBoard),
     "mlflow": ("mlflow", "mlflow", MLflow),
 }
@@ -135,8 +149,11 @@ class Trackers:
                 self._trackers.remove(tracker)
 
 
-def open_trackers(config: TrackerConfig, folder: RunFolder, comm: Communicator) -> Trackers:
-    """JSON lines and what `config` asks for on rank 0, nothing elsewhere. Collective.
+def open_trackers(
+    config: TrackerConfig, folder: RunFolder, comm: Communicator, first_step: int = 0
+) -> Trackers:
+    """JSON lines and what `config` asks for on rank 0, nothing elsewhere. `first_step`: of this
+    process; an earlier one made those before. Collective.
 
     On all ranks: `MachineError`, naming the extra, where a tracker's package is missing;
     `ConfigError` where it can't be used.
@@ -147,14 +164,14 @@ def open_trackers(config: TrackerConfig, folder: RunFolder, comm: Communicator) 
 
     def open_all() -> None:
         opened.append(JsonLines(folder.metrics))
-        opened.extend(make(folder, config) for _, _, make in wanted)
+        opened.extend(make(folder, config, first_step) for _, _, make in wanted)
 
     from_root(comm, open_all)
     return Trackers(opened)
 
 
 def _check_installed(
-    wanted: list[tuple[str, str, Callable[[RunFolder, TrackerConfig], Tracker]]],
+    wanted: list[tuple[str, str, Callable[[RunFolder, TrackerConfig, int], Tracker]]],
 ) -> None:
     for module, extra, _ in wanted:
         if importlib.util.find_spec(module) is None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dist_ml.comm.mesh import Mesh
+from dist_ml.data_parallel.flat_state import FlatState, state_of
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets.dataset import Dataset, Split
@@ -29,6 +30,7 @@ class Trainer:
         *,
         mesh: Mesh,
         model: BlockModel,
+        parameters: dict[str, torch.nn.Parameter],
         objective: Objective,
         dataset: Dataset,
         sampler: GlobalSampler,
@@ -41,6 +43,7 @@ class Trainer:
     ) -> None:
         self.mesh = mesh
         self.model = model
+        self.parameters = parameters  # this rank's, in the order of the flat vector
         self.objective = objective
         self.dataset = dataset
         self.sampler = sampler
@@ -51,13 +54,13 @@ class Trainer:
         self._train_step = train_step
         self._evaluator = evaluator
 
-    def epoch(self, epoch: int, goes_on: bool = False) -> Iterator[Step]:
-        """All steps of one pass over the training samples. Where steps run into each other, or with
-        pipeline.validate=after, the next one has begun when one is yielded. `goes_on`: the next
-        epoch follows at once, so that its first step may begin, too.
+    def epoch(self, epoch: int, start: int = 0, goes_on: bool = False) -> Iterator[Step]:
+        """The steps of one pass over the training samples, from the `start`-th on. Where steps run
+        into each other, or with pipeline.validate=after, the next one has begun when one is
+        yielded. `goes_on`: the next epoch follows at once, so that its first step may begin, too.
         """
         last = self.sampler.steps_per_epoch - 1
-        for index in range(last + 1):
+        for index in range(start, last + 1):
             after = (epoch, index + 1) if index < last else (epoch + 1, 0)
             yield self._train_step.run(epoch, index, after if index < last or goes_on else None)
 
@@ -131,23 +134,33 @@ class Trainer:
         """What the exchange has to say of the last step, for the metrics."""
         return {**self.reducer.diagnostics(), **self.updater.diagnostics()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """All state that the next steps depend on, and the only place that names it. Collective.
+    def tensors(self) -> list[FlatState]:
+        """All state that the next steps depend on and that has an element for each of the
+        parameters', in place: with `state_dict` the only place that names it. Collective.
+        """
+        self._train_step.drop_next()
+        rows = self.updater.rows
+        kind = "model/{}" if rows is None else "replicas/{}"
+        parameters = state_of(kind, list(self.parameters.values()), rows)
+        return [*parameters, *self.updater.tensors(), *self.reducer.tensors()]
 
-        The data needs none: which samples come next follows from the step number.
+    def state_dict(self) -> dict[str, Any]:
+        """The rest of this rank's state, in numbers that JSON takes. Collective.
+
+        The data needs none, nor the learning rate: they follow from the step number.
         """
         self._train_step.drop_next()
         return {
-            "model": self.model.state_dict(),
-            "reducer": self.reducer.state_dict(),
             "num_steps": self.num_steps,
-            **self.updater.state_dict(),
+            "reducer": self.reducer.state_dict(),
+            "updater": self.updater.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned. Collective."""
+    def load_state_dict(self, state: dict[str, Any], own: bool = True) -> None:
+        """Go on from what `state_dict` returned on this rank, or (`own` false) on any rank of
+        another mesh; `tensors` then has the places of the rest. Collective.
+        """
         self._train_step.drop_next()
-        self.model.load_state_dict(state["model"])
-        self.reducer.load_state_dict(state["reducer"])
         self._train_step.num_steps = state["num_steps"]
-        self.updater.load_state_dict(state)
+        self.reducer.load_state_dict(state["reducer"], own)
+        self.updater.load_state_dict(state["updater"], self.num_steps)

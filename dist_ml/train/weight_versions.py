@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from dist_ml.data_parallel.flat_state import FlatState, flat_states
 from dist_ml.pipeline_parallel.schedule import Action, Kind
 
 
@@ -74,10 +75,10 @@ class WeightVersions:
                 parameter.data = tensor
             self._in_use = version
 
-    def state_dict(self) -> dict[str, Any]:
-        """The older version, which the next step still needs; the model's state is the newer."""
-        return {"older": [tensor.clone() for tensor in self._older]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned, after the model was loaded."""
-        self._older = [tensor.clone() for tensor in state["older"]]
+    def tensors(self) -> list[FlatState]:
+        """The older version, which the next step still needs, in place; the model's parameters are
+        the newer.
+        """
+        if self._older is self._newer:
+            self._older = [tensor.clone() for tensor in self._newer]
+        return flat_states("older/{}", self._older)

@@ -2,10 +2,14 @@
 
 import json
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from virtual_slurm import VirtualSlurm
+
+from dist_ml.train import metrics
 
 pytestmark = pytest.mark.cluster
 
@@ -39,6 +43,40 @@ def test_one_job_trains_on_nodes_and_ranks_of_the_command_line(
     assert (run / "summary.json").exists(), output
     assert json.loads((run / "summary.json").read_text())["ranks"] == 4
     assert len(list((run / "log").glob("rank-*.log"))) == 4
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    lines = metrics.read(run / "metrics.jsonl")
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def test_a_job_that_is_told_saves_is_queued_again_and_comes_to_the_same_end(
+    slurm: VirtualSlurm, flavour: str, tmp_path: Path
+) -> None:
+    """The signal goes to the batch script, as `--signal=B:USR1@…` sends it."""
+    overrides = ["data=synthetic", "data.num_train=512", "batch_size=16", "epochs=60"]
+    size = ("--nodes=2", "--ntasks=4", SCRIPT, "train", *overrides)
+
+    def tell() -> None:
+        file = tmp_path / "told" / "metrics.jsonl"
+        deadline = time.monotonic() + 60
+        while not file.exists() or file.read_bytes().count(b"\n") < 10:
+            assert time.monotonic() < deadline, "the run does not begin"
+            time.sleep(0.05)
+        (job,) = slurm.client("squeue", "--noheader", "--format=%i").split()
+        slurm.client("scancel", "--batch", "--signal=USR1", job)
+
+    with ThreadPoolExecutor(1) as pool:
+        telling = pool.submit(tell)
+        folder = f"folder={tmp_path / 'told'}"
+        status, output = slurm.submit(*size, folder, environment=variables(flavour))
+        telling.result()
+    assert status == 0, output
+    for words in ("stopped by SIGUSR1 after step", "so it is queued again", "goes on from step"):
+        assert words in output, output
+    folder = f"folder={tmp_path / 'whole'}"
+    assert slurm.submit(*size, folder, environment=variables(flavour))[0] == 0
+    assert losses(tmp_path / "told") == losses(tmp_path / "whole")
 
 
 def test_singletons_are_refused_once_and_in_words(

@@ -136,6 +136,18 @@ def launched(program: str, pid_file: Path) -> subprocess.Popen[bytes]:
     return started
 
 
+def test_a_job_that_is_asked_to_stop_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    program = "import os, signal, sys, time; from pathlib import Path\n"
+    program += f"told = lambda *_: (Path({str(tmp_path / 'told')!r}).touch(), sys.exit(0))\n"
+    program += "signal.signal(signal.SIGUSR1, told)\n"
+    program += f"Path({str(file)!r}).write_text(str(os.getpid())); time.sleep(50)"
+    launcher = launched(program, file)
+    launcher.send_signal(signal.SIGUSR1)
+    assert launcher.wait(20) == 0
+    assert (tmp_path / "told").exists()
+
+
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_launcher_that_is_ended_takes_its_job_along(ending: signal.Signals, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"

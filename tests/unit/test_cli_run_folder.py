@@ -16,7 +16,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.config.train import TrackerConfig
 from dist_ml.errors import ConfigError, DataError, MachineError
-from dist_ml.train import display, logs, metrics, run_folder, trackers
+from dist_ml.train import display, logs, metrics, open_folder, run_folder, trackers
 from dist_ml.train.display.words import clock, short
 
 ALONE = Communicator(Loopback())
@@ -35,7 +35,7 @@ SUMMARY = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> run_folder.RunFolder:
-    made = run_folder.create(tmp_path / "runs" / "a", CONFIG, ALONE)
+    made = open_folder.create(tmp_path / "runs" / "a", CONFIG, ALONE)
     logs.stop()
     return made
 
@@ -48,7 +48,7 @@ def test_a_new_folder(folder: run_folder.RunFolder) -> None:
 
 def test_a_run_is_not_overwritten(folder: run_folder.RunFolder) -> None:
     with pytest.raises(ConfigError, match="holds a run already"):
-        run_folder.create(folder.path, CONFIG, ALONE)
+        open_folder.create(folder.path, CONFIG, ALONE)
 
 
 def test_of_several_runs_that_start_at_once_one_has_the_folder(
@@ -58,7 +58,7 @@ def test_of_several_runs_that_start_at_once_one_has_the_folder(
     monkeypatch.setattr(Path, "exists", lambda _path: False)
     with ThreadPoolExecutor(8) as pool:
         runs = [
-            pool.submit(run_folder.make, run_folder.RunFolder(tmp_path / "run"), CONFIG)
+            pool.submit(open_folder.make, run_folder.RunFolder(tmp_path / "run"), CONFIG)
             for _ in range(8)
         ]
     errors = [run.exception() for run in runs if run.exception() is not None]
@@ -112,7 +112,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"file/run can't be written: Not a directory; choose another folder"
     ):
-        run_folder.create(tmp_path / "file" / "run", CONFIG, ALONE)
+        open_folder.create(tmp_path / "file" / "run", CONFIG, ALONE)
 
 
 @pytest.mark.parametrize(
@@ -195,17 +195,18 @@ def test_a_failing_tracker_is_dropped_and_the_record_is_not(folder: run_folder.R
 
 def test_tensorboard(folder: run_folder.RunFolder) -> None:
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
-    tracker = trackers.TensorBoard(folder, NO_TRACKERS)
+    tracker = trackers.TensorBoard(folder, NO_TRACKERS, 0)
     tracker.start(CONFIG)
     tracker.log(1, {"loss": 0.5})
     tracker.log(2, {"loss": float("nan"), "traffic": {"words": 3}})  # type: ignore[dict-item]
     tracker.close()
+    trackers.TensorBoard(folder, NO_TRACKERS, 2).close()  # makes step 2 again
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder.path / "tensorboard"))
     events.Reload()
-    assert (events.Scalars("loss")[0].step, events.Scalars("loss")[0].value) == (1, 0.5)
-    assert events.Scalars("traffic.words")[0].value == 3
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5)]
+    assert events.Scalars("traffic.words") == []
 
 
 def test_mlflow(folder: run_folder.RunFolder) -> None:
@@ -213,10 +214,11 @@ def test_mlflow(folder: run_folder.RunFolder) -> None:
     config = TrackerConfig(
         tensorboard=False, mlflow=True, mlflow_uri=None, mlflow_experiment="mine"
     )
-    tracker = trackers.MLflow(folder, config)
-    tracker.start(CONFIG)
-    tracker.log(1, {"loss": 0.5})
-    tracker.close()
+    for first_step in (0, 1):
+        tracker = trackers.MLflow(folder, config, first_step)
+        tracker.start({**CONFIG, "resume": first_step})
+        tracker.log(1, {"loss": 0.5})
+        tracker.close()
     client = mlflow.MlflowClient(trackers.mlflow_uri(folder, config))
     (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
     assert run.data.metrics == {"loss": 0.5}

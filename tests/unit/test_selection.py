@@ -7,7 +7,6 @@ import pytest
 
 from dist_ml import compiled
 from dist_ml.comm.sparse.entries import Entries, largest_mask
-from dist_ml.data_parallel.reshard import reshard
 from dist_ml.data_parallel.residual import MomentumResidual, Residual
 from dist_ml.data_parallel.selection import SELECTIONS, count_of
 from dist_ml.data_parallel.selection_kernels import plain_kernels
@@ -177,17 +176,6 @@ def test_compiled_kernels_agree_with_their_plain_reference(n: int, dtype: str) -
         results.append((count, again, swept, full, residual, speed, indices, values))
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_resharding_preserves_the_sum() -> None:
-    states = [{"values": gradient} for gradient in gradients(5)]
-    total = np.sum([state["values"] for state in states], axis=0, dtype=np.float64)
-    for ranks in (1, 2, 3, 5, 8):
-        dealt = reshard(states, ranks)
-        assert len(dealt) == ranks
-        np.testing.assert_allclose(
-            np.sum([state["values"] for state in dealt], axis=0, dtype=np.float64), total, atol=1e-5
-        )
 
 
 def test_restore_adds_repeated_indices() -> None:

@@ -16,7 +16,6 @@ from dist_ml.comm.sparse.entries import Entries, concatenate
 from dist_ml.comm.sparse.entry_format import CompactFormat, PlainFormat, make_entry_format
 from dist_ml.comm.sparse.merge import merge_all, merge_by_sorting
 from dist_ml.comm.sparse.regions import BalancedRegions, own_cuts
-from dist_ml.data_parallel.reshard import reshard_states
 from dist_ml.partition import counts
 
 INDICES = {
@@ -182,21 +181,3 @@ def test_regions_are_renewed_when_their_time_comes_and_by_those_with_entries() -
 
     for seen in run_ranks(2, body):
         assert seen == [[0, 500, 1000], [0, 40, 1000], [0, 40, 1000], [0, 120, 1000]]
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
-def test_resharded_states_keep_sums_steps_and_momentum(ranks: int) -> None:
-    arrays = [np.random.default_rng(rank).standard_normal(20) for rank in range(3)]
-    velocity = np.arange(4.0)
-    states = [
-        {"steps": 7, "velocity": velocity, "parts": [{"arrays": {"values": array}, "exchange": 1}]}
-        for array in arrays
-    ]
-    dealt = reshard_states(states, ranks)
-    assert len(dealt) == ranks
-    total = np.sum([state["parts"][0]["arrays"]["values"] for state in dealt], axis=0)
-    np.testing.assert_allclose(total, np.sum(arrays, axis=0), atol=1e-12)
-    for state in dealt:
-        assert state["steps"] == 7
-        assert state["velocity"] is velocity
-        assert list(state["parts"][0]) == ["arrays"]

@@ -2,7 +2,6 @@
 from, on other numbers of ranks too.
 """
 
-import copy
 import errno
 import json
 import math
@@ -28,11 +27,12 @@ from dist_ml.errors import DataError, DistMLError, NonFiniteError
 from dist_ml.measure.timer import Phases
 from dist_ml.models import MLP, choose_objective
 from dist_ml.train import logs, metrics, run, run_folder
-from dist_ml.train.build import build_mesh, build_trainer
+from dist_ml.train.build import build_mesh
 from dist_ml.train.evaluate import evaluate_run
 from dist_ml.train.evaluator import Evaluation, Evaluator
 from dist_ml.train.interval import Interval
 from dist_ml.train.step import Step
+from dist_ml.train.summary import evaluation_values
 from dist_ml.train.trainer import Trainer
 from dist_ml.train.weights import load_weights, save_weights
 from tests.unit.train_worlds import CLASSES, FEATURES, Points, changed
@@ -150,7 +150,7 @@ class TestEvaluator:
         found = Evaluator(model, objective, ALONE, autocast=False).evaluate(points)
         mean = ((model(points.inputs) - points.targets) ** 2).mean().item()
         assert (found.loss, found.accuracy) == (pytest.approx(mean), None)
-        assert run.evaluation_values(found) == {"test_loss": found.loss}
+        assert evaluation_values(found) == {"test_loss": found.loss}
 
 
 class TestWeights:
@@ -341,50 +341,6 @@ def test_a_failure_is_told_even_where_its_summary_cannot_be_written(
     with pytest.raises(NonFiniteError):
         train(folder)
     assert not (folder / "summary.json").exists()
-
-
-STATES = {
-    "dense": {},
-    "oktopk": {
-        "sparse": {"allreduce": "oktopk", "density": 0.2, "dense_below": 10, "momentum": 0.5},
-        "optimizer": {"momentum": 0.0},
-    },
-    "zero1": {"data_parallel": {"name": "zero1"}},
-    "zero2": {"data_parallel": {"name": "zero2"}},
-    "periodic": {"data_parallel": {"name": "periodic", "period": 2}},
-    "daso": {"data_parallel": {"name": "daso", "period": 2, "warmup_steps": 1}},
-}
-
-
-@pytest.mark.parametrize("kind", STATES)
-@pytest.mark.parametrize("at", [1, 4])
-def test_a_trainer_goes_on_from_the_state_of_another_to_the_last_bit(kind: str, at: int) -> None:
-    config = changed(epochs=3, **STATES[kind])  # type: ignore[arg-type]
-
-    def weights(trainer: Trainer) -> torch.Tensor:
-        return torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()]).clone()
-
-    def body(world: Communicator) -> tuple[torch.Tensor, torch.Tensor, float, float]:
-        one, other = (build_trainer(config, build_mesh(config, world)) for _ in range(2))
-        for number in range(at):
-            one.step(*divmod(number, 3))
-        other.load_state_dict(copy.deepcopy(one.state_dict()))
-        assert other.num_steps == at
-        for trainer in (one, other):
-            for number in range(at, 9):
-                told = trainer.step(*divmod(number, 3))
-                assert told.number == number
-        for trainer in (one, other):
-            trainer.close()
-        return weights(one), weights(other), one.learning_rate, other.learning_rate
-
-    found = run_ranks(3, body)
-    for one, other, rate, same_rate in found:
-        assert torch.equal(one, other)
-        assert rate == same_rate
-    # Local steps end with the parameters averaged only where the last step was one of averaging.
-    if kind != "periodic":
-        assert all(torch.equal(one, found[0][0]) for one, *_ in found)
 
 
 def test_mistakes_that_building_finds_are_agreed(tmp_path: Path) -> None:

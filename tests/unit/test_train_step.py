@@ -15,6 +15,7 @@ from thread_world import run_ranks
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.data_parallel.averagers import ParameterAverager
+from dist_ml.data_parallel.flat_state import Rows
 from dist_ml.errors import NonFiniteError
 from dist_ml.measure.timer import Phases
 from dist_ml.pipeline_parallel.executor import Executor
@@ -144,7 +145,7 @@ class Recorder:
 @pytest.mark.parametrize("taken", [True, False])
 def test_what_runs_in_a_step_and_in_which_order(taken: bool) -> None:
     log: list[Any] = []
-    reduced = SimpleNamespace(slots=[0.25, 3.0])
+    reduced = SimpleNamespace(slots=[0.25, 3.0, 0.0])
     step = TrainStep(
         executor=Recorder(log, "executor"),  # type: ignore[arg-type]
         stages=Recorder(log, "stages", begin=16),  # type: ignore[arg-type]
@@ -226,6 +227,7 @@ class Noting(ParameterAverager):
 
     def __init__(self, log: list[Any], parameter: torch.nn.Parameter) -> None:
         self._log, self._parameter, self.steps = log, parameter, 0
+        self.rows = Rows(0, 1, "mean")
 
     def after_update(self, loss: float) -> None:
         self.steps += 1
@@ -273,7 +275,9 @@ class TestUpdater:
             one.update(1.0)
             one.advance()
         second.data.copy_(first.data)
-        other.load_state_dict(copy.deepcopy(one.state_dict()))
+        other.load_state_dict(copy.deepcopy(one.state_dict()), num_steps=3)
+        for state, same in zip(one.tensors(), other.tensors(), strict=True):
+            same.values.copy_(state.values)
         for updater in (one, other):
             updater.update(1.0)
             updater.advance()

@@ -31,7 +31,7 @@ from dist_ml.pipeline_parallel.schedule import one_stage
 from dist_ml.train.guard import Guard, Nonfinite
 from dist_ml.train.local_stage import LocalStage
 from dist_ml.train.optimizer import build_lr_schedule
-from dist_ml.train.step import TrainStep
+from dist_ml.train.step import TrainStep, num_slots
 from dist_ml.train.step_batches import StepBatches
 from dist_ml.train.updater import Updater
 
@@ -115,7 +115,7 @@ class Steps:
         self.model = MLP((FEATURES, CLASSES), seed=7, dtype=torch.float64)
         self.objective = choose_objective(ModelConfig(), "classification")
         self.sampler = GlobalSampler(split.num_samples, batch_size, seed=5)
-        gradients = FlatGradients(self.model.parameters(), self.objective.num_slots)
+        gradients = FlatGradients(self.model.parameters(), num_slots(self.objective))
         self.reducer = DenseReducer(gradients, family.make("ring", comm))
         self.phases = Phases()
         batches = StepBatches(

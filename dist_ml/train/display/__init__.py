@@ -21,12 +21,12 @@ __all__ = [
 ]
 
 
-def make_reporter(rank: int, num_steps: int, num_epochs: int) -> Reporter:
+def make_reporter(rank: int, num_steps: int, num_epochs: int, done: int = 0) -> Reporter:
     """What fits this rank and where its output goes. `close` it in a `finally`, so that the
-    terminal's cursor comes back.
+    terminal's cursor comes back. `done`: steps of earlier processes.
     """
     if rank > 0 or sys.stdout is None:  # `>&-`
         return NullReporter()
     if not on_terminal(os.environ, sys.stdout):
-        return PlainReporter(num_steps, num_epochs)
-    return BarReporter(num_steps, num_epochs, terminal_console(sys.stdout))
+        return PlainReporter(num_steps, num_epochs, done=done)
+    return BarReporter(num_steps, num_epochs, terminal_console(sys.stdout), done)

@@ -17,7 +17,8 @@ _NARROW = 60
 class BarReporter:
     """One moving line: epoch, bar, loss, accuracy, samples/s, share of communication, time left."""
 
-    def __init__(self, num_steps: int, num_epochs: int, console: Console) -> None:
+    def __init__(self, num_steps: int, num_epochs: int, console: Console, done: int = 0) -> None:
+        """`done`: steps of earlier processes."""
         self._num_epochs = num_epochs
         self._console = console
         self._values: dict[str, float] = {}
@@ -29,7 +30,9 @@ class BarReporter:
             columns.append(BarColumn(bar_width=max(4, min(_WIDEST_BAR, console.width - 72))))
         columns += [Words(), TimeLeft(whole.copy())]
         self._progress = Progress(*columns, console=console, refresh_per_second=4, transient=True)
-        self._task = self._progress.add_task(f"epoch 0/{num_epochs}", total=num_steps, words="")
+        self._task = self._progress.add_task(
+            f"epoch 0/{num_epochs}", total=num_steps, completed=done, words="", done=done
+        )
         self._progress.start()
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
@@ -48,7 +51,10 @@ class BarReporter:
     def finish(self, summary: Mapping[str, Any]) -> None:
         self.close()
         for line in result_lines(summary):
-            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self.say(line)
+
+    def say(self, words: str) -> None:
+        self._console.print(words, highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         self._progress.stop()
@@ -71,6 +77,7 @@ class TimeLeft(ProgressColumn):
     """By the steps done and the time since the start: evaluations count, and it doesn't jump."""
 
     def render(self, task: Task) -> Text:
-        if not task.completed or task.total is None or task.elapsed is None:
+        made = task.completed - task.fields["done"]
+        if made <= 0 or task.total is None or task.elapsed is None:
             return Text("-:-- left")
-        return Text(f"{clock(task.elapsed / task.completed * (task.total - task.completed))} left")
+        return Text(f"{clock(task.elapsed / made * (task.total - task.completed))} left")

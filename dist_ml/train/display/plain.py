@@ -18,11 +18,15 @@ _SECONDS = 5.0
 class PlainReporter:
     """Whole lines, for pipes, files and dumb terminals."""
 
-    def __init__(self, num_steps: int, num_epochs: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, num_steps: int, num_epochs: int, stream: TextIO | None = None, done: int = 0
+    ) -> None:
+        """`done`: steps of earlier processes."""
         self._num_steps, self._num_epochs = num_steps, num_epochs
         self._stream = stream or sys.stdout
         self._values: dict[str, float] = {}
         self._is_open = True
+        self._done = done
         self._started = self._told = time.monotonic()
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
@@ -39,22 +43,23 @@ class PlainReporter:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         for line in result_lines(summary):
-            self._say(line)
+            self.say(line)
 
     def close(self) -> None:
         pass
 
     def _tell(self, place: str, step: float) -> None:
         self._told = time.monotonic()
-        left = (self._told - self._started) / max(step, 1) * (self._num_steps - step)
-        self._say("  ".join([place, *describe(self._values), f"{clock(left)} left"]))
+        made = max(step - self._done, 1)
+        left = (self._told - self._started) / made * (self._num_steps - step)
+        self.say("  ".join([place, *describe(self._values), f"{clock(left)} left"]))
 
-    def _say(self, line: str) -> None:
+    def say(self, words: str) -> None:
         """A reader that went away, or a full disk, ends the lines but not the run."""
         if not self._is_open:
             return
         try:
-            print(line, file=self._stream, flush=True)
+            print(words, file=self._stream, flush=True)
         except OSError as error:
             self._is_open = False
             log.warning("standard output can't be written (%s): the run goes on without", error)

@@ -20,6 +20,9 @@ class Reporter(Protocol):
     def finish(self, summary: Mapping[str, Any]) -> None:
         """The run is over; says what the summary holds of the result."""
 
+    def say(self, words: str) -> None:
+        """A line of its own."""
+
     def close(self) -> None:
         """Leave the terminal as it was found, whatever happened."""
 
@@ -34,6 +37,9 @@ class NullReporter:
         pass
 
     def finish(self, summary: Mapping[str, Any]) -> None:
+        pass
+
+    def say(self, words: str) -> None:
         pass
 
     def close(self) -> None:

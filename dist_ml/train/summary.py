@@ -1,0 +1,58 @@
+"""What a run comes to, in figures: its summary.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dist_ml.config.train import TrainConfig
+from dist_ml.measure.environment import environment
+from dist_ml.train.axis_words import planned_words
+from dist_ml.train.evaluator import Evaluation
+from dist_ml.train.progress import Progress
+from dist_ml.train.run_folder import RunFolder
+from dist_ml.train.trainer import Trainer
+
+
+def evaluation_values(evaluation: Evaluation) -> dict[str, Any]:
+    """The figures that there are, by name."""
+    values = {
+        "test_loss": evaluation.loss,
+        "test_accuracy": evaluation.accuracy,
+        "test_bits_per_byte": evaluation.bits_per_byte,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def figures(
+    config: TrainConfig,
+    trainer: Trainer,
+    folder: RunFolder,
+    progress: Progress,
+    evaluation: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The totals of all processes that the run has had, and where the last of them ran."""
+    world = trainer.mesh.world
+    seconds = max(progress.train_seconds, 1e-9)
+    total = progress.all_traffic(world.traffic.total())
+    steps = max(1, trainer.num_steps)
+    saved = {"num_saved": progress.num_saved, "save_seconds": progress.save_seconds}
+    return {
+        "name": config.name,
+        "folder": str(folder.path),
+        "ranks": world.size,
+        "num_parameters": trainer.model.num_parameters,
+        "num_steps": trainer.num_steps,
+        "num_skipped": progress.num_skipped,
+        "train_loss": progress.last_loss,
+        **evaluation,
+        "seconds": progress.train_seconds,
+        **(saved if progress.num_saved else {}),
+        "samples_per_second": progress.num_samples / seconds,
+        "communication_share": progress.phase_seconds.get("exchange", 0.0) / seconds,
+        "seconds_by_phase": progress.phase_seconds,
+        "words_sent": total["words_sent"],
+        "words_by_axis": {axis: words / steps for axis, words in progress.words.items()},
+        "planned_words_by_axis": planned_words(config, trainer),
+        "messages": total["messages"],
+        "bytes_sent": total["bytes_sent"],
+        "environment": environment(),
+    }

@@ -1,0 +1,99 @@
+"""Runs on MPI that one rank is told to stop: saved, and gone on with on this mesh and on others."""
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_ml.comm.communicator import Communicator
+from dist_ml.config.checkpoint import CheckpointConfig
+from dist_ml.config.train import MeshConfig, TrainConfig
+from dist_ml.errors import ConfigError
+from dist_ml.train import logs, metrics
+from dist_ml.train.run import train_run
+from dist_ml.train.step import TrainStep
+from tests.unit.train_worlds import changed
+
+pytestmark = pytest.mark.mpi
+
+SPARSE = {"allreduce": "oktopk", "density": 0.2, "dense_below": 10, "momentum": 0.5}
+KINDS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "oktopk": {"sparse": SPARSE, "optimizer": {"momentum": 0.0}},
+    "zero2": {"data_parallel": {"name": "zero2"}, "optimizer": {"name": "adamw", "momentum": 0.0}},
+    "periodic": {"data_parallel": {"name": "periodic", "period": 2}},
+}
+
+
+def config(folder: str, **changes: Any) -> TrainConfig:
+    model = {"hidden": (7, 6, 9, 5, 8, 6, 7), "dropout": 0.1}
+    checkpoint = CheckpointConfig(every=2, asynchronous=True)
+    chosen = {"epochs": 3, "batch_size": 13, "model": model, "precision": "fp32", **changes}
+    return changed(folder=folder, resume="auto", checkpoint=checkpoint, **chosen)
+
+
+def train(world: Communicator, wanted: TrainConfig) -> list[float]:
+    """The losses of all steps of the run so far."""
+    train_run(wanted, world)
+    logs.stop()
+    file = Path(wanted.folder) / "metrics.jsonl"
+    lines = world.broadcast_object(metrics.read(file) if world.rank == 0 else [])
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def told_to_stop(monkeypatch: pytest.MonkeyPatch, rank: int, at: int) -> None:
+    """The last rank gets a signal before its step number `at`."""
+    step = TrainStep.run
+
+    def run(self: TrainStep, *batch: Any) -> Any:
+        if self.num_steps == at and rank == 0:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(self, *batch)
+
+    monkeypatch.setattr(TrainStep, "run", run)
+
+
+def on(wanted: TrainConfig, data: int, pipeline: int, operator: int) -> TrainConfig:
+    return dataclasses.replace(wanted, mesh=MeshConfig(data, pipeline, operator))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_rank_is_told_and_all_go_on_to_the_last_bit(
+    kind: str, world: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = world.broadcast_object(str(tmp_path))
+    expected = train(world, config(f"{place}/whole", **KINDS[kind]))
+    stopped = config(f"{place}/stopped", **KINDS[kind])
+    with monkeypatch.context() as signalled:
+        told_to_stop(signalled, world.size - 1 - world.rank, at=3)
+        first = train(world, stopped)
+    assert first == expected[:4]
+    assert train(world, stopped) == expected
+    world.barrier()
+
+
+def test_what_a_data_axis_saved_goes_on_along_the_others(
+    world: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = world.broadcast_object(str(tmp_path))
+    expected = train(world, config(f"{place}/whole", **KINDS["zero2"]))
+    for name, sizes in {"a": (1, world.size, 1), "b": (1, 1, world.size)}.items():
+        stopped = config(f"{place}/{name}", **KINDS["zero2"])
+        with monkeypatch.context() as signalled:
+            told_to_stop(signalled, world.size - 1 - world.rank, at=3)
+            train(world, stopped)
+        found = train(world, on(stopped, *sizes))
+        assert found == pytest.approx(expected, rel=2e-5)
+    world.barrier()
+
+
+def test_other_settings_are_refused_by_all_ranks(world: Communicator, tmp_path: Path) -> None:
+    place = world.broadcast_object(str(tmp_path))
+    train(world, config(f"{place}/run", epochs=1))
+    with pytest.raises(ConfigError, match="seed: 3 -> 4") as caught:
+        train(world, config(f"{place}/run", epochs=1, seed=4))
+    assert caught.value.agreed
+    world.barrier()

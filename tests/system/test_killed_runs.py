@@ -1,0 +1,150 @@
+"""Runs that are killed at random, again and again, end like one that wasn't: SIGKILL, and signals
+that ask.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from dist_ml.launch import mpiexec
+from dist_ml.train import stored_run
+from dist_ml.train.stop_signals import STOPPED
+
+REPOSITORY = Path(__file__).parents[2]
+TIMES = ("seconds", "samples_per_second", "communication_share", "traffic")
+
+# One process is forked for each life of the run, and killed after a random time, which may fall
+# into a save, too. Steps take a while, so that most lives end in the middle.
+FORKING = """
+import os, random, signal, sys, time
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.loopback import Loopback
+from dist_ml.config.checkpoint import CheckpointConfig
+from dist_ml.train.run import train_run
+from dist_ml.train.step import TrainStep
+from tests.unit.train_worlds import changed
+
+run = TrainStep.run
+TrainStep.run = lambda self, *of: (time.sleep(0.004), run(self, *of))[1]
+folder, seed, kills = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+checkpoint = CheckpointConfig(3, asynchronous=bool(seed % 2))
+config = changed(folder=folder, epochs=24, resume="auto", checkpoint=checkpoint)
+random.seed(seed)
+for life in range(kills + 1):
+    child = os.fork()
+    if child == 0:
+        train_run(config, Communicator(Loopback()))
+        os._exit(0)
+    if life < kills:
+        time.sleep(random.uniform(0.03, 0.12))
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert status == 0, status
+"""
+
+# A rank that kills or signals itself before a step, given as `RANK:STEP:SIGNAL`; with `WHOLE` the
+# same run is made before, undisturbed, in that folder.
+RANK = """
+import os, sys
+from dist_ml.cli import arguments, ranks, train
+from dist_ml.launch import stacks
+from dist_ml.train import logs
+from dist_ml.train.step import TrainStep
+
+rank, at, number = map(int, os.environ["WHO"].split(":"))
+run = TrainStep.run
+def step(self, *batch):
+    if self.num_steps == at and stacks.rank(os.environ) == rank:
+        os.kill(os.getpid(), number)
+    return run(self, *batch)
+
+def body(world):
+    folders = [os.environ["WHOLE"]] if "WHOLE" in os.environ else []
+    for folder in [*folders, os.environ["KILLED"]]:
+        TrainStep.run = step if folder == os.environ["KILLED"] else run
+        words = [*sys.argv[1:], f"folder={folder}"]
+        status = train.train(world, arguments.parse(words, "test", config_name="train"))
+        logs.stop()
+    return status
+
+sys.exit(ranks.run_on_ranks(body))
+"""
+OVERRIDES = (
+    "resume=auto", "checkpoint.every=4", "checkpoint.asynchronous=true", "epochs=2",
+    "data=synthetic", "data.num_train=320", "data.num_test=32", "batch_size=16", "log_every=1",
+    "model.hidden=[8,6]", "model.dropout=0.1",
+)  # fmt: skip
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics without times, of a run that has finished."""
+    found = stored_run.read(folder)
+    assert found.status == "finished", found.problem
+    return [{key: line[key] for key in line if key not in TIMES} for line in found.steps]
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    assert told(folder) == told(whole)
+    one, other = (
+        safetensors.torch.load_file(path / "checkpoints" / "model.safetensors")
+        for path in (folder, whole)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_at_random_times_it_ends_like_one_that_was_not(seed: int, tmp_path: Path) -> None:
+    for folder, kills in (("killed", 6), ("whole", 0)):
+        subprocess.run(
+            [sys.executable, "-c", FORKING, str(tmp_path / folder), str(seed), str(kills)],
+            check=True,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests/unit"},
+        )
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_ranks_are_killed_and_told_to_stop_and_go_on_bitwise(flavour: str, tmp_path: Path) -> None:
+    """One dies by SIGKILL, which ends the job; one is asked, and all save and end with status 75;
+    then they come to the end.
+    """
+    program = tmp_path / "program.py"
+    program.write_text(RANK)
+
+    def start(who: str = "0:-1:0", **environment: str) -> Any:
+        return mpiexec.run(
+            [sys.executable, str(program), *OVERRIDES],
+            2,
+            flavour,
+            time_limit_seconds=60.0,
+            capture=True,
+            environment={
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(REPOSITORY),
+                "WHO": who,
+                "KILLED": str(tmp_path / "killed"),
+                **environment,
+            },
+        )
+
+    at = random.Random(flavour).randrange(5, 20)
+    killed = start(f"1:{at}:9", WHOLE=str(tmp_path / "whole"))
+    assert killed.returncode not in (0, STOPPED), killed.stderr
+    stopped = start(f"1:{at + 9}:15")
+    assert stopped.returncode == STOPPED, stopped.stderr
+    assert f"stopped by SIGTERM after step {at + 10}" in stopped.stdout
+    summary = json.loads((tmp_path / "killed" / "summary.json").read_text())
+    assert summary["status"] == "stopped"
+    assert summary["waited_seconds"] + summary["saved_in_seconds"] < 5
+    last = start()
+    assert last.returncode == 0, last.stderr
+    assert f"goes on from step {at + 10}" in last.stdout
+    assert_same(tmp_path / "killed", tmp_path / "whole")
