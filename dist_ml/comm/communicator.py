@@ -207,6 +207,14 @@ class Communicator(Group):
         """`receive`, completed by the returned request."""
         return self.transport.ireceive(self._enter_receive(x, source), source, tag)
 
+    def ireceive_any(self, x: Tensor, tag: int = 0) -> tuple[Request, Callable[[], int]]:
+        """`ireceive` from whichever rank sends first; called after completion, the second value
+        tells which.
+        """
+        array = as_buffer(x).array
+        self._count("send", Words(0, array.size, 0), array.itemsize)
+        return self.transport.ireceive_any(array, tag)
+
     # What each call checks and counts before anything moves
 
     def _enter_allreduce(self, buffer: Buffer, op: Op) -> None:

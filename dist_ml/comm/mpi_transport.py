@@ -19,6 +19,7 @@ from dist_ml.comm.polled_request import PolledRequest
 from dist_ml.comm.request import Request
 from dist_ml.comm.shared_window import SharedWindow
 from dist_ml.comm.thread_level import LEVELS
+from dist_ml.errors import CommunicationError
 from dist_ml.partition import pieces
 
 MAX_COUNT = 2**31 - 1
@@ -221,6 +222,18 @@ class MpiTransport:
         return Request(
             [self._polled(self.comm.Irecv(part, source, tag)) for part in _parts(array)], keep=array
         )
+
+    def ireceive_any(self, array: Array, tag: int) -> tuple[Request, Callable[[], int]]:
+        """A message of one part: those of several parts from two ranks could mix."""
+        if array.size >= PIECE:
+            raise CommunicationError(
+                f"{array.size:,} elements are too many to receive from any rank; name the source, "
+                f"or send fewer than {PIECE:,} at once"
+            )
+        status = self._mpi.Status()
+        request = self.comm.Irecv(array, self._mpi.ANY_SOURCE, tag)
+        polled = PolledRequest(request, self.peers, status)
+        return Request([polled], keep=array), status.Get_source
 
     def barrier(self) -> None:
         self.blocked_since = monotonic()

@@ -1,6 +1,7 @@
 """Waiting for one of MPI's requests by looking at it now and then."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from dist_ml.comm.peer_monitor import Peer, PeerMonitor, death_soon
@@ -12,8 +13,8 @@ class PolledRequest:
 
     __slots__ = ("Test", "_peers")
 
-    def __init__(self, request: Any, peers: Sequence[Peer]) -> None:
-        self.Test = request.Test
+    def __init__(self, request: Any, peers: Sequence[Peer], status: Any = None) -> None:
+        self.Test = request.Test if status is None else partial(request.Test, status)
         self._peers = peers
 
     def Wait(self) -> None:  # noqa: N802 - as `Pending` names it

@@ -4,8 +4,10 @@ Collectives end before they return. Both spellings of the single-tensor collecti
 torch 2.13 calls `all_gather_single` what was `_allgather_base`.
 """
 
+import sys
 import threading
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,8 +19,9 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.process_group.collectives import Collectives
 from dist_ml.process_group.messages import Messages
 from dist_ml.process_group.reductions import Reduction, reduction
+from dist_ml.process_group.sparse import allreduce_sparse
 from dist_ml.process_group.tensors import values, written
-from dist_ml.process_group.work import done
+from dist_ml.process_group.work import TimeLimit, done
 
 NAME = "dist_ml"
 # Above this, gradients and the like, the family of allreduces is worth its set-up.
@@ -32,10 +35,12 @@ class MpiProcessGroup(Collectives, Messages, dist.ProcessGroup):  # type: ignore
     Calls of the thread that made it and of others (asynchronous checkpoints) move on communicators
     of their own, so that they may be under way at once. Large float32 and float64 sums go to
     `allreduce=auto`; half precision is summed in float32; AVG divides, PREMUL_SUM multiplies.
+    Barriers and messages end with an error after `timeout`.
     """
 
-    def __init__(self, comm: Communicator) -> None:
+    def __init__(self, comm: Communicator, timeout: timedelta) -> None:
         super().__init__(comm.rank, comm.size)  # type: ignore[call-arg]
+        self.limit = TimeLimit(timeout, comm.transport.peers)
         self._main, self._thread = comm, threading.get_ident()
         other = comm.split(0)
         assert other is not None
@@ -53,6 +58,9 @@ class MpiProcessGroup(Collectives, Messages, dist.ProcessGroup):  # type: ignore
     ) -> dist.Work:
         op = opts.reduceOp if opts is not None else dist.ReduceOp.SUM
         for tensor in tensors:
+            if tensor.layout is not torch.strided:
+                allreduce_sparse(tensor, op, self.comm)
+                continue
             with written(tensor) as flat:
                 self.reduce_into(flat, reduction(op, tensor.dtype))
         return done(list(tensors))
@@ -77,8 +85,20 @@ class MpiProcessGroup(Collectives, Messages, dist.ProcessGroup):  # type: ignore
             self.comm.allreduce(flat, how.op)
 
     def barrier(self, opts: Any = None) -> dist.Work:
-        self.comm.barrier()
+        """A sum that every rank must be there for: it can be looked at, and so has an end."""
+        limit = opts.timeout if opts is not None else None
+        self.limit.wait("barrier", self.comm.iallreduce(torch.zeros(1)), limit)
         return done([])
+
+    def shutdown(self) -> None:
+        """Give back what MPI has few of. Collective, except where an error is on its way: others
+        may never come.
+        """
+        if self.limit.overdue or sys.exception() is not None:
+            return
+        if self._large is not None:
+            self._large.free()
+        self._main.free()  # and with it the communicators that were split from it
 
     # Torch keeps a group's name in its C++ backends, which there are none of here.
     def setGroupName(self, name: str) -> None:  # noqa: N802 - torch's spelling

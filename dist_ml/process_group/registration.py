@@ -28,7 +28,7 @@ def register(world: Communicator) -> None:
             )
         members = list(options.global_ranks_in_group) or list(range(world.size))
         tag = sum(options.group_id.encode()) % _LARGEST_TAG
-        return MpiProcessGroup(world.create_group(members, tag, axis="torch"))
+        return MpiProcessGroup(world.create_group(members, tag, axis="torch"), options.timeout)
 
     dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu"])
     # what DeviceMesh and others ask for; without it gloo stays the processor's

@@ -31,8 +31,13 @@ def written(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     flat = values(tensor)
     yield flat
     if not tensor.is_contiguous():
-        back = torch.view_as_complex(flat.view(-1, 2)) if tensor.is_complex() else flat
-        tensor.detach().copy_(back.view(tensor.shape))
+        write_back(flat, tensor)
+
+
+def write_back(flat: torch.Tensor, tensor: torch.Tensor) -> None:
+    """The `values` of a tensor that is not contiguous, which are a copy, into the tensor."""
+    back = torch.view_as_complex(flat.view(-1, 2)) if tensor.is_complex() else flat
+    tensor.detach().copy_(back.view(tensor.shape))
 
 
 def moved(flat: torch.Tensor) -> torch.Tensor:

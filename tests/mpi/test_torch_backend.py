@@ -1,6 +1,7 @@
 """PyTorch's own parallelism over our communicator, against one process and against definitions."""
 
 import copy
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -19,21 +20,15 @@ from torch.distributed.tensor.parallel import (
 )
 
 from dist_ml.comm.communicator import Communicator
-from dist_ml.process_group.process_group import NAME
-from dist_ml.process_group.registration import register
+from tests.torch_group import batch, default_group, model
 
 pytestmark = pytest.mark.mpi
-LIMIT = timedelta(seconds=60)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _started(world: Communicator) -> Iterator[None]:
-    if NAME.upper() not in dist.Backend._plugins:
-        register(world)
-    dist.init_process_group("dist_ml", timeout=LIMIT)
-    assert (dist.get_rank(), dist.get_world_size()) == (world.rank, world.size)
-    yield
-    dist.destroy_process_group()
+    with default_group(world):
+        yield
 
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32]
@@ -136,6 +131,53 @@ def test_objects_and_messages(world: Communicator) -> None:
 
 
 @pytest.mark.mpi(min_size=2)
+def test_messages_from_any_rank(world: Communicator) -> None:
+    if world.rank > 0:
+        dist.send(torch.full((2,), float(world.rank)), 0, tag=3)
+    else:
+        received = torch.empty(2, dtype=torch.float32)
+        seen = [dist.recv(received, tag=3) for _ in range(1, world.size)]
+        assert sorted(seen) == list(range(1, world.size))
+        assert received.tolist() == [float(seen[-1])] * 2
+    dist.barrier()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_waits_end_with_the_timeout(world: Communicator) -> None:
+    group = dist.new_group(timeout=timedelta(seconds=0.3))
+    start = time.monotonic()
+    if world.rank == 0:
+        with pytest.raises(Exception, match="message was not over within its timeout"):
+            dist.recv(torch.empty(1), 1, group=group)
+        assert 0.3 < time.monotonic() - start < 5
+    world.barrier()
+    if world.rank == 1:
+        with pytest.raises(Exception, match="barrier was not over within its timeout"):
+            dist.barrier(group=group)
+    world.barrier()
+
+
+@pytest.mark.parametrize("op", [dist.ReduceOp.SUM, dist.ReduceOp.AVG], ids=str)
+def test_sums_of_sparse_tensors(op: Any, world: Communicator) -> None:
+    """Each rank has entries of its own, one twice; the last has none."""
+    rows = [[rank, rank + 1, rank] if rank < world.size - 1 else [] for rank in range(world.size)]
+
+    def sparse(places: list[int]) -> torch.Tensor:
+        entries = torch.arange(2.0 * len(places)).view(-1, 2)
+        return torch.sparse_coo_tensor(
+            torch.tensor([places]), entries, (world.size + 1, 2), check_invariants=True
+        )
+
+    mine = sparse(rows[world.rank])
+    dist.all_reduce(mine, op)
+    total = torch.stack([sparse(places).to_dense() for places in rows]).sum(0)
+    expected = total / world.size if op == dist.ReduceOp.AVG else total
+    torch.testing.assert_close(mine.to_dense(), expected)
+    with pytest.raises(Exception, match="to_dense"):
+        dist.all_reduce(sparse([0]), dist.ReduceOp.MAX)
+
+
+@pytest.mark.mpi(min_size=2)
 def test_groups_are_made_by_their_members(world: Communicator) -> None:
     half = list(range(world.size // 2 + world.size % 2))
     group = dist.new_group(half)
@@ -143,17 +185,6 @@ def test_groups_are_made_by_their_members(world: Communicator) -> None:
         total = torch.ones(2)
         dist.all_reduce(total, group=group)
         assert total.tolist() == [len(half)] * 2
-
-
-def model() -> torch.nn.Module:
-    torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.Linear(8, 12), torch.nn.ReLU(), torch.nn.Linear(12, 8), torch.nn.Linear(8, 4)
-    ).double()
-
-
-def batch(step: int, rank: int) -> torch.Tensor:
-    return torch.randn(6, 8, generator=torch.Generator().manual_seed(17 * step + rank)).double()
 
 
 def alone(steps: int, size: int) -> list[float]:

@@ -59,6 +59,10 @@ def test_a_lone_rank_needs_no_mpi() -> None:
     received = torch.empty(4)
     comm.ireceive(received, 0, tag=3).wait()
     assert torch.equal(received, torch.arange(4.0))
+    request, source = comm.ireceive_any(received.zero_(), tag=3)
+    comm.send(x, 0, tag=3)
+    request.wait()
+    assert (source(), received[1].item()) == (0, 1.0)
     assert comm.traffic.total().words_sent == 0
     assert repr(Mesh(comm, {"data": None})) == "data=1 x pipeline=1 x operator=1"
 
