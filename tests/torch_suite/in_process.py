@@ -13,9 +13,9 @@ import unittest
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from dist_ml.comm.communicator import Communicator
@@ -63,7 +63,7 @@ def case(
     )
 
 
-def imported(size: int, folder: Path, gates: str) -> ModuleType:
+def imported(size: int, folder: Path, gates: str) -> Any:
     """The module of torch's tests, which reads its settings from the environment."""
     os.environ.update(BACKEND=gates, WORLD_SIZE=str(size), TEMP_DIR=str(folder))
     os.environ["INIT_METHOD"] = f"file://{folder}/again"
@@ -83,7 +83,7 @@ class _InProcess(unittest.TestCase):
     world: Communicator
     backend: str
     folder: Path
-    module: ModuleType
+    module: Any
     gates: str
     _made = 0  # process groups, each of which meets in a file of its own
 
@@ -120,7 +120,7 @@ class _InProcess(unittest.TestCase):
             dist.destroy_process_group()
         os.environ.clear()
         os.environ.update(self._environment)
-        dist.set_debug_level_from_env()  # which some tests raise, each in a process of its own
+        torch._C._distributed_c10d.set_debug_level_from_env()  # which some tests raise, each in a process of its own
         super().tearDown()
 
     @property
@@ -142,7 +142,7 @@ def _skipping(test: Callable[[Any], None]) -> Callable[[Any], None]:
         except SystemExit as end:
             from torch.testing._internal.common_distributed import TEST_SKIPS
 
-            reasons = {skip.exit_code: skip.message for skip in TEST_SKIPS.values()}
-            self.skipTest(reasons.get(end.code, f"exit status {end.code}"))
+            reasons = [s.message for s in TEST_SKIPS.values() if s.exit_code == end.code]
+            self.skipTest(reasons[0] if reasons else f"exit status {end.code}")
 
     return run
