@@ -120,7 +120,8 @@ class _InProcess(unittest.TestCase):
             dist.destroy_process_group()
         os.environ.clear()
         os.environ.update(self._environment)
-        torch._C._distributed_c10d.set_debug_level_from_env()  # which some tests raise, each in a process of its own
+        # Some tests raise it: with torch, each is in a process of its own.
+        torch._C._distributed_c10d.set_debug_level_from_env()
         super().tearDown()
 
     @property
