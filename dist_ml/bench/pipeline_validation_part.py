@@ -86,7 +86,8 @@ def _reducer(model: BlockModel, mesh: Mesh, pipeline: Pipeline) -> tuple[ModelRe
     """What sums gradients, and an optimizer with a state, that leaves the weights at zero."""
     own = [parameter for parameter in model.parameters() if not parameter.is_meta]
     allreduce = family.make("native", mesh.comm("data"))
-    inner = DenseReducer(FlatGradients(own, num_slots=1), allreduce)
+    slots = 2  # the loss, and how many ranks were told to stop
+    inner = DenseReducer(FlatGradients(own, slots), allreduce)
     optimizer = torch.optim.SGD(own, lr=0.0, momentum=0.9)
     updater = Updater(optimizer, LRSchedule(optimizer, lambda _: 1.0))
     return ModelReducer(inner, mesh, model, pipeline), updater
