@@ -36,19 +36,12 @@ class FlatState:
 
 
 def state_of(
-    kind: str, parameters: Sequence[torch.nn.Parameter], rows: Rows | None = None
+    kind: str, parameters: Sequence[torch.Tensor], rows: Rows | None = None
 ) -> list[FlatState]:
     """The values of parameters, in the order of the flat vector."""
-    return flat_states(kind, [parameter.detach() for parameter in parameters], rows)
-
-
-def flat_states(
-    kind: str, tensors: Sequence[torch.Tensor], rows: Rows | None = None
-) -> list[FlatState]:
-    """What lies in a tensor a parameter, in the order of the flat vector."""
     states, start = [], 0
-    for tensor in tensors:
-        where = Range(start, start + tensor.numel())
-        states.append(FlatState(kind, where, tensor.view(-1), rows))
+    for parameter in parameters:
+        where = Range(start, start + parameter.numel())
+        states.append(FlatState(kind, where, parameter.detach().view(-1), rows))
         start = where.stop
     return states

@@ -60,13 +60,14 @@ def _require_same_parts(
     for part, there, here in (
         ("exchange", list(saved["reducer"]), list(mine["reducer"])),
         ("local steps", list(saved["updater"]["averager"]), list(mine["updater"]["averager"])),
+        ("pipeline", list(saved["updater"]["versions"]), list(mine["updater"]["versions"])),
         ("optimizer", saved["updater"]["optimizer"]["kind"], mine["updater"]["optimizer"]["kind"]),
     ):
         if there != here:
             raise DataError(
-                f"{checkpoint.path} was saved with other settings of data_parallel, sparse or "
-                f"optimizer: the state of its {part} is {there or 'none'}, but {here or 'none'} "
-                "here; use its settings"
+                f"{checkpoint.path} was saved with other settings of data_parallel, sparse, "
+                f"pipeline or optimizer: the state of its {part} is {there or 'none'}, but "
+                f"{here or 'none'} here; use its settings"
             )
 
 

@@ -116,7 +116,8 @@ class Run:
         start = self._trainer.num_steps - epoch * self._trainer.sampler.steps_per_epoch
         if start == 0:
             self._interval.begin()
-        for step in self._trainer.epoch(epoch, start, goes_on=not self._is_evaluated(epoch)):
+        goes_on = not self._is_evaluated(epoch)
+        for step in self._trainer.epoch(epoch, start, goes_on):
             self._interval.add(step)
             self._progress.add(step)
             if step.skipped:

@@ -18,9 +18,9 @@ from dist_ml.train.weight_versions import WeightVersions
 class Updater:
     """Owns the optimizer, the learning rate, and what makes parameters whole again after an update:
     `gather` for a sharded optimizer, `averager` for local steps; each of them is collective.
-
-    `versions`: of a schedule whose next step uses the weights from before the update, too. `owned`:
-    where the optimizer's parameters lie in the flat vector of all (default: one after the other).
+    `versions`: of a schedule whose next step uses the weights from before the update, too.
+    `owned`: where the optimizer's parameters lie in the flat vector of all (default: one after the
+    other).
     """
 
     def __init__(
@@ -88,17 +88,18 @@ class Updater:
         return self._averager.diagnostics() if self._averager is not None else {}
 
     def tensors(self) -> list[FlatState]:
-        """Optimizer moments, an older version of the weights, and what an averager has under way,
-        in place.
+        """Optimizer moments, what an averager has under way, an older version of the weights, in
+        place.
         """
         under_way = self._averager.tensors() if self._averager is not None else []
         older = self._versions.tensors() if self._versions is not None else []
-        return [*self._optimizer_state.tensors(), *older, *under_way]
+        return [*self._optimizer_state.tensors(), *under_way, *older]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "optimizer": self._optimizer_state.state_dict(),
             "averager": self._averager.state_dict() if self._averager is not None else {},
+            "versions": self._versions.state_dict() if self._versions is not None else {},
         }
 
     def load_state_dict(self, state: dict[str, Any], num_steps: int) -> None:
@@ -106,9 +107,11 @@ class Updater:
         follows.
         """
         self._optimizer_state.load_state_dict(state["optimizer"])
+        self._lr_schedule.go_to(num_steps)
         if self._averager is not None:
             self._averager.load_state_dict(state["averager"])
-        self._lr_schedule.go_to(num_steps)
+        if self._versions is not None:
+            self._versions.load_state_dict(state["versions"])
 
     def close(self) -> None:
         """Nothing is under way any more. Collective."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dist_ml.data_parallel.flat_state import FlatState, flat_states
+from dist_ml.data_parallel.flat_state import FlatState, state_of
 from dist_ml.pipeline_parallel.schedule import Action, Kind
 
 
@@ -76,9 +76,18 @@ class WeightVersions:
             self._in_use = version
 
     def tensors(self) -> list[FlatState]:
-        """The older version, which the next step still needs, in place; the model's parameters are
-        the newer.
+        """The older version, which the next step still needs, in place, where it is another than
+        the newer, which is the model's.
         """
-        if self._older is self._newer:
+        return [] if self._older is self._newer else state_of("older/{}", self._older)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_versions": 1 if self._older is self._newer else 2}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with as many versions as when `state_dict` was called; `tensors` has the place of
+        the older.
+        """
+        self._older = self._newer
+        if state["num_versions"] == 2:
             self._older = [tensor.clone() for tensor in self._newer]
-        return flat_states("older/{}", self._older)

@@ -31,8 +31,7 @@ def trainer_of(config: TrainConfig, world: Communicator) -> Trainer:
 
 
 def train(trainer: Trainer, stop: int) -> list[float]:
-    steps = range(trainer.num_steps, stop)
-    return [trainer.step(*divmod(number, 3)).loss for number in steps]
+    return [step.loss for step in trainer.next_steps(stop - trainer.num_steps)]
 
 
 def weights(trainer: Trainer) -> list[torch.Tensor]:
@@ -42,14 +41,18 @@ def weights(trainer: Trainer) -> list[torch.Tensor]:
 def saved(
     folder: Path, config: TrainConfig, ranks: int, at: int, nodes: list[int] | None = None
 ) -> list[Any]:
-    """Train so many steps, save, and train on: losses from there, and the weights of each rank."""
+    """Train so many steps, save, where the next one may have begun, and train on: losses from
+    there, and the weights of each rank.
+    """
 
     def body(world: Communicator) -> tuple[list[float], list[torch.Tensor]]:
         trainer = trainer_of(config, world)
-        train(trainer, at)
+        steps = trainer.next_steps(STEPS)
+        for _ in range(at):
+            next(steps)
         header = {"ranks": saved_numbers(trainer)}
         save(folder, at, saved_pieces(trainer), header, trainer.mesh.world)
-        losses = train(trainer, STEPS)
+        losses = [step.loss for step in steps]
         trainer.close()
         return losses, weights(trainer)
 
@@ -79,6 +82,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "zero1": {"data_parallel": {"name": "zero1"}},
     "zero2": {"data_parallel": {"name": "zero2"}, "optimizer": {"name": "adamw", "momentum": 0.0}},
     "periodic": {"data_parallel": {"name": "periodic", "period": 2}},
+    "2bw": {
+        "mesh": {"data": 1, "pipeline": 3}, "pipeline": {"name": "pipedream_2bw"},
+        "model": {"hidden": (6, 5, 7)},
+    },
     "daso": {"data_parallel": {"name": "daso", "period": 2, "warmup_steps": 1}},
 }  # fmt: skip
 
