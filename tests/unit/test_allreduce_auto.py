@@ -93,6 +93,32 @@ def test_each_call_goes_to_the_fastest_for_its_size(cache: Path, measured: list[
     run_ranks(3, body)
 
 
+def test_members_under_way_beside_each_other_end_in_any_order(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ring that waits for messages and a sum in shared memory that waits for flags would wait for
+    each other where ranks wait for them in different orders.
+    """
+    names = ("shared_memory", "ring", "rabenseifner", "native")
+    small = dict(zip(names, (2.0, 1.0, 3.0, 3.0), strict=True))
+    large = dict(zip(names, (1.0, 2.0, 3.0, 3.0), strict=True))
+    monkeypatch.setattr(auto, "calibration", lambda *_: {"4096": small, "65536": large})
+
+    def body(comm: Communicator) -> list[float]:
+        reduce = family.make("auto", comm)
+        buffer = reduce.allocate(40_000, torch.float64)
+        for attempt in range(4):
+            buffer.fill_(1.0 + comm.rank)
+            cuts = [buffer[:100], buffer[100:20_000], buffer[20_000:20_200], buffer[20_200:]]
+            requests = [reduce.start(cut) for cut in cuts]
+            for request in requests if (comm.rank + attempt) % 2 else reversed(requests):
+                request.wait()
+        sums: list[float] = buffer.unique().tolist()
+        return sums
+
+    assert run_ranks(3, body) == [[6.0]] * 3
+
+
 def test_what_was_measured_is_kept_for_these_nodes_and_this_network(
     cache: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

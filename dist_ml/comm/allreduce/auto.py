@@ -53,6 +53,7 @@ class Auto(Allreduce):
         self.table = calibration(comm, nodes, wire, names, make)
         in_window = [name for name in names if name in ("shared_memory", "hierarchical")]
         self._chosen: dict[int, Allreduce] = {}  # by bytes, so that a call looks nothing up twice
+        self._under_way: list[_InOrder] = []
         self._home = self._members[in_window[0] if in_window else names[0]]
         chosen = ", ".join(
             f"{choose(self.table, int(size))} at {int(size):,} bytes" for size in self.table
@@ -60,7 +61,8 @@ class Auto(Allreduce):
         log.info("allreduce=auto: %s", chosen)
 
     def start(self, x: Tensor, op: Op = "sum") -> Request:
-        return self.member(self.enter(x, op).nbytes).start(x, op)
+        request = self.member(self.enter(x, op).nbytes).start(x, op)
+        return request if request.test() else Request([_InOrder(request, self._under_way)], keep=x)
 
     def __call__(self, x: Tensor, op: Op = "sum") -> None:
         self.member(self.enter(x, op).nbytes)(x, op)
@@ -84,6 +86,28 @@ class Auto(Allreduce):
     def free(self) -> None:
         for member in self._members.values():
             member.free()
+
+
+class _InOrder:
+    """A request of one member among those of all that are `under_way`, in the order in which they
+    were started. Waiting for it ends those before it first: members don't move each other's, and
+    another rank may wait for one of them before it comes to this one.
+    """
+
+    def __init__(self, request: Request, under_way: "list[_InOrder]") -> None:
+        self._request, self._under_way, self.done = request, under_way, False
+        under_way[:] = [*(other for other in under_way if not other.done), self]
+
+    def Test(self) -> bool:  # noqa: N802 - as `Pending` names it
+        self.done = self.done or self._request.test()
+        return self.done
+
+    def Wait(self) -> None:  # noqa: N802
+        for other in tuple(self._under_way):
+            if self.done:
+                break
+            other._request.wait()
+            other.done = True
 
 
 def candidates(ranks_per_node: list[int], wire: WireName) -> list[str]:
