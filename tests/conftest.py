@@ -44,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
     controls = bool(getattr(config.option, "numprocesses", None))
     # A copy of stderr: while a test runs, pytest sends the descriptor 2 to a file that it forgets.
     stacks.arm(CONTROLLER_SECONDS if controls else 0.0, stderr=os.dup(2))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started by `… &`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if JOB_MARK not in os.environ:  # ranks are ended by whoever started them
         signal.signal(signal.SIGTERM, end_session)
 

@@ -2,7 +2,6 @@
 gloo, and the memory's limit.
 """
 
-import socket
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -13,6 +12,7 @@ from dist_ml.comm import mpi
 from dist_ml.comm.allreduce import family
 from dist_ml.comm.allreduce.base import Allreduce
 from dist_ml.comm.communicator import Communicator
+from dist_ml.process_group.rendezvous import meeting_place
 
 Call = Callable[[], None]
 
@@ -82,25 +82,11 @@ def join_gloo(comm: Communicator) -> None:
     """Gloo beside MPI: its ranks meet at a port of rank 0's host. Collective; ends with
     `destroy_process_group`.
     """
-    address = comm.broadcast_object((_own_address(), _free_port()))
+    address, port = meeting_place(comm)
     torch.distributed.init_process_group(
         GLOO,
-        init_method=f"tcp://{address[0]}:{address[1]}",
+        init_method=f"tcp://{address}:{port}",
         rank=comm.rank,
         world_size=comm.size,
         timeout=timedelta(seconds=_GLOO_SECONDS),
     )
-
-
-def _own_address() -> str:
-    """This host's address on the network that its name stands for."""
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return "127.0.0.1"
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return int(listener.getsockname()[1])

@@ -17,6 +17,7 @@ from dist_ml.config.allreduce import AllreduceConfig
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.averaged_gradients import AveragedGradients
 from dist_ml.data_parallel.module_checks import require_alike, require_exchangeable
+from dist_ml.errors import CommunicationError
 
 
 class DataParallel(torch.nn.Module):
@@ -80,6 +81,11 @@ class DataParallel(torch.nn.Module):
                 )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._under_way and torch._C._current_graph_task_id() < 0:  # not recomputed in one
+            raise CommunicationError(
+                "a backward pass of this model has raised before its end, so that ranks may hold "
+                "different gradients; let that error end the job"
+            )
         training = self.training and self._synchronises and torch.is_grad_enabled()
         if training and self._broadcast_buffers and self._groups:
             self._equalise(self.module.buffers())

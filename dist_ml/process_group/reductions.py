@@ -53,6 +53,10 @@ def reduction(op: Any, dtype: torch.dtype) -> Reduction:
         if found.op == "mean":
             raise CommunicationError("an average of bool is undefined; pass .float()")
         return Reduction("max")  # any, as torch's own backends have it
+    if dtype.is_complex:  # moved as pairs of real numbers
+        if found.fold is None and found.op in ("sum", "mean"):
+            return found
+        raise CommunicationError(f"reduction {op} of {dtype} isn't built; use SUM or AVG")
     if not dtype.is_floating_point and found.op == "mean":
         raise CommunicationError(f"an average of {dtype} would be rounded; pass a floating dtype")
     return found

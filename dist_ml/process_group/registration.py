@@ -1,7 +1,6 @@
-"""The backend's name in torch, and where torch's ranks meet."""
+"""The backend's name in torch."""
 
 import os
-import socket
 from typing import Any
 
 import torch.distributed as dist
@@ -9,6 +8,7 @@ import torch.distributed as dist
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import CommunicationError
 from dist_ml.process_group.process_group import NAME, MpiProcessGroup
+from dist_ml.process_group.rendezvous import meeting_place
 
 _LARGEST_TAG = 32_767  # that every MPI has
 
@@ -40,20 +40,6 @@ def _offer_rendezvous(world: Communicator) -> None:
     """What torch's `env://` asks the environment for, where nobody else has said it."""
     if "MASTER_ADDR" in os.environ and "RANK" in os.environ:
         return
-    address, port = world.broadcast_object((_own_address(), _free_port()))
+    address, port = meeting_place(world)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size))
-
-
-def _own_address() -> str:
-    """This host's address on the network that its name stands for."""
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return "127.0.0.1"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -7,8 +7,6 @@ import torch
 
 from dist_ml.errors import CommunicationError
 
-_AS_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
-
 
 def values(tensor: torch.Tensor) -> torch.Tensor:
     """Flat and contiguous, for reading: the tensor's own memory where it is so already."""

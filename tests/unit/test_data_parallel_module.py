@@ -12,7 +12,7 @@ from thread_world import run_ranks
 from dist_ml import DataParallel, SparseConfig
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
-from dist_ml.errors import ConfigError
+from dist_ml.errors import CommunicationError, ConfigError
 
 NUM_STEPS = 4
 Optimizer = Callable[[Iterator[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -208,3 +208,20 @@ def test_one_rank_alone_is_the_module_as_it_is() -> None:
     model(batch(0, 0)).square().mean().backward()
     assert module.never.weight.grad is None
     assert module.out.weight.grad is not None
+
+
+def test_after_a_backward_pass_that_raised_nothing_is_trained_on() -> None:
+    """Its exchange has begun, and the next one would never be asked for."""
+    models = [torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)) for _ in range(2)]
+
+    def body(comm: Communicator) -> None:
+        model = DataParallel(models[comm.rank], comm, allreduce="native")
+        first, last = models[comm.rank]
+        hidden = first(torch.ones(1, 2))
+        hidden.register_hook(lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            last(hidden).sum().backward()
+        with pytest.raises(CommunicationError, match="raised before its end"):
+            model(torch.ones(1, 2))
+
+    run_ranks(2, body)
