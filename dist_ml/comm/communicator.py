@@ -1,28 +1,27 @@
 """The one way to communicate: checked, counted, and the same on one rank or many."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from dist_ml import partition
 from dist_ml.comm import traffic as words
+from dist_ml.comm.accounting import AccountedGroup
+from dist_ml.comm.accounting import Op as Op
 from dist_ml.comm.buffer import Array, Buffer, Tensor, as_buffer, is_contiguous
-from dist_ml.comm.group import Group, expect
-from dist_ml.comm.reduction import check_reducible, is_half, narrow, widen
+from dist_ml.comm.group import expect
+from dist_ml.comm.reduction import is_half, narrow, widen
 from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Words
 from dist_ml.errors import CommunicationError
-
-Op: TypeAlias = Literal["sum", "mean", "max", "min"]
 
 # Half-precision buffers are widened this many elements at a time, so that a large one needs little
 # extra memory.
 HALF_PIECE = 1 << 20
 
 
-class Communicator(Group):
+class Communicator(AccountedGroup):
     """Collectives and messages between the ranks of one mesh axis.
 
     Takes torch tensors and numpy arrays in host memory. What is received is written into the
@@ -215,67 +214,6 @@ class Communicator(Group):
         self._count("send", Words(0, array.size, 0), array.itemsize)
         return self.transport.ireceive_any(array, tag)
 
-    # What each call checks and counts before anything moves
-
-    def _enter_allreduce(self, buffer: Buffer, op: Op) -> None:
-        array, dtype = buffer
-        if op != "sum" or dtype != "float32":  # what nearly all calls are needs no look
-            check_reducible("allreduce", buffer, op)
-        n, size = array.size, self.size
-        if self._checker:
-            self._checker.check(f"allreduce {op}", dtype, n, None)
-        if size > 1:
-            moved = words.allreduce_words(n, n // size + (self.rank < n % size), size)
-            self.traffic.count(self.axis, "allreduce", moved, _reduced_bytes(buffer))
-
-    def _enter_reduce_scatter(
-        self, send: Tensor, receive: Tensor, op: Op, counts: Sequence[int] | None
-    ) -> tuple[Buffer, Buffer, Sequence[int]]:
-        source, target = as_buffer(send), as_buffer(receive)
-        check_reducible("reduce_scatter", source, op)
-        counts = self._shares(counts, source.array.size)
-        expect("reduce_scatter", "send", source, sum(counts), source.dtype)
-        expect("reduce_scatter", "receive", target, counts[self.rank], source.dtype)
-        self._check(f"reduce_scatter {op}", source.dtype, source.array.size)
-        moved = words.reduce_scatter_words(source.array.size, counts[self.rank], self.size)
-        self._count("reduce_scatter", moved, _reduced_bytes(source))
-        return source, target, counts
-
-    def _enter_allgather(
-        self, send: Tensor | None, receive: Tensor, counts: Sequence[int] | None
-    ) -> tuple[Array | None, Array, Sequence[int]]:
-        target = as_buffer(receive)
-        counts = self._shares(counts, target.array.size)
-        expect("allgather", "receive", target, sum(counts), target.dtype)
-        source = as_buffer(send) if send is not None else None
-        if source is not None:
-            expect("allgather", "send", source, counts[self.rank], target.dtype)
-        self._check("allgather", target.dtype, target.array.size)
-        moved = words.allgather_words(target.array.size, counts[self.rank], self.size)
-        self._count("allgather", moved, target.array.itemsize)
-        return source.array if source is not None else None, target.array, counts
-
-    def _enter_broadcast(self, x: Tensor, root: int) -> Array:
-        buffer = as_buffer(x)
-        self._check("broadcast", buffer.dtype, buffer.array.size, root)
-        moved = words.broadcast_words(buffer.array.size, root, self.rank, self.size)
-        self._count("broadcast", moved, buffer.array.itemsize)
-        return buffer.array
-
-    def _enter_send(self, x: Tensor, destination: int) -> Array:
-        array = as_buffer(x).array
-        self._check_rank("destination", destination)
-        if destination != self.rank:
-            self.traffic.count(self.axis, "send", Words(array.size, 0, 1), array.itemsize)
-        return array
-
-    def _enter_receive(self, x: Tensor, source: int) -> Array:
-        array = as_buffer(x).array
-        self._check_rank("source", source)
-        if source != self.rank:
-            self.traffic.count(self.axis, "send", Words(0, array.size, 0), array.itemsize)
-        return array
-
     def _allreduce_half(self, buffer: Buffer, op: Op) -> None:
         for piece in partition.pieces(buffer.array.size, HALF_PIECE):
             part = Buffer(buffer.array[piece.slice], buffer.dtype)
@@ -291,11 +229,6 @@ class Communicator(Group):
 
 def _mpi_op(op: Op) -> str:
     return "sum" if op == "mean" else op
-
-
-def _reduced_bytes(buffer: Buffer) -> int:
-    """The bytes of a word on its way through a reduction, where half precision is widened."""
-    return 4 if is_half(buffer) else buffer.array.itemsize
 
 
 def _in_contiguous(x: Tensor, call: Callable[[Tensor], None]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.distributed import ReduceOp
 
-from dist_ml.comm.communicator import Op
+from dist_ml.comm.accounting import Op
 from dist_ml.errors import CommunicationError
 
 

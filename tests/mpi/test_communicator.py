@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dist_ml import partition
-from dist_ml.comm import mpi, mpi_transport
+from dist_ml.comm import mpi, mpi_messages, mpi_transport
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import CommunicationError
 
@@ -198,7 +198,8 @@ def test_wrong_sizes_and_ranks_are_refused_before_anything_moves(world: Communic
 def test_large_buffers_go_in_pieces(world: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same paths as above 2^31 elements, with a limit of 10."""
     monkeypatch.setattr(mpi_transport, "MAX_COUNT", 10)
-    monkeypatch.setattr(mpi_transport, "PIECE", 4)
+    for module in (mpi_transport, mpi_messages):
+        monkeypatch.setattr(module, "PIECE", 4)
     n = 23
     x = torch.arange(n) + world.rank
     expected = sum(torch.arange(n) + rank for rank in range(world.size))
