@@ -191,15 +191,6 @@ def test_gloo_joins_once_and_leaves() -> None:
     assert not torch.distributed.is_initialized()
 
 
-def test_a_host_without_a_name_meets_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(_: str) -> str:
-        raise OSError("no such name")
-
-    monkeypatch.setattr(candidates.socket, "gethostbyname", unknown)
-    assert candidates._own_address() == "127.0.0.1"
-    assert 1024 <= candidates._free_port() < 1 << 16
-
-
 def test_the_limit_reads_and_writes_its_own_memory_alone() -> None:
     x = torch.arange(4.0)
     candidates._scale(x)
