@@ -101,6 +101,10 @@ def select_library() -> None:
     for installation in candidates:
         if installation is not None:
             os.environ["MPI4PY_LIBMPI"] = str(installation.library)
+            if installation.flavour == "mpich" and "SLURM_STEP_ID" in os.environ:
+                # The wheel's UCX addresses take many of PMI2's messages, and Slurm has been seen to
+                # lose track of them; libfabric's are short.
+                os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
             return
 
 

@@ -1,6 +1,6 @@
 """Collectives that move: gather, scatter, all-to-all, and reductions whose parts go apart."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,7 @@ class Collectives:
     """Those of a process group that has `comm` and `reduce_into`."""
 
     comm: Communicator
-
-    def reduce_into(self, flat: torch.Tensor, how: Reduction) -> None:
-        raise NotImplementedError
+    reduce_into: Callable[[torch.Tensor, Reduction], None]
 
     def broadcast(self, tensors: Tensors, opts: Any) -> dist.Work:
         for tensor in tensors:

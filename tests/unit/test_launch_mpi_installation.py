@@ -23,7 +23,8 @@ def prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An environment without any MPI, on a machine without any MPI."""
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    for variable in ("DIST_ML_MPI", "MPI4PY_LIBMPI", *MARKS):
+    own = ("DIST_ML_MPI", "MPI4PY_LIBMPI", "MPIR_CVAR_CH4_NETMOD", "SLURM_STEP_ID")
+    for variable in (*own, *MARKS):
         monkeypatch.setenv(variable, "")  # so that what the test sets is undone
         monkeypatch.delenv(variable)
     return tmp_path / "environment"
@@ -133,3 +134,23 @@ def test_library_follows_the_launcher(
         assert chosen == str(prefix / "mpi" / expected / FILES[expected][1])
     else:
         assert chosen == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"PMI_RANK": "0"}, None),  # mpiexec's
+        ({"PMI_RANK": "0", "SLURM_STEP_ID": "1"}, "ofi"),
+        ({"PMI_RANK": "0", "SLURM_STEP_ID": "1", "MPIR_CVAR_CH4_NETMOD": "ucx"}, "ucx"),
+        ({"PMIX_RANK": "0", "SLURM_STEP_ID": "1"}, None),
+    ],
+)
+def test_the_mpich_wheel_connects_through_libfabric_under_srun(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str | None
+) -> None:
+    install("mpich", prefix / "mpi/mpich")
+    install("openmpi", prefix / "mpi/openmpi")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    select_library()
+    assert mpi_installation.os.environ.get("MPIR_CVAR_CH4_NETMOD") == expected
