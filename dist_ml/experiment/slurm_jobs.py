@@ -7,25 +7,22 @@ after its end; what the run wrote then says how it ended.
 
 import contextlib
 import math
-import os
 import re
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import dist_ml
 from dist_ml.config.experiment import ExperimentConfig
-from dist_ml.errors import ConfigError, MachineError
+from dist_ml.errors import MachineError
 from dist_ml.experiment.folder import Run
 from dist_ml.experiment.local_jobs import Outcome
 from dist_ml.experiment.training_job import TrainingJob
+from dist_ml.launch import sbatch
 from dist_ml.launch.process import signals_wait
+from dist_ml.launch.sbatch import BatchJob
 from dist_ml.train.run_folder import write_whole
 
-_CLIENT_SECONDS = 60.0  # for Slurm to answer
 _GRACE_SECONDS = 60.0  # for a job to start its ranks, and to end at its limit
 _WRITTEN_SECONDS = 10.0  # for a summary to be seen here: the file system is shared, and may be slow
 _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
@@ -87,34 +84,19 @@ def job_goes_on(run: Run) -> str | None:
     return number if state in _WAITING | _GOING else None
 
 
-def sbatch_arguments(config: ExperimentConfig, run: Run, job: TrainingJob) -> list[str]:
-    """The command line that submits a run."""
-    a_node = config.slurm.ranks_per_node
-    minutes = math.ceil((config.time_limit_seconds + _GRACE_SECONDS) / 60)
-    return [
-        "sbatch",
-        "--parsable",
-        f"--job-name={config.name}-{run.point.number}.{run.repetition}",
-        f"--output={run.folder.absolute() / 'slurm.out'}",
-        *([f"--nodes={math.ceil(job.ranks / a_node)}"] if a_node else []),
-        *([f"--ntasks-per-node={a_node}"] if a_node and job.ranks > a_node else []),
-        f"--ntasks={job.ranks}",
-        f"--cpus-per-task={config.threads}",
-        f"--time={minutes}",
-        *config.slurm.options,
-        str(script()),
-        job.config_name,
-        *job.arguments,
-    ]
-
-
-def script() -> Path:
-    """slurm/train.sbatch: beside the package in a checkout, inside it in a wheel."""
-    package = Path(dist_ml.__file__).parent
-    for folder in (package / "slurm", package.parent / "slurm"):
-        if (folder / "train.sbatch").is_file():
-            return folder / "train.sbatch"
-    raise ConfigError(f"no slurm/train.sbatch in or beside {package}; reinstall the package")
+def batch_job(config: ExperimentConfig, run: Run, job: TrainingJob) -> BatchJob:
+    """What is submitted for a run."""
+    return BatchJob(
+        script="train.sbatch",
+        arguments=(job.config_name, *job.arguments),
+        name=f"{config.name}-{run.point.number}.{run.repetition}",
+        ranks=job.ranks,
+        ranks_per_node=config.slurm.ranks_per_node,
+        threads=config.threads,
+        time=str(math.ceil((config.time_limit_seconds + _GRACE_SECONDS) / 60)),
+        output=str(run.folder.absolute() / "slurm.out"),
+        options=config.slurm.options,
+    )
 
 
 def _submitted(config: ExperimentConfig, run: Run, job_of: Callable[[Run], TrainingJob]) -> _Job:
@@ -124,8 +106,7 @@ def _submitted(config: ExperimentConfig, run: Run, job_of: Callable[[Run], Train
         run.folder.mkdir(parents=True, exist_ok=True)
         own = {"DIST_ML_PYTHON": sys.executable, "OMP_NUM_THREADS": str(config.threads)}
         own |= {"DIST_ML_MPI": config.mpi} if config.mpi else {}
-        told = _client(*sbatch_arguments(config, run, job), environment=own)
-        number = told.strip().splitlines()[-1].partition(";")[0]
+        number = sbatch.submit(batch_job(config, run, job), own)
         write_whole(run.folder / "slurm_job", f"{number}\n")
     return _Job(run, number, time.monotonic())
 
@@ -156,7 +137,7 @@ def _look(config: ExperimentConfig, job: _Job) -> Outcome | None:
 def _cancel(job: _Job) -> None:
     """End a job, which may have ended by itself meanwhile: then Slurm knows it no more."""
     with contextlib.suppress(MachineError):
-        _client("scancel", job.number)
+        sbatch.client("scancel", job.number)
 
 
 def _state(number: str) -> tuple[str, int]:
@@ -164,7 +145,7 @@ def _state(number: str) -> tuple[str, int]:
     it doesn't know the job any more.
     """
     try:
-        told = _client("scontrol", "--oneliner", "show", "job", number)
+        told = sbatch.client("scontrol", "--oneliner", "show", "job", number)
     except MachineError as error:
         return ("forgotten" if _FORGOTTEN in str(error) else ""), 0
     state = re.search(r"\bJobState=(\w+)", told)
@@ -187,27 +168,3 @@ def _output(job: _Job) -> str:
         return (job.run.folder / "slurm.out").read_text(errors="replace")[-_KEPT:]
     except OSError:
         return ""
-
-
-def _client(*command: str, environment: Mapping[str, str] | None = None) -> str:
-    """What a program of Slurm prints; `MachineError` with its words when it fails."""
-    try:
-        told = subprocess.run(
-            command,
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_CLIENT_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise MachineError(
-            f"{command[0]} could not be run ({error}); where=slurm needs Slurm's programs here, on "
-            "a login node"
-        ) from error
-    if told.returncode:
-        raise MachineError(
-            f"{command[0]} failed: {told.stderr.strip() or told.stdout.strip()}; correct "
-            "slurm.options, or the cluster's state"
-        )
-    return told.stdout

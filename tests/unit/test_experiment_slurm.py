@@ -14,8 +14,9 @@ from dist_ml.errors import MachineError
 from dist_ml.experiment import slurm_jobs
 from dist_ml.experiment.folder import ExperimentFolder, Run
 from dist_ml.experiment.local_jobs import Outcome
-from dist_ml.experiment.slurm_jobs import job_goes_on, run_on_slurm, sbatch_arguments
+from dist_ml.experiment.slurm_jobs import batch_job, job_goes_on, run_on_slurm
 from dist_ml.experiment.training_job import TrainingJob
+from dist_ml.launch import sbatch
 from tests.experiments import config_of, finish, point_of
 
 POINTS = [point_of(1, 1), point_of(2, 2), point_of(3, 4)]
@@ -34,7 +35,7 @@ class Cluster:
         self.most_at_once = 0
         self._histories = [list(history) for history in histories]
         self._going: dict[str, list[Any]] = {}
-        monkeypatch.setattr(slurm_jobs, "_client", self)
+        monkeypatch.setattr(sbatch, "client", self)
         self.seconds = itertools.count()
         monkeypatch.setattr(slurm_jobs.time, "monotonic", lambda: float(next(self.seconds)))
         monkeypatch.setattr(slurm_jobs.time, "sleep", lambda _: None)
@@ -80,14 +81,14 @@ def outcomes(path: Path, **slurm: Any) -> list[Outcome]:
 def test_the_command_line_of_a_job(tmp_path: Path) -> None:
     made = config(tmp_path, ranks_per_node=2, options=["--partition=short"])
     run = ExperimentFolder(made).run(POINTS[2], 3)
-    assert sbatch_arguments(made, run, job_of(run)) == [
-        "sbatch", "--parsable", "--job-name=test-3.3",
+    assert batch_job(made, run, job_of(run)).command == [
+        "sbatch", "--job-name=test-3.3",
         f"--output={tmp_path}/3_ranks=4/3/slurm.out", "--nodes=2", "--ntasks-per-node=2",
         "--ntasks=4", "--cpus-per-task=1", "--time=3", "--partition=short",
         str(Path(__file__).parents[2] / "slurm" / "train.sbatch"), "train",
         "ranks=4", f"folder='{tmp_path}/3_ranks=4/3'",
     ]  # fmt: skip
-    placed = sbatch_arguments(config(tmp_path), run, job_of(run))
+    placed = batch_job(config(tmp_path), run, job_of(run)).command
     assert not [word for word in placed if word.startswith(("--nodes", "--ntasks-per"))]
 
 
@@ -154,7 +155,7 @@ def test_a_job_that_ends_while_it_is_cancelled_is_no_error(
             raise MachineError("scancel failed: Invalid job id specified")
         return cluster(*command, environment=environment)
 
-    monkeypatch.setattr(slurm_jobs, "_client", client)
+    monkeypatch.setattr(sbatch, "client", client)
     assert [each.status for each in outcomes(tmp_path)] == [124, 1, 1]
 
 
@@ -211,5 +212,5 @@ def test_what_a_job_printed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_programs_of_slurm_that_fail_are_told(program: list[str], words: str) -> None:
     with pytest.raises(MachineError, match=words):
-        slurm_jobs._client(*program)
-    assert slurm_jobs._client("sh", "-c", "echo $X", environment={"X": "1"}) == "1\n"
+        sbatch.client(*program)
+    assert sbatch.client("sh", "-c", "echo $X", environment={"X": "1"}) == "1\n"
