@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dist_ml.data_parallel.batch_sampler import BatchSampler as BatchSampler
     from dist_ml.data_parallel.module import DataParallel as DataParallel
     from dist_ml.errors import DistMLError as DistMLError
+    from dist_ml.own_training import fit as fit
     from dist_ml.script import init as init
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _PUBLIC = {
     "DistMLError": "dist_ml.errors",
     "Mesh": "dist_ml.comm.mesh",
     "SparseConfig": "dist_ml.config.sparse",
+    "fit": "dist_ml.own_training",
     "init": "dist_ml.script",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -1,5 +1,6 @@
 """Scripts of a user's own on real ranks: they train, and one rank's failure ends all of them."""
 
+import json
 import os
 import re
 import sys
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from dist_ml.launch.job import Command, Completed, run_all
 
@@ -93,3 +95,16 @@ def test_a_program_that_is_not_there_is_told_before_any_rank_starts() -> None:
     done = launch("mpich", 2, "trian", "epochs=1")
     assert done.returncode == 2
     assert "trian is neither a dist-ml command (train, evaluate" in done.stderr
+
+
+@MPIS
+def test_a_project_of_ones_own_is_trained_by_the_whole_trainer(mpi: str, tmp_path: Path) -> None:
+    """In a pipeline; then it has finished, and on one rank its weights load by their own names."""
+    program = ["python", str(EXAMPLES / "own_project" / "main.py"), f"folder={tmp_path / 'run'}"]
+    done = launch(mpi, 2, *program, "mesh.pipeline=2", "epochs=4", "resume=auto")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["num_steps"]) == ("finished", 80)
+    assert summary["test_accuracy"] > 0.8
+    weights = safetensors.torch.load_file(tmp_path / "run" / "checkpoints" / "model.safetensors")
+    assert "residual1.layers.0.running_mean" in weights

@@ -5,6 +5,8 @@ from difflib import get_close_matches
 
 from dist_ml.errors import ConfigError
 
+OWN = "own"  # in no family: the model, or the samples, that a user's program hands in
+
 
 def require_one_of(key: str, value: str, names: Iterable[str]) -> None:
     """`ConfigError` unless `value` is one of `names`; it lists them, and the nearest."""

@@ -17,6 +17,7 @@ from dist_ml.config.allreduce import AllreduceConfig
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.averaged_gradients import AveragedGradients
 from dist_ml.data_parallel.module_checks import require_alike, require_exchangeable
+from dist_ml.data_parallel.same_values import equalise
 from dist_ml.errors import CommunicationError
 
 
@@ -72,7 +73,7 @@ class DataParallel(torch.nn.Module):
         require_alike(module, self.comm)
         self._groups: list[AveragedGradients] = []
         if self.comm.size > 1:
-            self._equalise(chain(module.parameters(), module.buffers()))
+            equalise(chain(module.parameters(), module.buffers()), self.comm)
             for named in _by_dtype(module):
                 # one group overlaps: two would cross on one communicator
                 settings = dataclasses.replace(dense, overlap="none") if self._groups else dense
@@ -88,7 +89,7 @@ class DataParallel(torch.nn.Module):
             )
         training = self.training and self._synchronises and torch.is_grad_enabled()
         if training and self._broadcast_buffers and self._groups:
-            self._equalise(self.module.buffers())
+            equalise(self.module.buffers(), self.comm)
         return self.module(*args, **kwargs)
 
     @contextmanager
@@ -122,18 +123,6 @@ class DataParallel(torch.nn.Module):
         self._under_way = False
         for group in self._groups:
             group.finish(self._find_unused)
-
-    def _equalise(self, tensors: Iterator[torch.Tensor]) -> None:
-        """Rank 0's values on all ranks, those of one dtype in one message."""
-        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
-        for tensor in tensors:
-            by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
-        for alike in by_dtype.values():
-            flat = torch.cat([tensor.reshape(-1) for tensor in alike])
-            self.comm.broadcast(flat)
-            parts = torch.split(flat, [tensor.numel() for tensor in alike])
-            for tensor, part in zip(alike, parts, strict=True):
-                tensor.copy_(part.view_as(tensor))
 
 
 def _sparse_config(sparse: float | SparseConfig | None) -> SparseConfig:

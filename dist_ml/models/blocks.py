@@ -106,13 +106,26 @@ class BlockModel(nn.Module, ABC):
         return sum(math.prod(whole_shape(parameter)) for parameter in distinct)
 
     def held_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that this rank has, in order, each by the first of its names in the whole
-        model: the same name on every rank that has it.
+        """The parameters that this rank has and that are trained, in order, each by the first of
+        its names in the whole model: the same name on every rank that has it.
         """
         names: dict[nn.Parameter, str] = {}
         for name, parameter in self.named_parameters(remove_duplicate=False):
             names.setdefault(self._made.get(parameter, parameter), name)
-        return {names[p]: p for p in self.parameters() if not p.is_meta}
+        return {names[p]: p for p in self.parameters() if p.requires_grad and not p.is_meta}
+
+    def held_frozen(self) -> dict[str, torch.Tensor]:
+        """The parameters that this rank has and that stay as they are."""
+        named = self.named_parameters()
+        return {name: p for name, p in named if not p.requires_grad and not p.is_meta}
+
+    def held_buffers(self) -> dict[str, torch.Tensor]:
+        """What blocks of this rank keep beside parameters, and a state dict has (running
+        statistics).
+        """
+        saved = self.state_dict().keys()
+        named = self.named_buffers()
+        return {name: buffer for name, buffer in named if name in saved and not buffer.is_meta}
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Outputs of the last block for the inputs of the first."""

@@ -95,13 +95,24 @@ def output_shapes(model: BlockModel, sample: torch.Tensor) -> dict[str, Shape]:
     """The shape of every block's output, of a model on the meta device; `sample` [b, ...] is a
     batch of its inputs. No arithmetic, no communication: every rank finds the same.
 
-    `ConfigError` for a block whose output doesn't begin with the samples.
+    `ConfigError` for a block whose output doesn't begin with the samples, or that can't say its
+    shape without values.
     """
     model.context.clear()
+    model.eval()  # what is normalised over samples needs several only in training
     values = {INPUTS: sample.to("meta")}
     blocks = model.blocks()
-    with torch.no_grad():
-        BlockRun(blocks, [block.name for block in blocks])(values)
+    try:
+        with torch.no_grad():
+            BlockRun(blocks, [block.name for block in blocks])(values)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        done = sum(block.name in values for block in blocks)
+        raise ConfigError(
+            f"block {blocks[done].name} can't be run on tensors without values (device 'meta'), "
+            f"by which a pipeline learns shapes: {str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        model.train()
     shapes = {}
     for block in blocks:
         value = values[block.name]

@@ -52,13 +52,14 @@ def _seconds(
         name: (0.02 * torch.randn(p.shape, dtype=p.dtype, generator=generator)).requires_grad_()
         for name, p in block.module.named_parameters()
     }
+    buffers = {name: torch.zeros_like(b, device="cpu") for name, b in block.module.named_buffers()}
     taken = []
     for _ in range(1 + _ROUNDS):
         start = time.perf_counter()
         # Blocks may overwrite what they take.
         taking = [value.clone() if value.requires_grad else value for value in values]
         with bf16_products(autocast):
-            outputs = functional_call(block.module, parameters, tuple(taking))
+            outputs = functional_call(block.module, {**parameters, **buffers}, tuple(taking))
         if outputs.requires_grad:
             outputs.backward(torch.ones_like(outputs))
         taken.append(time.perf_counter() - start)

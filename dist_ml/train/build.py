@@ -3,6 +3,7 @@ choice.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,12 +12,13 @@ from dist_ml.comm.agreement import raise_on_all_ranks
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.mesh import Mesh, resolve_sizes
 from dist_ml.config.train import TrainConfig
+from dist_ml.data_parallel.same_values import equalise
 from dist_ml.data_parallel.sampler import GlobalSampler
-from dist_ml.datasets import open_dataset
+from dist_ml.datasets import Dataset
 from dist_ml.datasets.size import require_share_fits
 from dist_ml.errors import ConfigError
 from dist_ml.measure.timer import Phases
-from dist_ml.models import LayerFactory, Samples, WholeLayers, build_model, choose_objective
+from dist_ml.models import BlockModel, LayerFactory, Objective, Samples, WholeLayers, build_model
 from dist_ml.nn.tuning import linear_factory, tune
 from dist_ml.operator_parallel.layers import ParallelLayers
 from dist_ml.operator_parallel.objective import parallel_objective
@@ -28,6 +30,7 @@ from dist_ml.train.members import check_members
 from dist_ml.train.model_reducer import replicated_names
 from dist_ml.train.operator_axis import build_layers, check_operator_axis
 from dist_ml.train.optimizer import build_lr_schedule
+from dist_ml.train.own import Own
 from dist_ml.train.pipeline import Pipeline, build_pipeline
 from dist_ml.train.pipeline_checks import check_asynchronous, check_axes, check_shared
 from dist_ml.train.pipeline_evaluator import PipelineEvaluator
@@ -58,31 +61,41 @@ def _check_ranks(wanted: int | None, started: int) -> None:
         )
 
 
-def build_task(config: TrainConfig, mesh: Mesh) -> Task:
+def build_task(config: TrainConfig, mesh: Mesh, own: Own = Own()) -> Task:  # noqa: B008 - immutable
     """Samples, model and objective. Mistakes that only some ranks can see, like a missing file, are
-    raised by all of `mesh.world`. Collective.
+    raised by all of `mesh.world`. `own`: in place of what the configuration names. Collective.
 
     Where the mesh has a pipeline axis the model has no weights yet: `build_pipeline` makes this
     rank's.
     """
     with raise_on_all_ranks(mesh.world):
+        own.check(config, mesh.sizes)
         dtype = DTYPES[config.precision]
-        dataset = open_dataset(config.data, dtype)
-        train = dataset.train
-        samples = Samples(train.sample_shape, train.num_outputs, train.task)
+        dataset = own.open(config, dtype)
+        objective = own.objective(config, dataset)
+    if own.model is not None:
+        return Task(dataset, own.blocks(mesh, config.seed, dtype), objective)
+    return Task(dataset, *_configured(config, mesh, dataset, objective, dtype))
+
+
+def _configured(
+    config: TrainConfig, mesh: Mesh, dataset: Dataset, objective: Objective, dtype: torch.dtype
+) -> tuple[BlockModel, Objective]:
+    """The model of our family, and the objective of how its outputs lie. Collective."""
+    train = dataset.train
     with raise_on_all_ranks(mesh.world):
+        samples = Samples(train.sample_shape, train.num_outputs, train.task)
         layers = _layers(config, mesh, samples)
     with raise_on_all_ranks(mesh.world):
         spread = mesh.sizes["pipeline"] > 1
         with torch.device("meta" if spread else "cpu"):
             model = build_model(config.model, samples, config.seed, dtype, layers)
-        objective = choose_objective(config.model, train.task, samples.items)
         if isinstance(layers, ParallelLayers):
             layers.check_names()
             objective = parallel_objective(
                 objective, model.output_spread, layers.grid, train.num_outputs
             )
-        return Task(dataset, model, objective)
+        return model, objective
 
 
 def _layers(config: TrainConfig, mesh: Mesh, samples: Samples) -> LayerFactory:
@@ -125,14 +138,19 @@ def build_evaluator(
 
 
 def build_trainer(
-    config: TrainConfig, mesh: Mesh, told_to_stop: Callable[[], bool] = lambda: False
+    config: TrainConfig,
+    mesh: Mesh,
+    told_to_stop: Callable[[], bool] = lambda: False,
+    own: Own = Own(),  # noqa: B008 - immutable
 ) -> Trainer:
-    """Everything that a training run needs; each step asks `told_to_stop`. Collective."""
+    """Everything that a training run needs; each step asks `told_to_stop`. `own`: in place of what
+    the configuration names. Collective.
+    """
     with raise_on_all_ranks(mesh.world):
         check_members(config)
         check_axes(config, mesh.sizes)
         check_operator_axis(config, mesh.sizes)
-    task = build_task(config, mesh)
+    task = build_task(config, mesh, own)
     pipeline = _build_pipeline(config, mesh, task)
     with raise_on_all_ranks(mesh.world):
         _check_layers(config.sparse.densities, task.model)
@@ -151,14 +169,17 @@ def build_trainer(
     parts = StepParts(config, mesh, task, sampler, exchange.reducer, phases, exchange.versions)
     work = pipelined(parts, pipeline) if pipeline else whole(parts)
     guard = Guard(mesh.world, config.clip_norm, config.nonfinite)
+    buffers = task.model.held_buffers()
+    alike = partial(equalise, list(buffers.values()), setting.data)
     return Trainer(
         mesh=mesh,
         model=task.model,
         parameters=setting.named,
+        untrained={**task.model.held_frozen(), **buffers},
         objective=task.objective,
         dataset=task.dataset,
         sampler=sampler,
-        train_step=work.train_step(guard, updater, phases, told_to_stop),
+        train_step=work.train_step(guard, updater, phases, told_to_stop, alike),
         reducer=work.reducer,
         updater=updater,
         evaluator=build_evaluator(config, mesh, task, pipeline),

@@ -69,11 +69,23 @@ class StepWork(NamedTuple):
     post_validation: PostValidation | None = None
 
     def train_step(
-        self, guard: Guard, updater: Updater, phases: Phases, told_to_stop: Callable[[], bool]
+        self,
+        guard: Guard,
+        updater: Updater,
+        phases: Phases,
+        told_to_stop: Callable[[], bool],
+        equalise_buffers: Callable[[], None],
     ) -> TrainStep:
-        executor, stages, reducer, post_validation = self
         return TrainStep(
-            executor, stages, reducer, guard, updater, phases, post_validation, told_to_stop
+            self.executor,
+            self.stages,
+            self.reducer,
+            guard,
+            updater,
+            phases,
+            self.post_validation,
+            told_to_stop,
+            equalise_buffers,
         )
 
 

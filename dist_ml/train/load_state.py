@@ -13,7 +13,7 @@ from dist_ml.comm.agreement import raise_on_all_ranks
 from dist_ml.data_parallel.flat_state import FlatState, Rows, state_of
 from dist_ml.errors import DataError
 from dist_ml.partition import Range
-from dist_ml.train.state import pieces_of
+from dist_ml.train.state import pieces_of, untrained_pieces
 from dist_ml.train.trainer import Trainer
 
 
@@ -44,7 +44,7 @@ def load_weights(trainer: Trainer, checkpoint: Checkpoint) -> None:
 def _fill(trainer: Trainer, checkpoint: Checkpoint, states: Sequence[FlatState]) -> None:
     """Read all of `states`, which are all that the checkpoint holds."""
     world = trainer.mesh.world
-    held = pieces_of(states, trainer.parameters, trainer.parameters)
+    held = pieces_of(states, trainer.parameters, trainer.parameters) + untrained_pieces(trainer)
     with raise_on_all_ranks(world):
         for piece, rows in held:
             _require_fits(checkpoint, piece, rows)

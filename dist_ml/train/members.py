@@ -5,7 +5,7 @@ that is set.
 from dist_ml.comm.allreduce.family import ALLREDUCES
 from dist_ml.comm.sparse.family import SPARSE_ALLREDUCES
 from dist_ml.config.combinations import check_combination
-from dist_ml.config.names import require_one_of
+from dist_ml.config.names import OWN, require_one_of
 from dist_ml.config.train import TrainConfig
 from dist_ml.data_parallel.selection import SELECTIONS
 from dist_ml.models import MODELS
@@ -19,7 +19,7 @@ def check_members(config: TrainConfig) -> None:
     effect in this combination.
     """
     for key, name, family in (
-        ("model.name", config.model.name, MODELS),
+        ("model.name", config.model.name, (*MODELS, OWN)),
         ("data_parallel.name", config.data_parallel.name, DATA_PARALLEL),
         ("allreduce.name", config.allreduce.name, ALLREDUCES),
         ("sparse.allreduce", config.sparse.allreduce, ("none", "auto", *SPARSE_ALLREDUCES)),
@@ -37,7 +37,7 @@ def keys_read(config: TrainConfig) -> set[str]:
     data_parallel = DATA_PARALLEL[config.data_parallel.name].reads
     read = {
         *data_parallel,
-        *MODELS[config.model.name].reads,
+        *(MODELS[config.model.name].reads if config.model.name != OWN else ()),
         *OPTIMIZERS[config.optimizer.name].reads,
         *LR_SCHEDULES[config.lr_schedule.name].reads,
         *(f"pipeline.{key}" for key in SCHEDULES[config.pipeline.name].reads),

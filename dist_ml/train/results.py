@@ -39,7 +39,7 @@ def _timeline(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
 
 def _text_sample(trainer: Trainer, folder: RunFolder, seed: int) -> dict[str, Any]:
     """What a model of text writes."""
-    if trainer.dataset.train.task != "next_token":
+    if not trainer.objective.bytewise:
         return {}
     text = write_text(trainer, seed)
     from_root(trainer.mesh.world, lambda: folder.write(folder.sample, text + "\n"))

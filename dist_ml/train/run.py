@@ -17,6 +17,7 @@ from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.checkpoints import Checkpoints, go_on
 from dist_ml.train.display import make_reporter
 from dist_ml.train.interval import Interval
+from dist_ml.train.own import Own
 from dist_ml.train.progress import Progress
 from dist_ml.train.results import leave_results
 from dist_ml.train.resume import Earlier, find
@@ -32,9 +33,14 @@ log = logging.getLogger(__name__)
 LEAD = "DIST_ML_LEAD_SECONDS"
 
 
-def train_run(config: TrainConfig, world: Communicator) -> dict[str, Any]:
+def train_run(
+    config: TrainConfig,
+    world: Communicator,
+    own: Own = Own(),  # noqa: B008 - immutable
+) -> dict[str, Any]:
     """Train as configured on all ranks of `world`, or go on with a run that was begun; the summary,
-    the same on all of them. Its `status` is `stopped` where a signal ended the run. Collective.
+    the same on all of them. Its `status` is `stopped` where a signal ended the run. `own`: in place
+    of what the configuration names. Collective.
     """
     mesh = build_mesh(config, world)
     with (
@@ -45,7 +51,7 @@ def train_run(config: TrainConfig, world: Communicator) -> dict[str, Any]:
         if earlier is not None and earlier.summary is not None:
             make_reporter(mesh.world.rank, 0, 0).finish(earlier.summary)
             return earlier.summary
-        run = Run(config, build_trainer(config, mesh, signals.told), signals)
+        run = Run(config, build_trainer(config, mesh, signals.told, own), signals)
         with run.opened(earlier, claimed):
             return run.train()
 

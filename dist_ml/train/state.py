@@ -13,6 +13,7 @@ where its share does; where replicas have values of their own, a tensor has one 
     momentum/NAME                  of tensors that are summed densely beside sparse ones
     arrived/NAME                   the mean of parameters that were under way (DASO)
     older/NAME                     the weights before the last update (PipeDream-2BW)
+    model/NAME                     buffers and frozen parameters, too (buffer/NAME beside replicas/)
 """
 
 import json
@@ -46,7 +47,17 @@ def saved_pieces(trainer: Trainer) -> list[Piece]:
         for name, parameter in trainer.parameters.items()
         if all(others.get(name) != regions[name] for others in before)
     }
-    return [piece for piece, _ in pieces_of(trainer.tensors(), trainer.parameters, mine)]
+    held = pieces_of(trainer.tensors(), trainer.parameters, mine)
+    return [piece for piece, _ in [*held, *untrained_pieces(trainer)]]
+
+
+def untrained_pieces(trainer: Trainer) -> Held:
+    """What of the model is saved and not trained."""
+    kind = "model" if trainer.updater.rows is None else "buffer"
+    return [
+        (Piece(f"{kind}/{name}", tuple(each.shape), whole(each.shape), each.detach()), None)
+        for name, each in trainer.untrained.items()
+    ]
 
 
 def saved_numbers(trainer: Trainer) -> list[dict[str, Any]]:

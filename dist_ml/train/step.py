@@ -71,6 +71,8 @@ class StepStages(Protocol):
 class TrainStep:
     """All that follows the reduction is computed from reduced values, hence the same on all
     ranks. `told_to_stop`: of this rank alone; what one was told all know after the step.
+    `equalise_buffers`: what forward passes left in buffers (running statistics) becomes the same on
+    all replicas.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class TrainStep:
         phases: Phases,
         post_validation: PostValidation | None = None,
         told_to_stop: Callable[[], bool] = lambda: False,
+        equalise_buffers: Callable[[], None] = lambda: None,
     ) -> None:
         self._executor = executor
         self.stages = stages
@@ -92,6 +95,7 @@ class TrainStep:
         self._phases = phases
         self._post_validation = post_validation
         self._told_to_stop = told_to_stop
+        self._equalise_buffers = equalise_buffers
         self._is_likely = True  # that the next step's gradient is used as it is
         self.num_steps = 0  # validated
 
@@ -115,6 +119,7 @@ class TrainStep:
         self.stages.end()
         with self._phases("exchange"):
             reduced = self._reducer.finish()
+            self._equalise_buffers()
         is_updated = following is not None and self._begin_next(reduced, following)
         with self._phases("exchange"):
             loss, *metrics, stop = reduced.slots

@@ -40,10 +40,13 @@ class Trainer:
         evaluator: Evaluator | PipelineEvaluator,
         phases: Phases,
         pipeline: Pipeline | None = None,
+        untrained: dict[str, torch.Tensor] | None = None,
     ) -> None:
         self.mesh = mesh
         self.model = model
         self.parameters = parameters  # this rank's, in the order of the flat vector
+        # buffers and frozen parameters of this rank, the same on all replicas
+        self.untrained = untrained or {}
         self.objective = objective
         self.dataset = dataset
         self.sampler = sampler

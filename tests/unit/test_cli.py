@@ -136,7 +136,7 @@ def test_own_config_folder(own: Path) -> None:
     [
         (
             ["data=dijits"],
-            "data=dijits is not one of arrays, cifar, digits, mnist, synthetic, text "
+            "data=dijits is not one of arrays, cifar, digits, mnist, own, synthetic, text "
             "(did you mean digits?)",
         ),
         (["optimizer.lrr=3"], "unknown key optimizer.lrr=3 (did you mean lr?)"),

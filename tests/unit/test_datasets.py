@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.data import DataConfig
+from dist_ml.config.names import OWN
 from dist_ml.counter_random import bits, lanes, stream
 from dist_ml.datasets import DATASETS, Dataset, Entry, Split, open_dataset, synthetic
 from dist_ml.datasets.synthetic import Teacher, make_teacher
@@ -661,6 +662,8 @@ class TestConfig:
         assert {file.stem for file in files} >= set(DATASETS)
         for file in files:
             values = yaml.safe_load(file.read_text())
+            if file.stem == OWN:  # a program hands the samples in
+                continue
             if "path" in values:
                 values["path"] = "here"
             config = from_mapping(DataConfig, values, "data")
