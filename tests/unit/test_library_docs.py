@@ -45,6 +45,21 @@ def test_the_script_trains(file: str) -> None:
     assert loss(trained(inputs), dataset.tensors[1]) < loss(first(inputs), dataset.tensors[1])
 
 
+def test_the_whole_trainer_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    samples = [(torch.full((3,), float(label)), label) for label in (0, 1) * 20]
+    names: dict[str, Any] = {
+        "dist_ml": dist_ml,
+        "MyBody": lambda: torch.nn.Linear(3, 4),
+        "MyHead": lambda: torch.nn.Linear(4, 2),
+        "training_samples": samples,
+        "test_samples": samples[:10],
+    }
+    exec(snippets("docs/library.md")[1], names)
+    assert names["summary"]["status"] == "finished"
+    assert (tmp_path / "runs" / "mine" / "summary.json").exists()
+
+
 @pytest.mark.usefixtures("_not_started")
 def test_the_parts_train() -> None:
     torch.manual_seed(0)
@@ -62,7 +77,7 @@ def test_the_parts_train() -> None:
         "global_batch_size": 10,
         "losses": losses,
     }
-    _, code = snippets("docs/library.md")
+    code = snippets("docs/library.md")[-1]
     code = code.replace("    optimizer.step()", "    optimizer.step(); losses.append(mean_loss)")
     exec(code, names)
     assert len(losses) == 40
