@@ -75,6 +75,24 @@ def test_one_rank_is_told_and_all_go_on_to_the_last_bit(
     world.barrier()
 
 
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("name", ["pipedream_2bw", "zb_h2"])
+def test_the_first_stage_is_told_while_a_step_has_begun(
+    name: str, world: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All stop after the same step, and go on as if nothing had been."""
+    place = world.broadcast_object(str(tmp_path))
+    choices = {"pipeline": {"name": name}, "mesh": MeshConfig(1, world.size, 1)}
+    expected = train(world, config(f"{place}/whole", evaluate_every=3, **choices))
+    stopped = config(f"{place}/stopped", evaluate_every=3, **choices)
+    with monkeypatch.context() as signalled:
+        told_to_stop(signalled, world.rank, at=3)
+        first = train(world, stopped)
+    assert first == expected[: 4 + (world.size - 1 if name == "pipedream_2bw" else 0)]
+    assert train(world, stopped) == expected
+    world.barrier()
+
+
 def test_what_a_data_axis_saved_goes_on_along_the_others(
     world: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
