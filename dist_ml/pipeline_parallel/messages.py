@@ -7,14 +7,15 @@ for when the pipe is empty.
 """
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.peer_monitor import PeerMonitor
 from dist_ml.comm.request import Request
 from dist_ml.errors import ScheduleError
-from dist_ml.pipeline_parallel.message_keys import Key, expected, forward_at, sent_ahead
+from dist_ml.pipeline_parallel.message_keys import Key, expected, forward_at, sent_ahead, used_by
 from dist_ml.pipeline_parallel.schedule import Action, Schedule
 from dist_ml.pipeline_parallel.stage_graph import Edge, Shape, Stage
 
@@ -29,11 +30,12 @@ class StageMessages:
     take(edge, m)             waits; the caller owns the tensor
     end()                     everything due was taken; where the pipe is empty, everything sent has
                               arrived, or is in MPI's hands
-    drop()                    takes what was sent to forward passes of a next step that won't run
+    drop()                    takes what was sent to forward passes of a following batch that won't
+                              run
 
     A step that may be taken back (`post_validation.py`) posts receives for what its first actions
     use only, until `expect_all`; or `discard` receives what was sent so far, and the step begins
-    again.
+    again. A rank that may stop anywhere between these actions lets others wait by `arrives` alone.
 
     `backward=True`: a gradient, against the edge's direction. `comm` is the pipeline axis; ranks
     are those of the schedule. Words: sizes of what edges between two ranks carry, sent once each
@@ -105,6 +107,20 @@ class StageMessages:
         self._local.clear()
         self.end()
 
+    def arrives(self, action: Action, unless: Callable[[], bool]) -> bool:
+        """Wait for all that `action` uses; false as soon as `unless` is true before."""
+        keys = [key for key in used_by(action, self._stages) if self._sizes[key.microbatch]]
+        missing = {key for key in keys if key not in self._local}
+        while not missing <= self._posted.keys():
+            self._post_next()
+        monitor = PeerMonitor(self._comm.transport.peers)
+        while not unless():
+            missing = {key for key in missing if not self._posted[key][1].test()}
+            if not missing:
+                return True
+            monitor.between_looks()
+        return False
+
     def give(self, edge: Edge, m: int, tensor: torch.Tensor, backward: bool = False) -> None:
         key = Key(edge, backward, m)
         to = self._rank(key, receiver=True)
@@ -145,8 +161,11 @@ class StageMessages:
 
     def _post(self) -> None:
         while self._next < self._stop and len(self._posted) < _POSTED_AHEAD:
-            self._receive(self._due[self._next])
-            self._next += 1
+            self._post_next()
+
+    def _post_next(self) -> None:
+        self._receive(self._due[self._next])
+        self._next += 1
 
     def _receive(self, key: Key) -> None:
         tensor = self._empty(key.edge, self._sizes[key.microbatch])

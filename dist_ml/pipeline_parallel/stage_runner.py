@@ -82,6 +82,7 @@ class StageRunner:
         self._sizes: Sequence[int] = ()
         self.peak_kept = 0  # micro-batches of a stage whose activations were held at once
         self.timed_actions: list[TimedAction] = []
+        self._timed: list[TimedAction] = []  # of the step that runs
         self._start = 0.0
 
     @property
@@ -102,8 +103,13 @@ class StageRunner:
         n = self._messages.num_microbatches
         self._kept = {(stage, m - n): kept for (stage, m), kept in self._kept.items()}
         self._sizes = [*sizes, *[0] * (2 * n - len(sizes))]
-        self.timed_actions = []
+        self._timed = []
         self._messages.begin(self._sizes, ahead, self._kept)
+
+    def arrives(self, action: Action, unless: Callable[[], bool]) -> bool:
+        """Wait for all that `action` uses; false as soon as `unless` is true before."""
+        with self._phases("wait"):
+            return self._messages.arrives(action, unless)
 
     def go_on(self) -> None:
         """All actions may run."""
@@ -123,12 +129,14 @@ class StageRunner:
             self._messages.end()
         missing = [place for place in self._kept if place[1] < self._messages.num_microbatches]
         assert not missing, f"no backward pass of {missing}"
+        self.timed_actions = self._timed
 
     def empty_pipe(self) -> None:
-        """Forget what has run of the next step, which will run it. Collective over the pipeline."""
-        if any(self._sizes[self._messages.num_microbatches :]):
-            self._kept, self._sizes = {}, ()
-            self._messages.drop()
+        """Forget what has run of the following batch, whose step will run it. Collective over the
+        pipeline.
+        """
+        self._kept.clear()
+        self._messages.drop()
 
     def _forward(self, action: Action) -> None:
         stage, m = self._stages[action.stage], action.microbatch
@@ -247,4 +255,4 @@ class StageRunner:
             self._messages.give(edge, action.microbatch, gradient, backward=True)
 
     def _took(self, action: Action) -> None:
-        self.timed_actions.append(TimedAction(action, self._start, time.perf_counter()))
+        self._timed.append(TimedAction(action, self._start, time.perf_counter()))

@@ -166,9 +166,11 @@ def build_trainer(
     tune(task.model, {share * task.model.rows_per_sample}, mesh.world)
     updater = exchange.updater(build_lr_schedule(config.lr_schedule, exchange.optimizer, num_steps))
     phases = Phases()
-    parts = StepParts(config, mesh, task, sampler, exchange.reducer, phases, exchange.versions)
-    work = pipelined(parts, pipeline) if pipeline else whole(parts)
     guard = Guard(mesh.world, config.clip_norm, config.nonfinite)
+    parts = StepParts(
+        config, mesh, task, sampler, exchange.reducer, guard, phases, exchange.versions
+    )
+    work = pipelined(parts, pipeline) if pipeline else whole(parts)
     buffers = task.model.held_buffers()
     alike = partial(equalise, list(buffers.values()), setting.data)
     return Trainer(
@@ -179,7 +181,7 @@ def build_trainer(
         objective=task.objective,
         dataset=task.dataset,
         sampler=sampler,
-        train_step=work.train_step(guard, updater, phases, told_to_stop, alike),
+        train_step=work.train_step(parts, updater, told_to_stop, alike),
         reducer=work.reducer,
         updater=updater,
         evaluator=build_evaluator(config, mesh, task, pipeline),

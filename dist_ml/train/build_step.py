@@ -21,7 +21,7 @@ from dist_ml.pipeline_parallel.post_validation import (
 from dist_ml.pipeline_parallel.schedule import Action, Kind, one_stage
 from dist_ml.pipeline_parallel.schedules.pipedream_2bw import from_empty
 from dist_ml.pipeline_parallel.stage_runner import StageRunner
-from dist_ml.train.guard import Guard, reads_norm
+from dist_ml.train.guard import Guard
 from dist_ml.train.local_stage import LocalStage
 from dist_ml.train.model_reducer import ModelReducer
 from dist_ml.train.pipeline import Pipeline
@@ -52,6 +52,7 @@ class StepParts(NamedTuple):
     task: Task
     sampler: GlobalSampler
     reducer: GradientReducer
+    guard: Guard
     phases: Phases
     versions: WeightVersions | None = None  # of an asynchronous schedule
 
@@ -70,9 +71,8 @@ class StepWork(NamedTuple):
 
     def train_step(
         self,
-        guard: Guard,
+        parts: StepParts,
         updater: Updater,
-        phases: Phases,
         told_to_stop: Callable[[], bool],
         equalise_buffers: Callable[[], None],
     ) -> TrainStep:
@@ -80,9 +80,9 @@ class StepWork(NamedTuple):
             self.executor,
             self.stages,
             self.reducer,
-            guard,
+            parts.guard,
             updater,
-            phases,
+            parts.phases,
             self.post_validation,
             told_to_stop,
             equalise_buffers,
@@ -150,7 +150,7 @@ def _post_validation(
 def _model_reducer(
     parts: StepParts, pipeline: Pipeline | None, relay: SlotRelay | None = None
 ) -> ModelReducer:
-    with_norm = reads_norm(parts.config.clip_norm, parts.config.nonfinite)
+    with_norm = parts.guard.reads_norm
     return ModelReducer(parts.reducer, parts.mesh, parts.task.model, pipeline, with_norm, relay)
 
 

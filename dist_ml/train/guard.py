@@ -30,8 +30,8 @@ class Guard:
 
     @property
     def reads_norm(self) -> bool:
-        """Whether anything beside the loss decides."""
-        return reads_norm(self._clip_norm, self._nonfinite)
+        """Whether the gradient's norm is asked for in each step."""
+        return self._clip_norm is not None or self._nonfinite == "skip"
 
     def factor(self, reduced: ReducedGradients) -> float | None:
         """What to multiply the gradient with, 1 or less, so that its norm is allowed; None where
@@ -61,11 +61,6 @@ class Guard:
         flag = np.array([holds], np.int32)
         self._world.allreduce(flag, "min")
         return bool(flag[0])
-
-
-def reads_norm(clip_norm: float | None, nonfinite: Nonfinite) -> bool:
-    """Whether the gradient's norm is asked for in each step."""
-    return clip_norm is not None or nonfinite == "skip"
 
 
 def _nonfinite_error(loss: float, epoch: int, step: int) -> NonFiniteError:

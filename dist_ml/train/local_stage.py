@@ -33,6 +33,10 @@ class LocalStage:
         self._sizes: list[int] = []
         self._loss: torch.Tensor | None = None
 
+    @property
+    def runs_ahead(self) -> bool:
+        return False
+
     def begin(
         self,
         number: int,
@@ -51,7 +55,7 @@ class LocalStage:
         """All actions have run."""
 
     def empty_pipe(self) -> None:
-        """Nothing of a next step is under way."""
+        """No next step ever begins."""
 
     @property
     def timed_actions(self) -> list[TimedAction]:

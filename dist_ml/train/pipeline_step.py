@@ -1,6 +1,6 @@
 """What a training step asks of this rank's stages of a pipeline."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from dist_ml.pipeline_parallel.dry_run import TimedAction
@@ -33,7 +33,10 @@ class PipelineStages:
         self._runner = runner
         self._batches = batches
         self._relay = relay
-        self._following: tuple[int, int] | None = None
+
+    @property
+    def runs_ahead(self) -> bool:
+        return self._relay is not None
 
     def begin(
         self,
@@ -47,12 +50,16 @@ class PipelineStages:
         """The next actions are of optimizer step `number`, batch `index` of `epoch`; the number of
         samples in it, over all ranks. `ahead`: these alone, until `go_on` or `discard`.
         """
-        if (epoch, index) != self._following:  # what has begun is of another batch
-            self._runner.empty_pipe()
-        self._following = following if self._relay is not None else None
-        batch_size, sizes = self._batches.begin(number, epoch, index, self._following)
+        after = following if self.runs_ahead else None
+        if self._relay is not None:
+            self._relay.drains = following is None
+        batch_size, sizes = self._batches.begin(number, epoch, index, after)
         self._runner.begin(sizes, ahead)
         return batch_size
+
+    def arrives(self, action: Action, unless: Callable[[], bool]) -> bool:
+        """Wait for all that `action` uses; false as soon as `unless` is true before."""
+        return self._runner.arrives(action, unless)
 
     def go_on(self) -> None:
         self._runner.go_on()

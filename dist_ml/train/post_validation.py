@@ -11,8 +11,10 @@ class PostValidation:
     """Begins steps before the step ahead is validated (`pipeline_parallel/post_validation.py`), on
     `rank` of the pipeline; `ahead` are the actions of each rank that may run so early.
 
-    `looks`: between actions, look whether the ranks have agreed, and then run no more. Ranks that
-    run an action together must not, since some would see it sooner than others.
+    `looks`: before each action and while it waits for what others send, look whether the ranks have
+    agreed, and then run no more; so a rank that has stopped leaves no other one waiting, whatever
+    is done between the steps. Ranks that run an action together must not look, since some would see
+    it sooner than others: all of them run all of it.
     """
 
     def __init__(
@@ -26,30 +28,25 @@ class PostValidation:
         self._stages, self._executor, self._looks = stages, executor, looks
         self._own = tuple(ahead[rank])
         self._all = frozenset(action for actions in ahead for action in actions)
-        self._batch, self._num_samples, self._num_run = (0, 0), 0, 0
-        self.has_begun = False
+        self._num_samples, self._num_run = 0, 0
 
     def begin(self, number: int, epoch: int, index: int, agreed: Callable[[], bool]) -> None:
         """Begin optimizer step `number`, batch `index` of `epoch`, and run what may run ahead,
         until all has or the ranks have `agreed`.
         """
-        self._batch = epoch, index
         self._num_samples = self._stages.begin(number, epoch, index, self._all)
-        self._num_run, self.has_begun = 0, True
-        while self._num_run < len(self._own) and not (self._looks and agreed()):
+        self._num_run = 0
+        for action in self._own:
+            if self._looks and not self._stages.arrives(action, agreed):
+                break
             self._executor.run(self._num_run, self._num_run + 1)
             self._num_run += 1
 
-    def go_on(self, epoch: int, index: int) -> tuple[int, int]:
-        """The step on this batch goes on: its samples, over all ranks, and how many of its actions
-        have run.
-        """
-        assert (epoch, index) == self._batch, f"{self._batch} has begun: run or drop it first"
+    def go_on(self) -> tuple[int, int]:
+        """The step goes on: its samples, over all ranks, and how many of its actions have run."""
         self._stages.go_on()
-        self.has_begun = False
         return self._num_samples, self._num_run
 
     def discard(self) -> None:
         """The step has not begun: what ran counts for nothing. All ranks of the pipeline."""
         self._stages.discard(self._own[self._num_run :], self._all)
-        self.has_begun = False

@@ -163,6 +163,7 @@ class Run:
         )
         summary = {"status": "stopped", **took, **self._summary(evaluation)}
         from_root(self._world, lambda: self._folder.write_summary(summary))
+        self._trainer.close()
         return summary
 
     def _tell(self, words: str) -> None:

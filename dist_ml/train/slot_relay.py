@@ -1,5 +1,5 @@
-"""A step's loss and metrics from the last stage of a pipeline to all others, and that a rank was told
-to stop to the last stage, without a moment at which all of them meet.
+"""A step's loss and metrics from the last stage of a pipeline to all others, and the other way who
+was told to stop, without a moment at which all of them meet.
 """
 
 import numpy as np

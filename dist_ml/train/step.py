@@ -7,7 +7,8 @@ factor     finite? clipped
 update     the optimizer's step, and what follows it
 
 With `PostValidation` the update comes first, as if nothing had to be clipped, and the next step
-begins; a factor other than 1 takes both back.
+begins; a factor other than 1 takes both back. Under an asynchronous schedule each step's actions
+begin the next one, too. Whether the next step has begun, `TrainStep` alone knows.
 """
 
 from collections.abc import Callable
@@ -50,18 +51,22 @@ def num_slots(objective: Objective) -> int:
 class StepStages(Protocol):
     """What this rank holds of the model, for as long as the actions of a step run."""
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step's actions are some of the following one's, too."""
+
     def begin(
         self, number: int, epoch: int, index: int, *, following: tuple[int, int] | None = None
     ) -> int:
         """The next actions are of optimizer step `number`, batch `index` of `epoch`; the number of
-        samples in it, over all ranks. The batch of the next step, where it is known, may be begun.
+        samples in it, over all ranks. `following`: epoch and index of the next step's batch.
         """
 
     def end(self) -> None:
         """All actions have run."""
 
     def empty_pipe(self) -> None:
-        """Nothing of the next step is under way any more: it will run again. Collective."""
+        """The next step, which has begun, has not: it will run again. Collective."""
 
     @property
     def timed_actions(self) -> list[TimedAction]:
@@ -97,24 +102,22 @@ class TrainStep:
         self._told_to_stop = told_to_stop
         self._equalise_buffers = equalise_buffers
         self._is_likely = True  # that the next step's gradient is used as it is
+        self._begun: tuple[int, int] | None = None  # epoch and index of the step under way
         self.num_steps = 0  # validated
 
     def run(self, epoch: int, index: int, following: tuple[int, int] | None = None) -> Step:
         """One optimizer step on the `index`-th global batch of `epoch`. Raises `NonFiniteError` on
         all ranks, or skips. `following`: epoch and index of the next step's batch; with
         post-validation, or under a schedule that doesn't empty the pipe, that step may have begun
-        when this returns, all else being as after this one: run it next, or `drop_next`.
+        when this returns, all else being as after this one. It is dropped where another one is run.
         """
+        if self._begun != (epoch, index):
+            self.drop_next()
         number = self.num_steps
         self._reducer.begin()
         if self._told_to_stop():
             self._reducer.slots[-1] = 1
-        if self._has_begun:
-            assert self._post_validation is not None
-            num_samples, start = self._post_validation.go_on(epoch, index)
-        else:
-            num_samples = self.stages.begin(number, epoch, index, following=following)
-            start = 0
+        num_samples, start = self._begin(epoch, index, following)
         self._executor.run(start)
         self.stages.end()
         with self._phases("exchange"):
@@ -130,15 +133,22 @@ class TrainStep:
         return Step(number, epoch, num_samples, loss, sums, factor is None, stop > 0)
 
     def drop_next(self) -> None:
-        """A step that `run` has begun has not. Collective."""
-        if self._has_begun:
-            assert self._post_validation is not None
+        """A step that `run` has begun has not. Collective; costs nothing where none has."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return
+        if self._post_validation is not None:
             self._post_validation.discard()
-        self.stages.empty_pipe()
+        else:
+            self.stages.empty_pipe()
 
-    @property
-    def _has_begun(self) -> bool:
-        return self._post_validation is not None and self._post_validation.has_begun
+    def _begin(self, epoch: int, index: int, following: tuple[int, int] | None) -> tuple[int, int]:
+        """Samples of the batch over all ranks, and how many of the step's actions have run."""
+        begun = self._begun
+        self._begun = following if self.stages.runs_ahead else None
+        if begun is not None and self._post_validation is not None:
+            return self._post_validation.go_on()
+        return self.stages.begin(self.num_steps, epoch, index, following=following), 0
 
     def _begin_next(self, reduced: ReducedGradients, following: tuple[int, int]) -> bool:
         """Where it may be and is likely right, use the gradient as it is, and begin the next step
@@ -147,7 +157,8 @@ class TrainStep:
         if self._post_validation is None or not self._is_likely:
             return False
         with self._phases("update"):
-            self._updater.update_early(restorable=self._guard.reads_norm)
+            self._updater.update_early()
+        self._begun = following
         self._post_validation.begin(self.num_steps + 1, *following, reduced.ready)
         return True
 
@@ -162,10 +173,10 @@ class TrainStep:
         if not self._is_likely:  # where the run ends by it nothing may be under way
             self.drop_next()
         with self._phases("update"):
+            if is_updated and not stands:
+                self._updater.restore(is_last=factor is None)
             if factor is None:
                 self._guard.refuse(reduced, epoch, self.num_steps)
-            if is_updated and not stands:
-                self._updater.restore()
             if factor is not None and not stands:
                 if factor < 1:
                     reduced.scale(factor)

@@ -141,7 +141,6 @@ class Trainer:
         """All state that the next steps depend on and that has an element for each of the
         parameters', in place: with `state_dict` the only place that names it. Collective.
         """
-        self._train_step.drop_next()
         rows = self.updater.rows
         kind = "model/{}" if rows is None else "replicas/{}"
         parameters = state_of(kind, list(self.parameters.values()), rows)
@@ -150,9 +149,9 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """The rest of this rank's state, in numbers that JSON takes. Collective.
 
-        The data needs none, nor the learning rate: they follow from the step number.
+        The data needs none, nor the learning rate: they follow from the step number. A step that
+        has begun is no part of the state; who goes on from it begins that one again.
         """
-        self._train_step.drop_next()
         return {
             "num_steps": self.num_steps,
             "reducer": self.reducer.state_dict(),

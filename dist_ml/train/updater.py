@@ -47,19 +47,20 @@ class Updater:
         if self._averager is not None:
             self._averager.after_update(loss)
 
-    def update_early(self, restorable: bool) -> None:
-        """As `update`, before the loss is known, which no averager may wait for; `restorable`
-        copies what it changes first.
+    def update_early(self) -> None:
+        """As `update`, before the loss is known, which no averager may wait for; what it changes is
+        copied first.
         """
         assert self._averager is None
-        if restorable:
-            self._copy.save()
+        self._copy.save()
         self._step()
 
-    def restore(self) -> None:
-        """As before `update_early`, to the last bit."""
+    def restore(self, is_last: bool) -> None:
+        """As before `update_early`, to the last bit. Unless this `is_last`, `update` follows, which
+        makes parameters whole again.
+        """
         self._copy.restore()
-        if self._gather is not None:
+        if self._gather is not None and is_last:
             self._gather()
 
     def _step(self) -> None:

@@ -23,10 +23,12 @@ from pipeline_world import (
 )
 from thread_world import run_ranks
 
+from dist_ml.comm.communicator import Communicator
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.train import OptimizerConfig, TrainConfig
 from dist_ml.errors import NonFiniteError
 from dist_ml.models import MODELS, ModelMember
+from dist_ml.pipeline_parallel.stage_runner import StageRunner
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.trainer import Trainer
 
@@ -167,6 +169,56 @@ def test_a_step_that_has_begun_is_dropped_where_another_one_follows() -> None:
         return losses
 
     assert in_ranks(body, 3) == in_ranks(expected, 3)
+
+
+def test_saving_its_state_drops_no_step_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[object] = []
+    empty_pipe = StageRunner.empty_pipe
+    monkeypatch.setattr(
+        StageRunner, "empty_pipe", lambda self: (dropped.append(self), empty_pipe(self))
+    )
+
+    def body(trainer: Trainer) -> list[float]:
+        losses = []
+        for step in trainer.next_steps(4):
+            losses.append(step.loss)
+            trainer.tensors()
+            trainer.state_dict()
+        trainer.close()
+        return losses
+
+    for losses in in_ranks(body, 3):
+        assert losses == pytest.approx(simulated(4).losses, rel=1e-12)
+    assert not dropped
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+@pytest.mark.parametrize(("data", "pipeline"), [(1, 4), (2, 2)])
+def test_what_any_stage_is_told_all_know_after_the_same_step(
+    data: int, pipeline: int, evaluates: bool
+) -> None:
+    """As many steps later as there are stages between it and the last one."""
+    config = on_mesh(settings(), data, pipeline, name=NAME)
+    num_steps, at = pipeline + 3, 1
+
+    def stops(world: Communicator, who: int) -> list[bool]:
+        mesh = build_mesh(config, world)
+        trainer: Trainer = build_trainer(
+            config, mesh, lambda: world.rank == who and trainer.num_steps == at
+        )
+        found = []
+        for step in trainer.next_steps(num_steps):
+            found.append(step.stop)
+            if evaluates:
+                trainer.evaluate(trainer.dataset.test)
+        trainer.close()
+        return found
+
+    for who in range(data * pipeline):
+        stage = who % pipeline
+        known = [number == at + pipeline - 1 - stage for number in range(num_steps)]
+        found = run_ranks(data * pipeline, functools.partial(stops, who=who))
+        assert found == [known] * (data * pipeline), f"rank {who} was told"
 
 
 def test_there_are_two_versions_of_the_weights_and_as_many_activations_as_proved() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from pipeline_world import (
     SYNCHRONOUS,
     Trained,
@@ -33,6 +34,7 @@ from dist_ml.train.post_validation import PostValidation
 from dist_ml.train.trainer import Trainer
 
 NUM_STEPS = 8
+POISONED_STEP = 4
 CLIP = 2.0  # some steps' gradients are longer
 
 
@@ -129,39 +131,93 @@ def test_a_step_that_is_not_finite_is_left_out(name: str, clip_norm: float | Non
     assert_same(found, expected)
 
 
-def test_one_that_ends_the_run_ends_it_on_all_ranks() -> None:
-    """In the step it is of, and nobody's message is left behind."""
-    config = validated_after(changed(nonfinite="stop", clip_norm=None), 1, 4, "zb_h2")
+@pytest.mark.parametrize("variant", ["adamw", "zero1"])
+@pytest.mark.parametrize("clip_norm", [None, CLIP])
+def test_one_that_ends_the_run_ends_it_on_all_ranks(variant: str, clip_norm: float | None) -> None:
+    """In the step it is of, nobody's message is left behind, and weights are those from before."""
+    bad = POISONED_STEP
+    changes = {"nonfinite": "stop", "clip_norm": clip_norm, **VARIANTS[variant]}
+    config = validated_after(changed(**changes), 2, 2, "zb_h2")
 
-    def body(comm: Communicator) -> tuple[str, int]:
+    def body(comm: Communicator) -> Any:
         trainer = build_trainer(config, build_mesh(config, comm))
         poison(trainer)
         with pytest.raises(NonFiniteError) as caught:
             list(trainer.epoch(0))
-        return str(caught.value), trainer.num_steps
+        return str(caught.value), trainer.num_steps, trainer.weights()
 
     found = run_ranks(4, body)
-    assert found == [found[0]] * 4
-    assert f"epoch 0, step {found[0][1]} on all ranks" in found[0][0]
-    assert found[0][1] == [*alone(changed(), look=poison).skipped].index(True)
+    for words, num_steps, _ in found:
+        assert f"epoch 0, step {bad} on all ranks" in words
+        assert num_steps == bad
+    plain = changed(**{key: changes[key] for key in changes if key != "data_parallel"})
+    expected = train(Communicator(Loopback()), plain, bad).weights
+    assert expected is not None
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[0][2][name], tensor, rtol=1e-10, atol=1e-12)
 
 
-def test_a_step_that_has_begun_may_be_dropped() -> None:
-    """Evaluating between any two steps changes nothing."""
+BETWEEN: dict[str, tuple[Callable[[Trainer], Any], set[str]]] = {
+    # what is done between any two steps, and what becomes of the next one, which has begun
+    "evaluates": (lambda trainer: trainer.evaluate(trainer.dataset.test), {"discard"}),
+    "saves": (
+        lambda trainer: (trainer.tensors(), trainer.state_dict(), trainer.mesh.world.barrier()),
+        {"go_on"},
+    ),
+    "times": (lambda trainer: trainer.timed_actions(), {"go_on"}),
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+def test_what_is_done_between_steps_changes_nothing(between: str, verdicts: list[str]) -> None:
     config = validated_after(changed(clip_norm=None), 1, 4, "zb_h2")
+    does, expected_verdicts = BETWEEN[between]
 
     def body(comm: Communicator) -> list[float]:
         trainer = build_trainer(config, build_mesh(config, comm))
         losses = []
         for step in trainer.epoch(0):
             losses.append(step.loss)
-            trainer.evaluate(trainer.dataset.test)
+            does(trainer)
         trainer.close()
         return losses
 
     expected = alone(changed(clip_norm=None)).losses[:6]
     for losses in run_ranks(4, body):
         assert losses == pytest.approx(expected, rel=1e-10)
+    assert set(verdicts) == expected_verdicts
+
+
+def test_a_step_that_has_begun_is_dropped_where_another_one_follows(verdicts: list[str]) -> None:
+    config = validated_after(changed(clip_norm=None), 1, 4, "zb_h2")
+
+    def body(comm: Communicator, begins: bool) -> list[float]:
+        trainer = build_trainer(config, build_mesh(config, comm))
+        first = next(trainer.epoch(0)) if begins else trainer.step(0, 0)
+        losses = [first.loss, *(trainer.step(0, index).loss for index in (3, 1))]
+        trainer.close()
+        return losses
+
+    expected = run_ranks(4, lambda comm: body(comm, begins=False))
+    assert not verdicts
+    assert run_ranks(4, lambda comm: body(comm, begins=True)) == expected
+    assert verdicts == ["discard"] * 4
+
+
+def test_the_last_steps_times_are_complete_where_the_next_one_has_begun() -> None:
+    config = validated_after(changed(clip_norm=None), 1, 4, "zb_h2")
+
+    def body(comm: Communicator) -> bool:
+        trainer = build_trainer(config, build_mesh(config, comm))
+        next(trainer.epoch(0))
+        timed = trainer.timed_actions()
+        assert trainer.pipeline is not None
+        planned = trainer.pipeline.schedule.actions
+        trainer.close()
+        ran = [[timed_action.action for timed_action in rank] for rank in timed]
+        return ran == [[a for a in rank if a.microbatch < 5] for rank in planned]
+
+    assert all(run_ranks(4, body))  # five samples are five micro-batches, and three empty ones
 
 
 def test_ranks_that_share_layers(verdicts: list[str]) -> None:

@@ -163,7 +163,6 @@ def test_what_runs_in_a_step_and_in_which_order(taken: bool) -> None:
         ("stages.end",),
         ("reducer.finish",),
         ("guard.factor", reduced),
-        *([] if taken else [("stages.empty_pipe",)]),
         ("updater.update", 0.25) if taken else ("guard.refuse", reduced, 2, 40),
         ("updater.advance",),
     ]
@@ -267,6 +266,20 @@ class TestUpdater:
         updater, parameter, log = self.make()
         updater.advance()
         assert (updater.learning_rate, parameter.item(), log) == (0.125, 1.0, [])
+
+    @pytest.mark.parametrize("is_last", [False, True])
+    def test_a_step_is_taken_back_and_parameters_made_whole_once(self, is_last: bool) -> None:
+        """By the update that follows, or at once where none does."""
+        _, parameter, log = self.make()
+        optimizer = torch.optim.SGD([parameter], lr=0.25)
+        gather = lambda: log.append(parameter.item())  # noqa: E731
+        updater = Updater(optimizer, LRSchedule(optimizer, lambda _: 1.0), gather)
+        updater.update_early()
+        updater.restore(is_last)
+        assert parameter.item() == 1.0
+        assert log == ([0.5, 1.0] if is_last else [0.5])
+        updater.update(0.0)
+        assert log[-1] == parameter.item() == 0.5
 
     def test_it_goes_on_from_its_state(self) -> None:
         one, first, _ = self.make()
