@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from dist_ml.bench.form import Check, Result
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.train import TrainConfig
+from dist_ml.measure.memory import peak_bytes
 from dist_ml.train.build import build_mesh, build_trainer
 
 # Parameters, gradients and momentum are three times the parameters: a peak below that was not
@@ -85,14 +85,6 @@ def load_torch() -> None:
     parameter = torch.nn.Parameter(torch.ones(64, 64))
     (parameter @ parameter).sum().backward()  # type: ignore[no-untyped-call]
     torch.optim.SGD([parameter], lr=0.1, momentum=0.9).step()
-
-
-def peak_bytes() -> int:
-    """The most physical memory that this process has had at any time."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("/proc/self/status has no VmHWM")
 
 
 BENCH = Bench("the peak memory of a training rank", MemoryBench, run, {"memory": measure}, ranks=2)

@@ -14,11 +14,12 @@ import torch
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.configured import from_arguments, to_arguments, with_widths
 from dist_ml.bench.form import Check, Record, Result, least, most
-from dist_ml.bench.memory import load_torch, peak_bytes
+from dist_ml.bench.memory import load_torch
 from dist_ml.bench.reproduce import difference
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.train import TrainConfig
+from dist_ml.measure.memory import peak_bytes
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.trainer import Trainer
 

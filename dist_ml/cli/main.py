@@ -32,6 +32,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "show, verify, export and import checkpoints; no MPI",
     ),
     "bench": ("dist_ml.cli.bench", "run a benchmark and hold its figures against their limits"),
+    "plan": (
+        "dist_ml.cli.plan",
+        "tell what a run would compute, move, hold and take; no MPI",
+    ),
+    "calibrate": ("dist_ml.cli.calibrate", "measure what dist-ml plan computes with"),
     "schedule": ("dist_ml.cli.schedule", "prove, time and draw a pipeline schedule"),
     "gemm": ("dist_ml.cli.gemm", "plan and run distributed matrix products"),
     "launch": ("dist_ml.cli.launch", "start a program on P ranks of this machine"),

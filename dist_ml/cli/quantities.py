@@ -20,6 +20,13 @@ def number_of_ranks(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """A whole number, 1 or more."""
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of them; give 1 or more")
+    return int(text)
+
+
 def time_limit(text: str) -> float:
     """Seconds: finite and above 0."""
     try:

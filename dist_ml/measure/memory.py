@@ -25,3 +25,11 @@ def spell_bytes(number: int) -> str:
             return f"{number} {unit}"
         number //= 1000
     return f"{number} {_UNITS[-1]}"
+
+
+def peak_bytes() -> int:
+    """The most physical memory that this process has had at any time."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("/proc/self/status has no VmHWM")

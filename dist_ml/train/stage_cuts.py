@@ -37,10 +37,16 @@ def choose_cuts(
         costs: Sequence[float] = from_root(
             mesh.world, lambda: measured_costs(model, shapes, sample, num_samples, autocast)
         )
-    else:
-        costs = [_modelled_cost(block) for block in model.blocks()]
+        with raise_on_all_ranks(mesh.world):
+            return _cuts(config.pipeline, model.blocks(), schedule, costs)
     with raise_on_all_ranks(mesh.world):
-        return _cuts(config.pipeline, model.blocks(), schedule, costs)
+        return planned_cuts(config.pipeline, model, schedule)
+
+
+def planned_cuts(config: PipelineConfig, model: BlockModel, schedule: Schedule) -> list[Range]:
+    """By hand, or by modelled costs: the same wherever it is asked."""
+    costs = [_modelled_cost(block) for block in model.blocks()]
+    return _cuts(config, model.blocks(), schedule, costs)
 
 
 def _cuts(

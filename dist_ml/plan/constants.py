@@ -1,0 +1,83 @@
+"""What steps take beside their operators: Python and autograd for each operator, and a constant for
+each step. Fitted to steps of two models that compute next to nothing.
+"""
+
+import dataclasses
+import statistics
+import time
+from itertools import islice
+
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.loopback import Loopback
+from dist_ml.config.data import DataConfig
+from dist_ml.config.model import ModelConfig
+from dist_ml.config.train import (
+    CommConfig,
+    LRScheduleConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrackerConfig,
+    TrainConfig,
+)
+from dist_ml.plan.machine import Processor
+from dist_ml.plan.networked import Machine
+from dist_ml.plan.step_plan import StepPlan, plan_step
+from dist_ml.plan.step_seconds import step_seconds
+from dist_ml.train.build import build_mesh, build_trainer
+
+_STEPS, _WARM_UP = 60, 10
+_DEPTHS = (1, 3)
+_DATA = DataConfig(
+    "synthetic", num_train=4096, num_test=1, num_features=16, num_outputs=4,
+    task="classification", teacher_width=1, noise=0.0, seed=0,
+)  # fmt: skip
+
+
+def with_constants(processor: Processor, comm: Communicator) -> Processor:
+    """`processor` with the two constants, those of the slowest rank. Collective."""
+    without = dataclasses.replace(processor, operator_seconds=0.0, step_seconds=0.0)
+    machine = Machine(without, cores=processor.ranks * processor.threads, ranks_per_node=1)
+    rows = []
+    for depth in _DEPTHS:
+        config = _small(depth)
+        plan = plan_step(config, 1)
+        comm.barrier()
+        left = _measured(config) - step_seconds(plan, machine).total
+        rows.append((_num_operators(plan), max(comm.allgather_objects(left))))
+    (few, short), (many, long) = rows
+    an_operator = max(0.0, (long - short) / (many - few))
+    step = max(0.0, short - few * an_operator)
+    return dataclasses.replace(processor, operator_seconds=an_operator, step_seconds=step)
+
+
+def _small(depth: int) -> TrainConfig:
+    """A Transformer of so many layers on a few numbers."""
+    return TrainConfig(
+        name="calibrate", folder="calibrate", seed=0, ranks=None, epochs=1, batch_size=4,
+        accumulation=1, precision="fp32", clip_norm=None, nonfinite="stop", log_every=1,
+        evaluate_every=1, mesh=MeshConfig(1, 1, 1),
+        model=ModelConfig("transformer", activation="gelu", width=16, heads=2, depth=depth),
+        data=_DATA, optimizer=OptimizerConfig("sgd", lr=1e-3, weight_decay=0.0),
+        lr_schedule=LRScheduleConfig("constant", 0.0), comm=CommConfig(False, False),
+        tracker=TrackerConfig(False, False),
+    )  # fmt: skip
+
+
+def _measured(config: TrainConfig) -> float:
+    """Median seconds of a step on this rank alone, beside the others."""
+    trainer = build_trainer(config, build_mesh(config, Communicator(Loopback())))
+    taken = []
+    for index in range(_STEPS):
+        start = time.perf_counter()
+        trainer.step(0, index % trainer.sampler.steps_per_epoch)
+        taken.append(time.perf_counter() - start)
+    trainer.close()
+    return statistics.median(islice(taken, _WARM_UP, None))
+
+
+def _num_operators(plan: StepPlan) -> int:
+    return sum(
+        len(block.forward.operators) + len(block.backward.operators)
+        for stage in plan.stages
+        for block in stage.blocks
+    )
