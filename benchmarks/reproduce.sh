@@ -60,6 +60,7 @@ sparse_curve        | sparse_curve
 pipeline            | pipeline
 pipeline_torch      | pipeline_torch
 pipeline_validation | pipeline_validation
+prediction          | prediction
 operator            | operator
 operator-kernel     | operator train.kernel=auto
 operator_words      | operator_words
