@@ -52,11 +52,11 @@ class Dragonfly(Network):
         return Fraction(1)
 
     def routes(self, source: int, target: int) -> Iterator[tuple[Fraction, Route]]:
-        (own, one), (far, other) = (self._router(place) for place in (source, target))
+        (own, one), (away, other) = (self._router(place) for place in (source, target))
         route: list[Node] = [source, (own, one)]
-        if own != far:
-            route += [(own, self._gate(own, far)), (far, self._gate(far, own))]
-        route += [(far, other), target]
+        if own != away:
+            route += [(own, self._gate(own, away)), (away, self._gate(away, own))]
+        route += [(away, other), target]
         yield (
             Fraction(1),
             tuple(

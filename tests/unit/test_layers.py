@@ -30,9 +30,11 @@ BELOW: dict[str, frozenset[str]] = {
     "train": _PARTS | _PARALLEL | {"checkpoint"},
     "bench": _PARTS
     | _PARALLEL
-    | {"checkpoint", "process_group", "train"},  # it measures what train composes
+    | {"checkpoint", "process_group", "train", "plan"},  # it measures what train composes
+    "networks": LEAVES,
+    "plan": _PARTS | _PARALLEL | {"train", "networks"},  # what train would compose, and no more
     "experiment": LEAVES | {"comm", "train"},  # it starts runs and reads what they left
-    "cli": _PARTS | _PARALLEL | {"checkpoint", "train", "bench", "experiment"},
+    "cli": _PARTS | _PARALLEL | {"checkpoint", "train", "plan", "bench", "experiment"},
     "process_group": LEAVES | {"comm"},
     "torch_backend": frozenset({"process_group", "script"}),
     "script": LEAVES | {"comm", "cli"},  # what users' scripts begin with, beside the command line
