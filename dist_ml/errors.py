@@ -22,6 +22,10 @@ class DataError(DistMLError):
     """A data file that is missing, malformed, or holds values that can't be trained on."""
 
 
+class DamageError(DataError):
+    """A file whose bytes are not those that were written: missing, cut short, another checksum."""
+
+
 class MeshError(DistMLError):
     """Axis sizes that don't fit the ranks that were started."""
 

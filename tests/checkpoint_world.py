@@ -101,71 +101,84 @@ class Killed(BaseException):
 
 
 class KilledFiles(Files):
-    """Ends at the `at`-th operation, a write in its middle, and makes none after it.
+    """Ends at the `at`-th operation on `disk`, a write in its middle, and makes none after it."""
 
-    With `power_loss`, what was not synced by then is lost as well.
-    """
-
-    def __init__(self, at: int, power_loss: bool = False) -> None:
-        self.at, self.power_loss, self.count = at, power_loss, 0
-        self._unsynced: dict[int, Path] = {}  # open files with something unsynced
+    def __init__(self, at: int, disk: Files | None = None) -> None:
+        self.at, self.disk, self.count = at, disk or Files(), 0
 
     def _next(self) -> None:
         self.count += 1
         if self.count > self.at:
-            self._end()
-
-    def _end(self) -> None:
-        if self.power_loss and self.count == self.at + 1:
-            for path in self._unsynced.values():
-                path.write_bytes(b"")
-        raise Killed
+            raise Killed
 
     def make_folder(self, path: Path) -> None:
         self._next()
-        super().make_folder(path)
+        self.disk.make_folder(path)
 
     def create(self, path: Path) -> int:
         self._next()
-        descriptor = super().create(path)
-        self._unsynced[descriptor] = path
-        return descriptor
+        return self.disk.create(path)
 
     def write(self, descriptor: int, data: memoryview) -> None:
-        self.count += 1
-        if self.count == self.at + 1:
-            super().write(descriptor, data[: len(data) // 2])
-        if self.count > self.at:
-            self._end()
-        super().write(descriptor, data)
+        if self.count == self.at:
+            self.disk.write(descriptor, data[: len(data) // 2])
+        self._next()
+        self.disk.write(descriptor, data)
 
     def sync(self, descriptor: int) -> None:
         self._next()
-        super().sync(descriptor)
-        del self._unsynced[descriptor]
+        self.disk.sync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        self.disk.close(descriptor)
 
     def sync_folder(self, path: Path) -> None:
         self._next()
-        super().sync_folder(path)
+        self.disk.sync_folder(path)
 
     def rename(self, source: Path, target: Path) -> None:
         self._next()
-        super().rename(source, target)
+        self.disk.rename(source, target)
 
     def remove_file(self, path: Path) -> None:
         self._next()
-        super().remove_file(path)
+        self.disk.remove_file(path)
 
     def remove_folder(self, path: Path) -> None:
         self._next()
-        super().remove_folder(path)
+        self.disk.remove_folder(path)
 
 
-class FullDisk(KilledFiles):
-    """Has no room from the `at`-th operation on."""
+class FullDisk(Files):
+    """Has no room for the `at`-th thing that wants some, nor for any after it."""
 
-    def _end(self) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def _take(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def make_folder(self, path: Path) -> None:
+        self._take()
+        super().make_folder(path)
+
+    def create(self, path: Path) -> int:
+        self._take()
+        return super().create(path)
+
+    def write(self, descriptor: int, data: memoryview) -> None:
+        self._take()
+        super().write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        self._take()
+        super().sync(descriptor)
+
+    def sync_folder(self, path: Path) -> None:
+        self._take()
+        super().sync_folder(path)
 
 
 def corner(region: Region) -> Region:

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from dist_ml.checkpoint.boxes import num_elements, size_of, slices_within
+from dist_ml.checkpoint.folder import unreadable
 from dist_ml.checkpoint.index import StoredBox
 from dist_ml.checkpoint.tensor_file import bytes_of
-from dist_ml.errors import DataError
+from dist_ml.errors import DamageError
 from dist_ml.placement import Region
 
 _MOST_OPEN = 64  # a checkpoint of many writers has more files than a process may have open
@@ -38,8 +39,10 @@ class BoxFiles:
                 _read_run(self._path / box.file, start, bytes_of(target))
             else:
                 target.copy_(source)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self._path / box.file} can't be read: {error}") from error
+        except OSError as error:
+            raise unreadable(self._path / box.file, error) from error
+        except ValueError as error:
+            raise DamageError(f"{self._path / box.file} is damaged: {error}") from error
 
     def _map(self, file: str) -> mmap.mmap:
         if file not in self._maps:
@@ -57,5 +60,5 @@ def _read_run(file: Path, start: int, target: memoryview) -> None:
         while target:
             count = opened.readinto(target)
             if not count:
-                raise OSError(f"it ends {len(target):,} bytes early")
+                raise ValueError(f"it ends {len(target):,} bytes early")
             target = target[count:]

@@ -9,7 +9,7 @@ from typing import Any
 from dist_ml.checkpoint.boxes import fill, size_of
 from dist_ml.checkpoint.index import FORMAT, VERSION, Index, StoredBox, StoredFile, StoredTensor
 from dist_ml.checkpoint.tensor_file import DTYPES
-from dist_ml.errors import DataError
+from dist_ml.errors import DamageError, DataError
 from dist_ml.partition import Range
 from dist_ml.placement import whole
 
@@ -17,13 +17,12 @@ _LARGEST = 1 << 60  # of bytes and elements: none is larger, and sums of some fi
 
 
 def parse(text: str | bytes) -> Index:
-    """`DataError` for what is no index, has another version, or contradicts itself."""
+    """`DamageError` for what is no index, or contradicts itself; `DataError` for one of another
+    program or version.
+    """
     try:
         content = json.loads(text)
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}")
-        if content["version"] != VERSION:
-            raise ValueError(f"its version is {content['version']!r}, and this reads {VERSION}")
+        _require_ours(content)
         files = {name: _file(name, value) for name, value in content["files"].items()}
         tensors = {name: _tensor(value, files) for name, value in content["tensors"].items()}
         return Index(_number(content["step"]), dict(content["header"]), tensors, files)
@@ -35,9 +34,22 @@ def parse(text: str | bytes) -> Index:
         TypeError,
         ValueError,
     ) as error:
-        raise DataError(
+        raise DamageError(
             f"it is no index of a checkpoint that can be read ({type(error).__name__}: {error})"
         ) from error
+
+
+def _require_ours(content: Mapping[str, Any]) -> None:
+    if content["format"] != FORMAT:
+        raise DataError(
+            f"its format is {content['format']!r} in place of {FORMAT!r}: another program's; "
+            "give a checkpoint of dist-ml"
+        )
+    if content["version"] != VERSION:
+        raise DataError(
+            f"its version is {content['version']!r}, and this reads {VERSION}; use the dist-ml "
+            "that wrote it"
+        )
 
 
 def _file(name: str, value: Mapping[str, Any]) -> StoredFile:

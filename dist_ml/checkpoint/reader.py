@@ -1,9 +1,8 @@
 """Reading any box of any tensor, whatever ranks wrote it."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,17 +14,24 @@ from dist_ml.checkpoint.tensor_file import DTYPES
 from dist_ml.checkpoint.verify import check_files
 from dist_ml.comm.agreement import from_root, raise_on_all_ranks
 from dist_ml.comm.communicator import Communicator
-from dist_ml.errors import DataError
+from dist_ml.errors import DamageError, DataError
 from dist_ml.placement import Region
 
-log = logging.getLogger(__name__)
+
+class Damaged(NamedTuple):
+    """A checkpoint that isn't what was written, and what differs."""
+
+    path: Path
+    problem: str
 
 
 class Checkpoint:
-    """A committed checkpoint, opened by one rank. `header` is what its writer gave."""
+    """A committed checkpoint, opened by one rank. `header` is what its writer gave; `passed_over`
+    are the newer ones that `newest` found damaged.
+    """
 
-    def __init__(self, path: Path, index: Index) -> None:
-        self.path, self._index = path, index
+    def __init__(self, path: Path, index: Index, passed_over: Sequence[Damaged] = ()) -> None:
+        self.path, self._index, self.passed_over = path, index, passed_over
         self._files = BoxFiles(path)
 
     @property
@@ -110,33 +116,26 @@ def newest(folder: Path, comm: Communicator) -> Checkpoint | None:
     """The newest committed checkpoint in `folder` whose index and files are sound, the same on all
     ranks; None where none was ever committed. Collective.
 
-    The ranks share the reading of all its bytes once, to compare checksums. A damaged one is told
-    in the log, and the one before it is taken. `DataError` where all are damaged: to begin anew
-    would end in overwriting them.
+    The ranks share the reading of all its bytes once, to compare checksums. Where it is damaged the
+    one before it is taken, which says so (`passed_over`). `DataError` where all are damaged, since
+    to begin anew would end in overwriting them, and where one can't be read: it may be sound.
     """
-    problems = []
-    for path in from_root(comm, lambda: _committed(folder)):
+    damaged: list[Damaged] = []
+    for path in from_root(comm, lambda: folders.committed(folder)):
         try:
             index = from_root(comm, lambda path=path: folders.read_index(path))  # type: ignore[misc]
             with raise_on_all_ranks(comm):
                 check_files(path, index, comm.rank, comm.size)
-        except DataError as error:
-            log.warning("%s is damaged, so the one before it is taken: %s", path, error)
-            problems.append(str(error))
+        except DamageError as error:
+            damaged.append(Damaged(path, str(error)))
             continue
-        return Checkpoint(path, index)
-    if not problems:
+        return Checkpoint(path, index, damaged)
+    if not damaged:
         return None
+    problems = "; ".join(problem for _, problem in damaged)
     every = DataError(
-        f"every checkpoint in {folder} is damaged ({'; '.join(problems)}); restore one, or move "
-        "them away to begin anew"
+        f"every checkpoint in {folder} is damaged ({problems}); restore one, or move them away to "
+        "begin anew"
     )
     every.agreed = True
     raise every
-
-
-def _committed(folder: Path) -> list[Path]:
-    try:
-        return folders.committed(folder)
-    except OSError as error:
-        raise DataError(f"{folder} can't be read: {error.strerror or error}") from error

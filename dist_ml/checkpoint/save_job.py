@@ -17,12 +17,12 @@ from typing import Any
 from dist_ml.checkpoint import folder as folders
 from dist_ml.checkpoint import index as indices
 from dist_ml.checkpoint import plan, tensor_file
-from dist_ml.checkpoint.files import Files, remove_tree
+from dist_ml.checkpoint.files import Files
 from dist_ml.checkpoint.folder import Keep
 from dist_ml.checkpoint.piece import Piece
 from dist_ml.comm.agreement import from_root, raise_on_all_ranks
 from dist_ml.comm.communicator import Communicator
-from dist_ml.errors import DataError
+from dist_ml.errors import DataError, DistMLError
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class SaveJob:
     on all ranks; the header is JSON. `own` are the pieces that this rank writes, in its file's
     order.
 
-    A `DataError` (a full disk, a folder that can't be written) is raised by `gather` or `finish`,
-    on all ranks; what is committed is never touched by it.
+    A `DataError` (a full disk, a folder that can't be written, a fault in a thread) is raised by
+    `gather` or `finish`, on all ranks; what is committed is never touched by it.
     """
 
     def __init__(
@@ -80,8 +80,10 @@ class SaveJob:
         """Commit, on the first rank; nothing elsewhere."""
         if self._comm.rank != 0:
             return
-        index = indices.make(self._step, self._header, self._held, self._writers, self._all_sums)
         try:
+            index = indices.make(
+                self._step, self._header, self._held, self._writers, self._all_sums
+            )
             folders.commit(self._files, self._folder, index)
             self._retain()
         except BaseException as error:
@@ -95,7 +97,7 @@ class SaveJob:
     def _retain(self) -> None:
         try:
             folders.retain(self._files, self._folder, self._step, self._keep)
-        except OSError as error:
+        except (OSError, DataError) as error:
             log.warning("an older checkpoint than %d can't be removed: %s", self._step, error)
 
     def _begin(self) -> None:
@@ -112,14 +114,18 @@ class SaveJob:
         except DataError:  # no rank writes any more: give back the room
             if self._comm.rank == 0:
                 with contextlib.suppress(OSError):
-                    unfinished = folders.unfinished_folder(self._folder, self._step)
-                    remove_tree(self._files, unfinished)
+                    folders.abandon(self._files, self._folder, self._step)
             raise
 
     def _in_words(self, error: BaseException) -> BaseException:
-        if not isinstance(error, OSError):
+        """What all ranks can be told; an end of the process stays what it is."""
+        if isinstance(error, DistMLError) or not isinstance(error, Exception):
             return error
-        where = error.filename or self._folder
-        reason = error.strerror or str(error)
-        remedy = "the folder must be writable, have room, and be the same for all ranks"
-        return DataError(f"checkpoint {self._step} can't be saved in {where}: {reason}; {remedy}")
+        if isinstance(error, OSError):
+            where, reason = error.filename or self._folder, error.strerror or str(error)
+            reason += "; the folder must be writable, have room, and be the same for all ranks"
+        else:
+            where, reason = self._folder, f"{type(error).__name__}: {error}"
+        words = DataError(f"checkpoint {self._step} can't be saved in {where}: {reason}")
+        words.__cause__ = error
+        return words

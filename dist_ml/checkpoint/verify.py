@@ -1,5 +1,6 @@
 """Are a checkpoint's files what its index says?"""
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_ml.checkpoint.checksum import Checksum
+from dist_ml.checkpoint.folder import unreadable
 from dist_ml.checkpoint.index import Index
-from dist_ml.errors import DataError
+from dist_ml.errors import DamageError
 
 _BUFFER_BYTES = 1 << 20
 _NUM_THREADS = 2  # so that the disk reads for one while another sums
@@ -42,16 +44,17 @@ def segments(index: Index) -> list[Segment]:
 
 def check_files(path: Path, index: Index, share: int = 0, num_shares: int = 1) -> None:
     """Read the `share`-th of `num_shares` equal parts of a checkpoint's bytes, whole boxes, and
-    hold them against their checksums. `DataError` for the first that differs, and for any file that
-    is missing or has another size. Memory: two buffers of 1 MB.
+    hold them against their checksums. `DamageError` for the first that differs, and for any file
+    that is missing or has another size; `DataError` for one that can't be read. Memory: two buffers
+    of 1 MB.
     """
     for name, file in index.files.items():
-        try:
+        with _in_words(path / name):
             num_bytes = (path / name).stat().st_size
-        except OSError as error:
-            raise DataError(f"{path / name}: {error.strerror or error}") from None
         if num_bytes != file.num_bytes:
-            raise DataError(f"{path / name} has {num_bytes:,} bytes in place of {file.num_bytes:,}")
+            raise DamageError(
+                f"{path / name} has {num_bytes:,} bytes in place of {file.num_bytes:,}"
+            )
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         parts = [(share * _NUM_THREADS + n, num_shares * _NUM_THREADS) for n in range(_NUM_THREADS)]
         done = [threads.submit(_check_share, path, index, *part) for part in parts]
@@ -62,12 +65,20 @@ def check_files(path: Path, index: Index, share: int = 0, num_shares: int = 1) -
 def _check_share(path: Path, index: Index, share: int, num_shares: int) -> None:
     own = _share(segments(index), share, num_shares)
     for name, parts in itertools.groupby(own, key=lambda part: part.file):
-        try:
+        with _in_words(path / name):
             damaged = _first_damaged(path / name, parts)
-        except OSError as error:
-            raise DataError(f"{path / name}: {error.strerror or error}") from error
         if damaged is not None:
-            raise DataError(f"{path / name} is damaged: the checksum of {damaged.what}")
+            raise DamageError(f"{path / name} is damaged: the checksum of {damaged.what}")
+
+
+@contextlib.contextmanager
+def _in_words(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DamageError(f"{file} is missing") from error
+    except OSError as error:
+        raise unreadable(file, error) from error
 
 
 def _share(parts: list[Segment], share: int, num_shares: int) -> Iterator[Segment]:
@@ -90,7 +101,7 @@ def _first_damaged(file: Path, parts: Iterable[Segment]) -> Segment | None:
             while left > 0:
                 count = opened.readinto(buffer[:left])
                 if not count:
-                    raise OSError(f"it ends {left:,} bytes early")
+                    raise DamageError(f"{file} ends {left:,} bytes early")
                 total.add(buffer[:count])
                 left -= count
             if total.text != part.checksum:

@@ -113,7 +113,7 @@ def test_a_disk_that_hangs_ends_all_ranks(tmp_path: Path) -> None:
     assert run_ranks(2, body) == [True, True]
 
 
-@pytest.mark.parametrize(("rank", "at"), [(1, 0), (1, 2), (0, 4), (0, 12), (0, 18)])
+@pytest.mark.parametrize(("rank", "at"), [(1, 0), (1, 2), (0, 4), (0, 7), (0, 9)])
 def test_a_full_disk_is_told_by_all_and_the_next_save_is_tried(
     rank: int, at: int, tmp_path: Path
 ) -> None:
@@ -157,7 +157,7 @@ def test_a_fault_of_the_program_in_the_thread_is_not_lost(tmp_path: Path) -> Non
         def sync(self, descriptor: int) -> None:
             raise RuntimeError("a fault")
 
-    with pytest.raises(RuntimeError, match="a fault"):
+    with pytest.raises(DataError, match="RuntimeError: a fault"):
         begin(ALONE, tmp_path, 0, 1, Faulty()).close()
 
 
