@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dist_ml.comm.traffic import Tally
@@ -63,7 +63,7 @@ class Interval:
         return dataclasses.asdict(self._sums)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._sums = StepTotals(**state)
+        self._sums = StepTotals(**{known.name: state[known.name] for known in fields(StepTotals)})
 
     def values(self, step: Step) -> dict[str, Any]:
         """One line of metrics.jsonl, without the step's number."""

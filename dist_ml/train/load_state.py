@@ -27,9 +27,9 @@ def load(
     optimizer or exchange: nothing is ever left at zero.
     """
     world = trainer.mesh.world
-    state = numbers[world.rank if own else 0]
+    state, here = numbers[world.rank if own else 0], trainer.state_dict()
     with raise_on_all_ranks(world):
-        _require_same_parts(checkpoint, state, trainer.state_dict())
+        _require_same_parts(checkpoint, state, here)
     trainer.load_state_dict(state, own)
     _fill(trainer, checkpoint, trainer.tensors())
 
@@ -57,18 +57,31 @@ def _fill(trainer: Trainer, checkpoint: Checkpoint, states: Sequence[FlatState])
 def _require_same_parts(
     checkpoint: Checkpoint, saved: Mapping[str, Any], mine: Mapping[str, Any]
 ) -> None:
-    for part, there, here in (
-        ("exchange", list(saved["reducer"]), list(mine["reducer"])),
-        ("local steps", list(saved["updater"]["averager"]), list(mine["updater"]["averager"])),
-        ("pipeline", list(saved["updater"]["versions"]), list(mine["updater"]["versions"])),
-        ("optimizer", saved["updater"]["optimizer"]["kind"], mine["updater"]["optimizer"]["kind"]),
-    ):
-        if there != here:
+    try:
+        there = _parts(saved)
+    except (LookupError, TypeError) as error:
+        raise DataError(
+            f"{checkpoint.path} holds no state of a run that can be read "
+            f"({type(error).__name__}: {error}); was it saved by another version?"
+        ) from error
+    for part, here in _parts(mine).items():
+        if there[part] != here:
             raise DataError(
                 f"{checkpoint.path} was saved with other settings of data_parallel, sparse, "
-                f"pipeline or optimizer: the state of its {part} is {there or 'none'}, but "
+                f"pipeline or optimizer: the state of its {part} is {there[part] or 'none'}, but "
                 f"{here or 'none'} here; use its settings"
             )
+
+
+def _parts(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same of a rank's `state_dict`."""
+    updater = state["updater"]
+    return {
+        "exchange": list(state["reducer"]),
+        "local steps": list(updater["averager"]),
+        "pipeline": list(updater["versions"]),
+        "optimizer": updater["optimizer"]["kind"],
+    }
 
 
 def _require_fits(checkpoint: Checkpoint, piece: Piece, rows: Rows | None) -> None:

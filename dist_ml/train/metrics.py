@@ -41,7 +41,7 @@ def cut(file: Path, step: int) -> None:
     """
     if not file.exists():
         return
-    kept = [json.dumps(line) for line in read(file) if line.get("step", 0) < step]
+    kept = [json.dumps(line) for line in read(file) if line["step"] < step]
     try:
         write_whole(file, "".join(f"{line}\n" for line in kept))
     except OSError as error:
@@ -68,13 +68,13 @@ def _parse(file: Path, lines: list[str]) -> Iterator[dict[str, Any]]:
             continue
         try:
             entry = json.loads(line)
-            if not isinstance(entry, dict):
-                raise ValueError("not an object")
+            if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+                raise ValueError("its step is no whole number")
         except (ValueError, RecursionError) as error:
             if number == len(lines):  # no newline after it
                 return
             raise DataError(
-                f"{file} line {number} is no JSON object ({error}); remove that line"
+                f"{file} line {number} is no JSON object of a step ({error}); remove it"
             ) from error
         yield entry
 

@@ -53,5 +53,5 @@ class Progress:
         return {**dataclasses.asdict(self), "traffic": self.all_traffic(now)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+        for known in dataclasses.fields(self):
+            setattr(self, known.name, state[known.name])

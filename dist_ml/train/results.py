@@ -21,14 +21,17 @@ def leave_results(trainer: Trainer, folder: RunFolder, config: TrainConfig) -> d
 
 def _timeline(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
     """A pipeline's last step; its bubble, measured and planned. Of steps that run into each other
-    one alone tells little.
+    one alone tells little; and a run that goes on from its last step has made none.
     """
     pipeline = trainer.pipeline
     if pipeline is None:
         return {}
     if pipeline.schedule.is_asynchronous:
         return {"schedule": pipeline.schedule.name}
-    step = MeasuredStep.of(pipeline.schedule, trainer.timed_actions())
+    timed = trainer.timed_actions()
+    if not any(timed):
+        return {"schedule": pipeline.schedule.name}
+    step = MeasuredStep.of(pipeline.schedule, timed)
     from_root(trainer.mesh.world, lambda: timeline_file.write(folder.timeline, step))
     return {
         "schedule": pipeline.schedule.name,

@@ -2,20 +2,27 @@
 are still the same.
 """
 
+import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dist_ml.checkpoint.files import Files
+from dist_ml.checkpoint.folder import set_aside
 from dist_ml.checkpoint.reader import Checkpoint, newest
-from dist_ml.comm.agreement import from_root
+from dist_ml.comm.agreement import from_root, raise_on_all_ranks
+from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.mesh import Mesh
 from dist_ml.config.convert import show, to_mapping
 from dist_ml.config.train import AUTO, TrainConfig
 from dist_ml.errors import ConfigError, DataError
 from dist_ml.train import stored_run
 from dist_ml.train.checkpoints import is_imported
+from dist_ml.train.interval import StepTotals
 from dist_ml.train.metrics import flatten
+from dist_ml.train.progress import Progress
 from dist_ml.train.run_folder import RunFolder, load_config
 
 # Keys that change no result beyond rounding: what is written and shown, and how the work is shared.
@@ -30,7 +37,7 @@ _SAME_RESULT_GROUPS = ("checkpoint", "comm", "tracker", "mesh", "pipeline", "ope
 class Earlier(NamedTuple):
     """What is there of a run: the checkpoint to go on from, None where it is to begin again; its
     summary, where it has finished; and the settings that are others now, in words. `begun` is false
-    where there are only weights that were imported, to begin with.
+    where a checkpoint lies in a folder that no run has been in: imported weights, or another run's.
     """
 
     checkpoint: Checkpoint | None
@@ -43,50 +50,118 @@ def find(config: TrainConfig, mesh: Mesh) -> Earlier | None:
     """The run to go on with; None where `resume=auto` finds none, which begins one. Collective.
 
     Raised by all ranks: `DataError` where there is no run, or none that can be read; `ConfigError`
-    for settings that change its results, unless `resume_force`.
+    for settings that change its results, unless `resume_force`. Of a run that has finished no
+    checkpoint is read, unless it is to go on.
     """
-    folder = RunFolder(Path(config.place).absolute())
-    summary = from_root(mesh.world, lambda: _summary(folder, config.resume == AUTO))
-    checkpoint = newest(folder.checkpoints, mesh.world)
-    if summary is None:
-        return None if checkpoint is None else Earlier(checkpoint, begun=False)
-    finished = summary.get("status") == "finished"
-    if not finished and (checkpoint is None or is_imported(checkpoint)):
-        return Earlier(checkpoint)
-    if finished or checkpoint is None:
-        before = from_root(mesh.world, lambda: load_config(folder.path))
-    else:
-        before = checkpoint.header["config"]
-    different = differences(before, json.loads(json.dumps(to_mapping(config))))
-    changing = [words for key, words in different.items() if not keeps_result(key)]
-    if finished and not changing:
-        return Earlier(checkpoint, summary)
-    _require_going_on(config, folder, checkpoint, changing)
-    assert checkpoint is not None
-    words = list(different.values())
+    world, folder = mesh.world, RunFolder(Path(config.place).absolute())
+    summary = from_root(world, lambda: _summary(folder, config.resume == AUTO))
+    finished = summary is not None and summary.get("status") == "finished"
+    if finished:
+        before = from_root(world, lambda: load_config(folder.path))
+        if not _changed(folder.path, before, config).results:
+            return Earlier(None, summary)
+    checkpoint = newest(folder.checkpoints, world)
+    if checkpoint is None or is_imported(checkpoint):
+        if finished:
+            raise _refusal(
+                f"{folder.path} has finished, and saved nothing to go on from; choose another "
+                "folder"
+            )
+        begun = summary is not None
+        return Earlier(checkpoint, begun=begun) if begun or checkpoint is not None else None
+    with raise_on_all_ranks(world):
+        _require_run(checkpoint)
+    words = [*_changed(checkpoint.path, checkpoint.header["config"], config).all]
     if (sizes := checkpoint.header["mesh"]) != mesh.sizes:
         words.append(f"mesh: {_product(sizes)} -> {_product(mesh.sizes)}")
-    return Earlier(checkpoint, None, words)
+    return Earlier(checkpoint, None, words, begun=summary is not None)
 
 
-def _require_going_on(
-    config: TrainConfig, folder: RunFolder, checkpoint: Checkpoint | None, changing: Sequence[str]
-) -> None:
-    """`ConfigError` where other settings change the results and nobody wants that, or the run has
-    left nothing to go on from.
+def require_epochs_left(config: TrainConfig, checkpoint: Checkpoint, steps_per_epoch: int) -> None:
+    """`ConfigError` on all ranks where a run is to have fewer steps than the checkpoint has behind
+    it: there would be nothing to train, and its results would be a longer run's.
     """
-    if changing and not config.resume_force:
-        problem = (
-            f"was trained with other settings, which change its results: {'; '.join(changing)} "
-            "(before -> now); use the former, or resume_force=true"
+    if checkpoint.step > config.epochs * steps_per_epoch:
+        raise _refusal(
+            f"epochs={config.epochs} ends after step {config.epochs * steps_per_epoch}, but "
+            f"{checkpoint.path} has {checkpoint.step} steps behind it; ask for "
+            f"{-(-checkpoint.step // steps_per_epoch)} epochs or more, or choose another folder"
         )
-    elif checkpoint is None or is_imported(checkpoint):
-        problem = "has finished, and saved nothing to go on from; choose another folder"
-    else:
-        return
-    error = ConfigError(f"{folder.path} {problem}")
+
+
+def begin(earlier: Earlier, folder: Path, num_steps: int, comm: Communicator) -> list[str]:
+    """From where the run goes on, and what is not as it was, in words. Checkpoints that are damaged
+    are moved away, so that none is met again when the run has come to their steps. Collective.
+    """
+    checkpoint = earlier.checkpoint
+    damaged = () if checkpoint is None else checkpoint.passed_over
+    imported = checkpoint is not None and is_imported(checkpoint)
+    return [
+        *from_root(comm, lambda: [_set_aside(*one) for one in damaged]),
+        f"goes on from {'imported weights' if imported else f'step {num_steps}'} of {folder}",
+        *(f"changed: {words}" for words in earlier.differences),
+    ]
+
+
+def _set_aside(path: Path, problem: str) -> str:
+    try:
+        aside = set_aside(Files(), path)
+    except OSError as error:
+        raise DataError(
+            f"{path} is damaged ({problem}) and can't be moved aside: {error.strerror or error}; "
+            "remove it"
+        ) from error
+    return f"{path.name} is damaged, so one before it is taken: {problem}; it is {aside} now"
+
+
+class Changes(NamedTuple):
+    """Settings that are others now, each in words; `results`: those that change the results."""
+
+    all: list[str]
+    results: list[str]
+
+
+def _changed(path: Path, before: Mapping[str, Any], config: TrainConfig) -> Changes:
+    """`ConfigError` where other settings change the results and nobody wants that."""
+    different = differences(before, json.loads(json.dumps(to_mapping(config))))
+    changing = [words for key, words in different.items() if not keeps_result(key)]
+    if changing and not config.resume_force:
+        raise _refusal(
+            f"{path} was trained with other settings, which change its results: "
+            f"{'; '.join(changing)} (before -> now); use the former, or resume_force=true"
+        )
+    return Changes(list(different.values()), changing)
+
+
+def _refusal(words: str) -> ConfigError:
+    """What all ranks find alike."""
+    error = ConfigError(words)
     error.agreed = True
-    raise error
+    return error
+
+
+def _require_run(checkpoint: Checkpoint) -> None:
+    if (part := _missing_part(checkpoint.header)) is not None:
+        raise DataError(
+            f"{checkpoint.path} is no checkpoint of a run: its header has no {part}; to begin with "
+            "its weights alone, use dist-ml checkpoint export and import"
+        )
+
+
+def _missing_part(header: Mapping[str, Any]) -> str | None:
+    """The first part that a run's header has and this one hasn't."""
+    kinds = {"config": dict, "mesh": dict, "ranks": list, "progress": dict, "interval": dict}
+    for name, kind in kinds.items():
+        if not isinstance(header.get(name), kind):
+            return name
+    for name, record in (("progress", Progress), ("interval", StepTotals)):
+        for field in dataclasses.fields(record):
+            if field.name not in header[name]:
+                return f"{name}.{field.name}"
+    sizes = list(header["mesh"].values())
+    if not all(isinstance(size, int) for size in sizes) or len(header["ranks"]) != math.prod(sizes):
+        return "state of each rank"
+    return None
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

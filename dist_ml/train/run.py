@@ -20,7 +20,7 @@ from dist_ml.train.interval import Interval
 from dist_ml.train.own import Own
 from dist_ml.train.progress import Progress
 from dist_ml.train.results import leave_results
-from dist_ml.train.resume import Earlier, find
+from dist_ml.train.resume import Earlier, begin, find, require_epochs_left
 from dist_ml.train.step import Step
 from dist_ml.train.stop_signals import StopSignals
 from dist_ml.train.summary import evaluation_values, figures
@@ -71,8 +71,11 @@ class Run:
         """
         config, trainer, world = self._config, self._trainer, self._world
         mapping = to_mapping(config)
-        if earlier is not None and earlier.checkpoint is not None:
-            go_on(trainer, earlier.checkpoint, mapping, self._progress, self._interval)
+        steps_per_epoch = trainer.sampler.steps_per_epoch
+        checkpoint = None if earlier is None else earlier.checkpoint
+        if checkpoint is not None:
+            require_epochs_left(config, checkpoint, steps_per_epoch)
+            go_on(trainer, checkpoint, mapping, self._progress, self._interval)
         if earlier is None or not earlier.begun:
             self._folder = open_folder.create(config.place, mapping, world)
         else:
@@ -82,15 +85,13 @@ class Run:
             config.checkpoint, trainer, self._folder.checkpoints, mapping
         )
         self._trackers = open_trackers(config.tracker, self._folder, world, trainer.num_steps)
-        num_steps = config.epochs * trainer.sampler.steps_per_epoch
+        num_steps = config.epochs * steps_per_epoch
         self._reporter = make_reporter(world.rank, num_steps, config.epochs, trainer.num_steps)
         try:
             self._trackers.start(mapping)
             if earlier is not None:
-                start = f"step {trainer.num_steps}" if earlier.begun else "imported weights"
-                self._tell(f"goes on from {start} of {self._folder.path}")
-                for words in earlier.differences:
-                    self._tell(f"changed: {words}")
+                for words in begin(earlier, self._folder.path, trainer.num_steps, world):
+                    self._tell(words)
             yield
         finally:
             self._reporter.close()
