@@ -1,5 +1,6 @@
 """A model's weights as one plain state dict: out of a checkpoint, and into one."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,13 @@ def export_weights(checkpoint: Checkpoint, file: Path) -> int:
         tensor_file.write(Files(), unfinished, tensor_file.layout(entries).header, values())
         unfinished.replace(file)
     except OSError as error:
-        raise DataError(f"{file} can't be written: {error.strerror or error}") from error
+        raise DataError(
+            f"{file} can't be written: {error.strerror or error}; name a file in a folder that is "
+            "there and has room"
+        ) from error
+    finally:  # on any error: what was written has gone, or gives its room back
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
     return len(names)
 
 

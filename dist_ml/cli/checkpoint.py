@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dist_ml.cli import terminal
 from dist_ml.cli.terminal import Parser
-from dist_ml.errors import DataError
+from dist_ml.errors import DamageError, DataError
 
 if TYPE_CHECKING:
     from dist_ml.checkpoint.reader import Checkpoint
@@ -19,7 +19,7 @@ _LONGEST_VALUE = 90  # characters of a header's entry that are shown
 
 
 def main(argv: Sequence[str]) -> int:
-    """0; for `verify`, 1 where a checkpoint is damaged."""
+    """0; for `verify`, 1 where a checkpoint is damaged, 2 where one can't be read."""
     options = _parser().parse_args(argv)
     status: int = options.run(options)
     return status
@@ -97,9 +97,12 @@ def _verify(options: argparse.Namespace) -> int:
             index = read_index(path)
             check_files(path, index)
             terminal.say(f"sound    {path}")
-        except DataError as error:
-            status = 1
+        except DamageError as error:
+            status = max(status, 1)
             terminal.say(f"damaged  {path}: {error}")
+        except DataError as error:
+            status = error.exit_status
+            terminal.say(f"unknown  {path}: {error}")
     return status
 
 

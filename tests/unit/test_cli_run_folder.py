@@ -161,6 +161,16 @@ def test_a_cut_last_line_is_left_out_and_a_broken_one_refused(tmp_path: Path) ->
         metrics.read(file)
 
 
+@pytest.mark.parametrize("line", ['{"step": "1"}', '{"step": null}', "{}", '{"step": 1.5}', "[1]"])
+def test_a_line_without_a_step_is_refused_in_words(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    text = f'{{"step": 0}}\n{line}\n'
+    file.write_text(text)
+    with pytest.raises(DataError, match=r"line 2 .*its step is no whole number"):
+        metrics.cut(file, 1)
+    assert file.read_text() == text
+
+
 def test_a_missing_tracker_names_its_extra(
     folder: run_folder.RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
