@@ -74,6 +74,14 @@ class ThreadTransport:
     def iallgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> Request:
         return Request(finish=lambda: self.allgather(send, receive, counts))
 
+    def alltoall(
+        self, send: Array, receive: Array, send_counts: Sequence[int], receive_counts: Sequence[int]
+    ) -> None:
+        own = np.split(send.copy(), np.cumsum(send_counts)[:-1])
+        pieces = [rank[self.rank] for rank in self.allgather_objects(own)]
+        assert [len(piece) for piece in pieces] == list(receive_counts)
+        receive[...] = np.concatenate(pieces)
+
     def broadcast(self, array: Array, root: int) -> None:
         array[...] = self.allgather_objects(array.copy())[root]
 

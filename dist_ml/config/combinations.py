@@ -44,6 +44,14 @@ TABLE: tuple[Row, ...] = (
         by_member=True,
     ),
     Row(
+        ("reproduce.shards",),
+        "with data_parallel={config.data_parallel.name} sparse={config.sparse.allreduce}, which "
+        "sum in an order of their own",
+        "use data_parallel=dense sparse=none",
+        lambda config: config.sparse.allreduce == "none",
+        by_member=True,
+    ),
+    Row(
         ("allreduce.name",),
         f"with {_EXCHANGE}",
         f"{_DENSE}, or data_parallel=periodic",

@@ -10,6 +10,7 @@ from dist_ml.config.data import DataConfig
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.operator import OperatorConfig
 from dist_ml.config.pipeline import PipelineConfig
+from dist_ml.config.reproduce import ReproduceConfig
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.errors import ConfigError
 
@@ -123,6 +124,7 @@ class TrainConfig:
     # go on with a run: its folder; auto: the run in `folder`, or begin it if there is none
     resume: str | None = None
     resume_force: bool = False  # also with settings that change its results
+    reproduce: ReproduceConfig = field(default_factory=ReproduceConfig)
 
     @property
     def place(self) -> str:
@@ -158,6 +160,12 @@ class TrainConfig:
             raise ConfigError(
                 f"accumulation={self.accumulation} cuts a batch of batch_size={self.batch_size} "
                 f"samples into pieces without any; set accumulation to {self.batch_size} or less"
+            )
+        if self.reproduce.shards is not None and self.reproduce.shards > self.batch_size:
+            raise ConfigError(
+                f"reproduce.shards={self.reproduce.shards} cuts a batch of batch_size="
+                f"{self.batch_size} samples into pieces without any; set it to {self.batch_size} "
+                "or less"
             )
         _check_path("name", self.name)
         _check_path("folder", self.folder)

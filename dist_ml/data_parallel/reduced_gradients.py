@@ -42,6 +42,11 @@ class ReducedGradients(ABC):
         infinite if any element is.
         """
 
+    def squares(self, counted: Counted = ()) -> list[float]:
+        """What the square of the norm is the sum of, from first to last."""
+        norm = self.norm(counted)
+        return [norm * norm]
+
     @abstractmethod
     def scale(self, factor: float) -> None:
         """Multiply the gradient."""

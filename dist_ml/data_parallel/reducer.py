@@ -14,11 +14,13 @@ from dist_ml.data_parallel.reduced_gradients import ReducedGradients
 class GradientReducer(ABC):
     """Turns each rank's gradients into their sum over the data axis.
 
-        begin()      before a step's first micro-batch: gradients and `slots` are zero
-        start()      before its last backward pass: slots are final, gradients become so one by one
-        finish()     after it: everything is summed; `slots` hold sums, too
+        begin()             before a step's first micro-batch: gradients and `slots` are zero
+        after_backward(m)   each time a backward pass of micro-batch m, or a part of it, is over
+        start()             before the last one: slots are final, gradients become so one by one
+        finish()            after it: everything is summed; `slots` hold sums, too
 
-    `slots` are a step's other sums (loss, metrics), float [num_slots]: each rank adds its own part.
+    `slots` are a step's other sums (loss, metrics), float [num_slots]: each rank adds its own part,
+    what is of a micro-batch to `slots_of` that.
     All ranks of the axis call these together, in this order, every step.
     """
 
@@ -27,6 +29,15 @@ class GradientReducer(ABC):
     @abstractmethod
     def begin(self) -> None:
         """Ready for the next step's sums."""
+
+    def slots_of(self, microbatch: int) -> torch.Tensor:  # noqa: ARG002
+        """Where the sums of a micro-batch are added, float [num_slots]."""
+        return self.slots
+
+    def after_backward(self, microbatch: int) -> None:  # noqa: B027 - most add where gradients lie
+        """Gradients of `microbatch` have been put in: all of those that will be, where the pass was
+        a whole one.
+        """
 
     def start(self) -> None:  # noqa: B027 - only what overlaps cares
         """From here on a gradient is final once the backward pass has put it in, and the slots are,

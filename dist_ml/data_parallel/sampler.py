@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_ml.counter_random import bits, stream
-from dist_ml.partition import Range, block
+from dist_ml.partition import Range, block, blocks
 
 Ids = NDArray[np.int64]
 
@@ -27,15 +27,24 @@ class GlobalSampler:
     ranks' shares.
 
     The global batch of a step depends on (seed, epoch, step) alone. The last batch of an epoch
-    holds what is left.
+    holds what is left. `num_shards`: microbatches of all ranks together, cut out of the batch
+    whatever the number of ranks, which divides that of shards (default: each rank's share is cut).
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        num_shards: int | None = None,
+    ) -> None:
         assert min(num_samples, batch_size) >= 1, (num_samples, batch_size)
         self.num_samples = num_samples
         self.batch_size = min(batch_size, num_samples)
         self.seed = seed
         self.shuffle = shuffle
+        self.num_shards = num_shards
         self._ahead: tuple[tuple[int, ...], list[Ids]] = ((), [])
 
     @property
@@ -65,8 +74,25 @@ class GlobalSampler:
         """The ids of one microbatch of `rank`: a block of the rank's block of the global batch;
         empty where there are too few.
         """
+        return self.microbatches(epoch, step, rank, size, num_microbatches)[microbatch]
+
+    def microbatches(
+        self, epoch: int, step: int, rank: int, size: int, num_microbatches: int
+    ) -> list[Ids]:
+        """The ids of each of them."""
         mine = self._shares_ahead(epoch, step, rank, size)
-        return mine[block(len(mine), num_microbatches, microbatch).slice]
+        return [mine[cut.slice] for cut in self.cuts(step, rank, size, num_microbatches)]
+
+    def cuts(self, step: int, rank: int, size: int, num_microbatches: int) -> list[Range]:
+        """Where the microbatches of `rank` lie in its share."""
+        batch = self.batch_size_at(step)
+        if self.num_shards is None:
+            return blocks(block(batch, size, rank).size, num_microbatches)
+        own = block(self.num_shards, size, rank)
+        assert own.size == num_microbatches, (own, num_microbatches)
+        shards = [block(batch, self.num_shards, shard) for shard in range(*own)]
+        first = shards[0].start
+        return [Range(shard.start - first, shard.stop - first) for shard in shards]
 
     def _shares_ahead(self, epoch: int, step: int, rank: int, size: int) -> Ids:
         """The rank's block of a global batch. Those of some steps are computed together and kept,
@@ -87,7 +113,10 @@ class GlobalSampler:
 
     def _share_positions(self, step: int, rank: int, size: int) -> Range:
         batch = self._positions(step)
-        mine = block(batch.size, size, rank)
+        num_shards = self.num_shards or size
+        own = block(num_shards, size, rank)
+        first, last = (block(batch.size, num_shards, at) for at in (own.start, own.stop - 1))
+        mine = Range(first.start, last.stop)
         return Range(batch.start + mine.start, batch.start + mine.stop)
 
     def _positions(self, step: int) -> Range:

@@ -1,7 +1,8 @@
 """The words that each axis of the mesh moves in a step, told from sizes alone: what a run's summary
 puts beside those that its ledger holds.
 
-    data       2 (D-1)/D of what a rank holds, as gradients that are summed densely or sharded
+    data       2 (D-1)/D of what a rank holds, as gradients that are summed densely or sharded; in
+               a fixed tree what data_parallel/tree_exchange.py says
     pipeline   what leaves this rank along the edges of its stages, both ways, and the gradients of
                parameters that stages share
     operator   the layers' closed forms (operator_parallel/words.py) and the objective's
@@ -16,6 +17,7 @@ from torch import nn
 from dist_ml.comm.mesh import Mesh
 from dist_ml.comm.traffic import allreduce_words
 from dist_ml.config.train import TrainConfig
+from dist_ml.data_parallel import tree_exchange
 from dist_ml.models import BlockModel, Objective
 from dist_ml.models.blocks import Block
 from dist_ml.operator_parallel.objective import ParallelObjective
@@ -23,6 +25,7 @@ from dist_ml.operator_parallel.words import SharedLayer
 from dist_ml.partition import block
 from dist_ml.pipeline_parallel.message_keys import used_by
 from dist_ml.train.pipeline import Pipeline
+from dist_ml.train.reproducible import by_shards
 from dist_ml.train.step import num_slots
 from dist_ml.train.trainer import Trainer
 
@@ -35,13 +38,16 @@ def planned_words(config: TrainConfig, trainer: Trainer) -> dict[str, float]:
     planned: dict[str, float] = {}
     summed = config.data_parallel.name in ("dense", "zero1", "zero2")
     if mesh.sizes["data"] > 1 and summed and config.sparse.allreduce == "none":
-        planned["data"] = data_words(trainer.model, num_slots(trainer.objective), mesh)
-    num_microbatches = pipeline.schedule.num_microbatches if pipeline else config.accumulation
+        planned["data"] = data_words(config, trainer.model, num_slots(trainer.objective), mesh)
+    num_microbatches = by_shards(config, mesh.sizes).accumulation
+    if pipeline:
+        num_microbatches = pipeline.schedule.num_microbatches
     sampler, data = trainer.sampler, mesh.comm("data")
     batches = Counter(sampler.batch_size_at(index) for index in range(sampler.steps_per_epoch))
+    index_of = {sampler.batch_size_at(index): index for index in range(sampler.steps_per_epoch)}
     for batch_size, times in batches.items():
-        share = block(batch_size, data.size, data.rank).size
-        sizes = [block(share, num_microbatches, m).size for m in range(num_microbatches)]
+        cuts = sampler.cuts(index_of[batch_size], data.rank, data.size, num_microbatches)
+        sizes = [cut.size for cut in cuts]
         weight = times / sampler.steps_per_epoch
         found = {
             "pipeline": pipeline_words(pipeline, sizes),
@@ -53,12 +59,14 @@ def planned_words(config: TrainConfig, trainer: Trainer) -> dict[str, float]:
     return planned
 
 
-def data_words(model: BlockModel, slots: int, mesh: Mesh) -> int:
+def data_words(config: TrainConfig, model: BlockModel, slots: int, mesh: Mesh) -> int:
     """Of one step with every gradient summed over the data axis."""
     own = [parameter.numel() for parameter in model.parameters() if not parameter.is_meta]
     n, comm = sum(own) + slots, mesh.comm("data")
     if comm.size == 1:
         return 0
+    if config.reproduce.shards is not None:
+        return tree_exchange.words(n, config.reproduce.shards, comm.size, comm.rank)
     return allreduce_words(n, block(n, comm.size, comm.rank).size, comm.size).sent
 
 

@@ -34,6 +34,11 @@ from dist_ml.train.own import Own
 from dist_ml.train.pipeline import Pipeline, build_pipeline
 from dist_ml.train.pipeline_checks import check_asynchronous, check_axes, check_shared
 from dist_ml.train.pipeline_evaluator import PipelineEvaluator
+from dist_ml.train.reproducible import (
+    by_shards,
+    check_reproducible,
+    check_reproducible_pipeline,
+)
 from dist_ml.train.step import num_slots
 from dist_ml.train.trainer import Trainer
 
@@ -130,11 +135,13 @@ def build_evaluator(
     config: TrainConfig, mesh: Mesh, task: Task, pipeline: Pipeline | None = None
 ) -> Evaluator | PipelineEvaluator:
     """What evaluating needs, and no more: no optimizer, no reducer, nothing that measures."""
-    autocast = config.precision == "bf16"
+    autocast, shards = config.precision == "bf16", config.reproduce.shards
     if pipeline is not None:
         dtype = DTYPES[config.precision]
-        return PipelineEvaluator(task.model, task.objective, mesh, pipeline, autocast, dtype)
-    return Evaluator(task.model, task.objective, mesh.comm("data"), autocast)
+        return PipelineEvaluator(
+            task.model, task.objective, mesh, pipeline, autocast, dtype, shards
+        )
+    return Evaluator(task.model, task.objective, mesh.comm("data"), autocast, shards)
 
 
 def build_trainer(
@@ -150,11 +157,18 @@ def build_trainer(
         check_members(config)
         check_axes(config, mesh.sizes)
         check_operator_axis(config, mesh.sizes)
+        check_reproducible(config, mesh.sizes)
+    config = by_shards(config, mesh.sizes)
     task = build_task(config, mesh, own)
     pipeline = _build_pipeline(config, mesh, task)
     with raise_on_all_ranks(mesh.world):
         _check_layers(config.sparse.densities, task.model)
-    sampler = GlobalSampler(task.dataset.train.num_samples, config.batch_size, config.seed)
+    sampler = GlobalSampler(
+        task.dataset.train.num_samples,
+        config.batch_size,
+        config.seed,
+        num_shards=config.reproduce.shards,
+    )
     num_steps = config.epochs * sampler.steps_per_epoch
     num_pieces = pipeline.schedule.num_microbatches if pipeline else config.accumulation
     share = -(-sampler.batch_size // (mesh.sizes["data"] * num_pieces))
@@ -204,6 +218,7 @@ def _setting(
         "MULTIPLE" if shared else "SERIALIZED",
         replicated_names(task.model, mesh.sizes["operator"]),
         pipeline.schedule.weight_versions if pipeline else 1,
+        [name for name, _ in task.model.named_parameters(remove_duplicate=False)],
     )
 
 
@@ -215,4 +230,5 @@ def _build_pipeline(config: TrainConfig, mesh: Mesh, task: Task) -> Pipeline | N
     with raise_on_all_ranks(mesh.world):
         check_shared(config, pipeline)
         check_asynchronous(config, pipeline.schedule, mesh.sizes)
+        check_reproducible_pipeline(config, pipeline)
     return pipeline

@@ -1,6 +1,6 @@
 """What the actions of a step are done by: the whole model on each rank, or stages of a pipeline."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -98,6 +98,7 @@ def whole(parts: StepParts) -> StepWork:
     model, autocast = parts.task.model, parts.autocast
     stage = LocalStage(model, batches, reducer, parts.phases, accumulation, autocast)
     methods: dict[Kind, Callable[[Action], None]] = {"F": stage.forward, "B": stage.backward}
+    methods = _telling(reducer, methods)
     return StepWork(Executor(one_stage(accumulation).actions[0], methods), stage, reducer)
 
 
@@ -122,12 +123,28 @@ def pipelined(parts: StepParts, pipeline: Pipeline) -> StepWork:
         recompute=parts.config.pipeline.recompute,
         final=reducer.start,
     )
-    methods = runner.methods
+    methods = _telling(reducer, runner.methods)
     if versions is not None:
         methods = versions.selecting(methods, schedule.num_microbatches)
     stages, executor = PipelineStages(runner, batches, relay), Executor(actions, methods)
     post_validation = _post_validation(parts, pipeline, stages, executor)
     return StepWork(executor, stages, reducer, post_validation)
+
+
+def _telling(
+    reducer: GradientReducer, methods: Mapping[Kind, Callable[[Action], None]]
+) -> dict[Kind, Callable[[Action], None]]:
+    """`methods`, after which `reducer` is told of backward passes, where it wants to be."""
+    tell = reducer.after_backward
+
+    def telling(method: Callable[[Action], None]) -> Callable[[Action], None]:
+        def run(action: Action) -> None:
+            method(action)
+            tell(action.microbatch)
+
+        return run
+
+    return {k: method if k == "F" else telling(method) for k, method in methods.items()}
 
 
 def _post_validation(
@@ -162,5 +179,5 @@ def _batches(parts: StepParts, num_microbatches: int) -> StepBatches:
         parts.sampler,
         parts.mesh.comm("data"),
         num_microbatches,
-        parts.reducer.slots,
+        parts.reducer.slots_of,
     )

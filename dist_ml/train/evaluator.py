@@ -1,15 +1,16 @@
 """Means over all samples of a split; needs a model and an objective, and nothing that trains."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from dist_ml import partition
 from dist_ml.comm.communicator import Communicator
 from dist_ml.datasets.dataset import Split
 from dist_ml.models import BlockModel, Objective, forward
+from dist_ml.partition import Range, block, pieces
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,55 @@ class Evaluation:
         return cls(num_samples, means[0], named.get("correct"), bits)
 
 
-class Evaluator:
-    """Each rank of `data` computes its block of a split. One allreduce of a word a sum."""
+class SplitShare:
+    """This rank's block of the `num_samples` of a split, in pieces of at most `rows`, and sums over
+    all of them.
+
+    With `num_shards`, whole shards of the split, each in pieces of its own and with sums of its
+    own, which are added in order: the same bits on any number of ranks that divides it.
+    """
 
     def __init__(
-        self, model: BlockModel, objective: Objective, data: Communicator, autocast: bool
+        self, num_samples: int, rows: int, data: Communicator, num_sums: int, num_shards: int | None
     ) -> None:
+        if num_shards is None:
+            own = [(0, block(num_samples, data.size, data.rank))]
+        else:
+            shards = block(num_shards, data.size, data.rank)
+            own = [(shard, block(num_samples, num_shards, shard)) for shard in range(*shards)]
+        self._sums = torch.zeros(num_shards or 1, num_sums, dtype=torch.float64)
+        # Each with the number of its shard.
+        self.pieces = [
+            (shard, Range(mine.start + piece.start, mine.start + piece.stop))
+            for shard, mine in own
+            for piece in pieces(mine.size, rows)
+        ]
+
+    def add(self, shard: int, sums: Iterable[torch.Tensor]) -> None:
+        """Those of a piece."""
+        self._sums[shard] += torch.stack([value.double() for value in sums])
+
+    def total(self, comm: Communicator) -> torch.Tensor:
+        """Over all ranks of `comm`, float64 [num_sums]. One allreduce of a word a sum and shard."""
+        comm.allreduce(self._sums)
+        total = torch.zeros_like(self._sums[0])
+        for sums in self._sums:
+            total += sums
+        return total
+
+
+class Evaluator:
+    """Each rank of `data` computes its share of a split."""
+
+    def __init__(
+        self,
+        model: BlockModel,
+        objective: Objective,
+        data: Communicator,
+        autocast: bool,
+        num_shards: int | None = None,
+    ) -> None:
+        self._num_shards = num_shards
         self.model = model
         self._objective = objective
         self._data = data
@@ -44,21 +88,17 @@ class Evaluator:
     def evaluate(self, split: Split, batch_size: int = 1024) -> Evaluation:
         """Mean loss and accuracy, of about `batch_size` items at once. Collective."""
         rows = max(1, batch_size // self._objective.items_per_sample)
-        mine = partition.block(split.num_samples, self._data.size, self._data.rank)
-        sums = torch.zeros(self._objective.num_slots, dtype=torch.float64)
+        num_sums = self._objective.num_slots
+        share = SplitShare(split.num_samples, rows, self._data, num_sums, self._num_shards)
         self.model.context.clear()
         self.model.eval()
         with torch.inference_mode():
-            for piece in partition.pieces(mine.size, rows):
-                ids = np.arange(mine.start + piece.start, mine.start + piece.stop, dtype=np.int64)
-                batch = split.batch(ids)
+            for shard, piece in share.pieces:
+                batch = split.batch(np.arange(piece.start, piece.stop, dtype=np.int64))
                 outputs = forward(self.model, batch.inputs, self._autocast)
-                sums += torch.stack(
-                    [value.double() for value in self._objective.sums(outputs, batch.targets)]
-                )
+                share.add(shard, self._objective.sums(outputs, batch.targets))
         self.model.train()
-        self._data.allreduce(sums)
-        return Evaluation.of(sums, self._objective, split.num_samples)
+        return Evaluation.of(share.total(self._data), self._objective, split.num_samples)
 
     def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
         """The model's outputs for inputs that all ranks have. Collective along the operator

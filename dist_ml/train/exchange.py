@@ -21,6 +21,7 @@ from dist_ml.data_parallel.gradients import FlatGradients
 from dist_ml.data_parallel.local_reducer import LocalReducer
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.sharded_reducers import Zero1Reducer, Zero2Reducer
+from dist_ml.data_parallel.tree_reducer import TreeReducer
 from dist_ml.errors import ConfigError
 from dist_ml.partition import Range
 from dist_ml.train.optimizer import LRSchedule, build_optimizer
@@ -39,6 +40,7 @@ class Setting(NamedTuple):
     thread_level: str = "SERIALIZED"  # that exchanging on a thread needs, beside the main one
     replicated: Sequence[str] = ()  # parameters that other ranks hold alike, and don't exchange
     weight_versions: int = 1  # of the parameters, that the schedule needs
+    names: Sequence[str] = ()  # of all of the model's parameters, whichever ranks have them
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -70,6 +72,8 @@ def build_exchange(setting: Setting) -> Exchange:
 
 def _every_step(setting: Setting) -> Exchange:
     config = setting.config
+    if config.reproduce.shards is not None:
+        return Exchange(_in_a_tree(setting), build_optimizer(config.optimizer, setting.parameters))
     reducer = dense_or_sparse(
         setting.named,
         setting.data,
@@ -85,6 +89,19 @@ def _every_step(setting: Setting) -> Exchange:
         return Exchange(reducer, build_optimizer(config.optimizer, setting.parameters))
     versions = WeightVersions(setting.parameters)
     return Exchange(reducer, build_optimizer(config.optimizer, versions.stepped), versions=versions)
+
+
+def _in_a_tree(setting: Setting) -> TreeReducer:
+    assert setting.config.reproduce.shards is not None
+    names = list(setting.names)
+    return TreeReducer(
+        setting.parameters,
+        setting.num_slots,
+        setting.data,
+        setting.config.reproduce.shards,
+        [names.index(name) for name in setting.named],
+        len(names),
+    )
 
 
 def _zero1(setting: Setting) -> Exchange:
@@ -143,7 +160,13 @@ class DataParallelMember(NamedTuple):
     reads: tuple[str, ...] = ()
 
 
-_DENSE_KEYS = ("allreduce.name", "allreduce.overlap", "allreduce.bucket_bytes", "sparse.allreduce")
+_DENSE_KEYS = (
+    "allreduce.name",
+    "allreduce.overlap",
+    "allreduce.bucket_bytes",
+    "sparse.allreduce",
+    "reproduce.shards",
+)
 _DASO_KEYS = ("warmup_steps", "cooldown_steps", "plateau_steps")
 
 # A new way to share the data axis is a builder and an entry here.

@@ -24,9 +24,10 @@ class ModelReducer(GradientReducer):
     and has the ranks of the model agree on the rest.
 
     Parameters that stages of several ranks use are summed over these first. Words beside `inner`'s:
-    the slots and, `with_norm`, one more, in one message, once over the ranks of the model. With a
-    `relay`, under an asynchronous schedule, the slots come from the last stage by that, and no norm
-    is asked for: ranks that met at the end of a step would wait for the slowest.
+    the slots and, `with_norm`, what the norm is made of (a word; in reproducible mode one for each
+    parameter), in one message, once over the ranks of the model. With a `relay`, under an
+    asynchronous schedule, the slots come from the last stage by that, and no norm is asked for:
+    ranks that met at the end of a step would wait for the slowest.
 
     Gradients are exchanged as they become final where the ranks that exchange them run the same
     actions. Copies in pipes of different directions don't: one would wait in an exchange for the
@@ -66,6 +67,9 @@ class ModelReducer(GradientReducer):
             self._started = True
             self._inner.start()
 
+    def after_backward(self, microbatch: int) -> None:
+        self._inner.after_backward(microbatch)
+
     def finish(self) -> ReducedGradients:
         if self._shared is not None:
             self._shared.sum()
@@ -75,11 +79,10 @@ class ModelReducer(GradientReducer):
         reduced = self._inner.finish()
         if self._relay is not None:
             return self._relay(reduced)
-        square = None
+        squares = None
         if self._with_norm:
-            norm = reduced.norm(self._counted)
-            square = self._share * norm * norm
-        return ModelGradients(reduced, self._comm, self._slot_share, square)
+            squares = [self._share * square for square in reduced.squares(self._counted)]
+        return ModelGradients(reduced, self._comm, self._slot_share, squares)
 
     def diagnostics(self) -> dict[str, float]:
         return self._inner.diagnostics()
@@ -104,20 +107,24 @@ class ModelReducer(GradientReducer):
 class ModelGradients(ReducedGradients):
     """The gradient of the whole model, of which this rank holds its part.
 
-    `slot_share`: what this rank's slots count for in sums over the model's ranks, `square` what its
-    part adds to the squared norm, where anybody will ask for that. Both are on their way in one
-    allreduce of a few words when this has been made; who reads them waits.
+    `slot_share`: what this rank's slots count for in sums over the model's ranks, `squares` what
+    its part adds to those of the norm, where anybody will ask for that. Both are on their way in
+    one allreduce of a few words when this has been made; who reads them waits.
     """
 
     def __init__(
-        self, inner: ReducedGradients, comm: Communicator, slot_share: float, square: float | None
+        self,
+        inner: ReducedGradients,
+        comm: Communicator,
+        slot_share: float,
+        squares: list[float] | None,
     ) -> None:
-        self._inner, self._has_norm = inner, square is not None
+        self._inner, self._has_norm = inner, squares is not None
         self.is_agreed = inner.is_agreed
         *sums, stop = inner.slots  # who was told to stop is told to all
         own = [*(value * slot_share for value in sums), stop]
         self._num_slots = len(own)
-        self._sums = np.array(own if square is None else [*own, square], np.float64)
+        self._sums = np.array([*own, *(squares or ())], np.float64)
         self._request = comm.iallreduce(self._sums)
         self._factor = 1.0
 
@@ -133,7 +140,7 @@ class ModelGradients(ReducedGradients):
         assert self._has_norm, "the ranks have not been asked for their parts of the norm"
         assert not counted, "what counts in part is counted already"
         self._request.wait()
-        return self._factor * root(float(self._sums[-1]))
+        return self._factor * root(sum(self._sums[self._num_slots :].tolist()))
 
     def scale(self, factor: float) -> None:
         self._inner.scale(factor)

@@ -1,5 +1,7 @@
 """Means over a split by a model that is spread over the pipeline axis: forward passes only."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -7,11 +9,11 @@ from dist_ml.comm.mesh import Mesh
 from dist_ml.datasets.dataset import Split
 from dist_ml.models import BlockModel, Objective
 from dist_ml.models.blocks import INPUTS, bf16_products, in_full
-from dist_ml.partition import Range, block, pieces
+from dist_ml.partition import Range
 from dist_ml.pipeline_parallel.messages import StageMessages
 from dist_ml.pipeline_parallel.schedule import Action, Schedule, one_pipe
 from dist_ml.pipeline_parallel.stage_graph import Stage
-from dist_ml.train.evaluator import Evaluation
+from dist_ml.train.evaluator import Evaluation, SplitShare
 from dist_ml.train.pipeline import Pipeline
 
 _PIECES_AT_ONCE = 256  # micro-batches of one pass through the pipe, each with tags of its own
@@ -28,7 +30,9 @@ class PipelineEvaluator:
         pipeline: Pipeline,
         autocast: bool,
         dtype: torch.dtype,
+        num_shards: int | None = None,
     ) -> None:
+        self._num_shards = num_shards
         self.model = model
         self._objective = objective
         self._mesh = mesh
@@ -39,36 +43,29 @@ class PipelineEvaluator:
     def evaluate(self, split: Split, batch_size: int = 1024) -> Evaluation:
         """Mean loss and accuracy, of about `batch_size` items at once. Collective."""
         rows = max(1, batch_size // self._objective.items_per_sample)
-        data = self._mesh.comm("data")
-        mine = block(split.num_samples, data.size, data.rank)
-        sums = torch.zeros(self._objective.num_slots, dtype=torch.float64)
+        data, num_sums = self._mesh.comm("data"), self._objective.num_slots
+        share = SplitShare(split.num_samples, rows, data, num_sums, self._num_shards)
         self.model.context.clear()
         self.model.eval()
-        parts = list(pieces(mine.size, rows))
         with torch.inference_mode():
-            for start in range(0, len(parts), _PIECES_AT_ONCE):
-                ranges = [
-                    Range(mine.start + part.start, mine.start + part.stop)
-                    for part in parts[start : start + _PIECES_AT_ONCE]
-                ]
-                self._pass(split, ranges, sums)
+            for start in range(0, len(share.pieces), _PIECES_AT_ONCE):
+                self._pass(split, share, share.pieces[start : start + _PIECES_AT_ONCE])
         self.model.train()
-        self._mesh.comm("data", "pipeline").allreduce(sums)
+        sums = share.total(self._mesh.comm("data", "pipeline"))
         return Evaluation.of(sums, self._objective, split.num_samples)
 
-    def _pass(self, split: Split, ranges: list[Range], sums: torch.Tensor) -> None:
-        """Each range of samples through all stages; what the last one finds into `sums`."""
-        schedule, messages = self._begin([part.size for part in ranges])
+    def _pass(self, split: Split, share: SplitShare, pieces: Sequence[tuple[int, Range]]) -> None:
+        """Each of `pieces` through all stages; what the last one finds into the sums of `share`."""
+        schedule, messages = self._begin([piece.size for _, piece in pieces])
         for number, _, m in schedule.actions[self._pipeline.comm.rank]:
             stage, batch = self._pipeline.stages[number], None
+            shard, piece = pieces[m]
             if stage.reads_inputs or stage.is_last:
-                batch = split.batch(np.arange(ranges[m].start, ranges[m].stop, dtype=np.int64))
+                batch = split.batch(np.arange(piece.start, piece.stop, dtype=np.int64))
             outputs = self._run(stage, m, messages, batch.inputs if batch else None)
             if outputs is not None:
                 assert batch is not None
-                sums += torch.stack(
-                    [value.double() for value in self._objective.sums(outputs, batch.targets)]
-                )
+                share.add(shard, self._objective.sums(outputs, batch.targets))
         messages.end()
 
     def outputs(self, inputs: torch.Tensor) -> torch.Tensor:

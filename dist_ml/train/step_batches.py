@@ -1,19 +1,21 @@
 """A step's samples on this rank, micro-batch by micro-batch, and what is summed over them."""
 
+from collections.abc import Callable
+
 import torch
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.data_parallel.sampler import GlobalSampler, Ids
 from dist_ml.datasets.dataset import Batch, Split
 from dist_ml.models import BlockModel, Objective
-from dist_ml.partition import block
 
 
 class StepBatches:
     """This replica's share of a step's batch, cut into micro-batches.
 
     The loss is the sum over a micro-batch divided by the items of the *global* batch, so that
-    gradients add up to those of the mean, however unevenly the batch divides.
+    gradients add up to those of the mean, however unevenly the batch divides. It is entered, with
+    metrics, where `slots_of` the micro-batch are.
     """
 
     def __init__(
@@ -24,15 +26,16 @@ class StepBatches:
         sampler: GlobalSampler,
         data: Communicator,
         num_microbatches: int,
-        slots: torch.Tensor,
+        slots_of: Callable[[int], torch.Tensor],
     ) -> None:
         self._model, self._objective, self._split = model, objective, split
         self._sampler, self._data = sampler, data
         self._num_microbatches = num_microbatches
-        self._slots = slots
+        self._slots_of = slots_of
         self._number = 0
         self._num_items = 1
         self._ids: list[Ids] = []
+        self._current = 0  # the micro-batch of the passes that follow
 
     def begin(
         self, number: int, epoch: int, index: int, following: tuple[int, int] | None = None
@@ -49,9 +52,8 @@ class StepBatches:
         return batch_size, [len(part) for part in self._ids]
 
     def _cut(self, epoch: int, index: int) -> list[Ids]:
-        ids = self._sampler.share(epoch, index, self._data.rank, self._data.size)
-        cut = self._num_microbatches
-        return [ids[block(len(ids), cut, m).slice] for m in range(cut)]
+        rank, size, num = self._data.rank, self._data.size, self._num_microbatches
+        return self._sampler.microbatches(epoch, index, rank, size, num)
 
     def load(self, m: int) -> Batch:
         """The samples of micro-batch m."""
@@ -59,6 +61,7 @@ class StepBatches:
 
     def enter(self, m: int) -> None:
         """The next passes are of micro-batch m: layers that draw random numbers are told."""
+        self._current = m
         self._model.context.set(self._number + m // self._num_microbatches, self._ids[m])
 
     def loss(self, outputs: torch.Tensor, batch: Batch, count: bool = True) -> torch.Tensor:
@@ -66,6 +69,7 @@ class StepBatches:
         loss_sum, *metrics = self._objective.sums(outputs, batch.targets)
         loss = loss_sum / self._num_items
         if count:
+            slots = self._slots_of(self._current)
             for slot, value in enumerate((loss.detach(), *metrics)):
-                self._slots[slot] += value
+                slots[slot] += value
         return loss

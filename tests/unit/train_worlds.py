@@ -125,7 +125,7 @@ class Steps:
             self.sampler,
             comm,
             num_microbatches,
-            self.reducer.slots,
+            self.reducer.slots_of,
         )
         stage = LocalStage(
             self.model, batches, self.reducer, self.phases, num_microbatches, autocast=False
