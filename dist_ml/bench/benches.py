@@ -3,6 +3,7 @@
 from dist_ml.bench import (
     allreduce,
     allreduce_words,
+    bitwise,
     checkpoint,
     collectives,
     daso,
@@ -47,6 +48,7 @@ BENCHES: dict[str, Bench] = {
     "sharded": sharded.BENCH,
     "daso": daso.BENCH,
     "memory": memory.BENCH,
+    "bitwise": bitwise.BENCH,
     "selection": selection.BENCH,
     "sparse": sparse.BENCH,
     "sparse_scaling": sparse_scaling.BENCH,

@@ -27,6 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "run a scaling experiment from its configuration, and report on it",
     ),
     "report": ("dist_ml.cli.report", "tabulate runs, and plot their losses and step times"),
+    "verify": (
+        "dist_ml.cli.verify",
+        "tell whether two runs are the same to the last bit, or where they first differ; no MPI",
+    ),
     "checkpoint": (
         "dist_ml.cli.checkpoint",
         "show, verify, export and import checkpoints; no MPI",

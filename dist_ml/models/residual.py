@@ -128,7 +128,7 @@ class Head(nn.Module):
         self.linear, self.spread = layers.linear(f"{name}.linear", channels, outputs, given)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pooled = torch.relu_(self.norm(x)).mean((2, 3))
+        pooled = torch.relu_(self.norm(channels_last(x))).mean((2, 3))
         if self._dropout is not None:
             pooled = self._dropout(pooled)
         outputs: torch.Tensor = self.linear(pooled)

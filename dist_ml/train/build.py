@@ -230,5 +230,5 @@ def _build_pipeline(config: TrainConfig, mesh: Mesh, task: Task) -> Pipeline | N
     with raise_on_all_ranks(mesh.world):
         check_shared(config, pipeline)
         check_asynchronous(config, pipeline.schedule, mesh.sizes)
-        check_reproducible_pipeline(config, pipeline)
+        check_reproducible_pipeline(config, pipeline, task.model)
     return pipeline

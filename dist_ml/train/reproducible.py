@@ -9,6 +9,8 @@ from dist_ml.config.allreduce import AllreduceConfig
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
 from dist_ml.kernels.kernels import AUTO
+from dist_ml.models import BlockModel
+from dist_ml.pipeline_parallel.stage_graph import shared_parameters
 from dist_ml.train.pipeline import Pipeline
 
 
@@ -40,6 +42,12 @@ def check_reproducible(config: TrainConfig, sizes: Mapping[str, int]) -> None:
             "could not keep its word; name one (kernel=torch), or set reproduce=none"
         )
     microbatches = config.pipeline.microbatches
+    if config.precision == "bf16" and sizes["pipeline"] > 1:
+        raise ConfigError(
+            f"precision=bf16 rounds what goes from layer to layer, but not what goes from stage to "
+            f"stage, so that {name} could not keep its word with mesh.pipeline="
+            f"{sizes['pipeline']}; use precision=fp32, or mesh.pipeline=1"
+        )
     if config.accumulation != 1 or microbatches is not None:
         key = f"pipeline.microbatches={microbatches}"
         if microbatches is None:
@@ -63,7 +71,7 @@ def by_shards(config: TrainConfig, sizes: Mapping[str, int]) -> TrainConfig:
     )
 
 
-def check_reproducible_pipeline(config: TrainConfig, pipeline: Pipeline) -> None:
+def check_reproducible_pipeline(config: TrainConfig, pipeline: Pipeline, model: BlockModel) -> None:
     """`ConfigError` for a schedule or stages that sum in another order than one rank does."""
     if config.reproduce.shards is None:
         return
@@ -74,9 +82,10 @@ def check_reproducible_pipeline(config: TrainConfig, pipeline: Pipeline) -> None
             f"{name} needs what one rank computes, but pipeline.name={schedule.name} {what}; use "
             "gpipe, one_f_one_b, interleaved or a zero-bubble schedule (zb_h1, zb_h2, zb_v)"
         )
-    if pipeline.shared:
+    shared = shared_parameters(model, pipeline.stages)
+    if shared:
         raise ConfigError(
-            f"{pipeline.shared[0][0].name} is used by stages of several ranks, which sum its "
-            f"gradients in another order than {name} promises; use stages that keep its users "
-            "together (pipeline.stages), or reproduce=none"
+            f"{shared[0][0].name} is used by several stages, whose gradients would be summed in "
+            f"another order than {name} promises; use stages that keep its users together "
+            "(pipeline.stages), or reproduce=none"
         )

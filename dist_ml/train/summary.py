@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from dist_ml.config.train import TrainConfig
 from dist_ml.measure.environment import environment
 from dist_ml.train.axis_words import planned_words
@@ -39,6 +41,7 @@ def figures(
         "name": config.name,
         "folder": str(folder.path),
         "ranks": world.size,
+        "threads": torch.get_num_threads(),  # of a rank; products' last bits depend on it
         "num_parameters": trainer.model.num_parameters,
         "num_steps": trainer.num_steps,
         "num_skipped": progress.num_skipped,
