@@ -51,6 +51,7 @@ overlap-node        | overlap
 overlap-1gbit       | overlap network=1gbit ranks=4 rounds=5 steps=1
 data_parallel       | data_parallel
 sharded             | sharded
+bitwise             | bitwise
 daso                | daso
 selection           | selection
 sparse              | sparse
