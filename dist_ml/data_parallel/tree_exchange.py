@@ -50,7 +50,7 @@ class TreeExchange:
         for node, values in zip(everybodys, received.view(len(everybodys), mine.size), strict=True):
             self._tree.add(node, values)
         total[mine.slice] = self._tree.take(self._root)
-        # Looked at now and then: ranks that share cores take them from each other in MPI's own wait.
+        # Polled: in the wait of a blocking call ranks that share cores take them from each other.
         self._comm.iallgather(None, total).wait()
 
 
