@@ -37,6 +37,7 @@ from dist_ml.train.pipeline_evaluator import PipelineEvaluator
 from dist_ml.train.reproducible import (
     by_shards,
     check_reproducible,
+    check_reproducible_model,
     check_reproducible_pipeline,
 )
 from dist_ml.train.step import num_slots
@@ -163,6 +164,7 @@ def build_trainer(
     pipeline = _build_pipeline(config, mesh, task)
     with raise_on_all_ranks(mesh.world):
         _check_layers(config.sparse.densities, task.model)
+        check_reproducible_model(config, task.model)
     sampler = GlobalSampler(
         task.dataset.train.num_samples,
         config.batch_size,

@@ -71,6 +71,17 @@ def by_shards(config: TrainConfig, sizes: Mapping[str, int]) -> TrainConfig:
     )
 
 
+def check_reproducible_model(config: TrainConfig, model: BlockModel) -> None:
+    """`ConfigError` for a model that keeps something of the batches that its rank saw."""
+    buffers = list(model.held_buffers())
+    if config.reproduce.shards is not None and buffers:
+        raise ConfigError(
+            f"{buffers[0]} is kept from batch to batch (running statistics), by each rank of its "
+            f"own, so that reproduce.shards={config.reproduce.shards} could not keep its word; use "
+            "norms that keep nothing (GroupNorm, LayerNorm), or reproduce=none"
+        )
+
+
 def check_reproducible_pipeline(config: TrainConfig, pipeline: Pipeline, model: BlockModel) -> None:
     """`ConfigError` for a schedule or stages that sum in another order than one rank does."""
     if config.reproduce.shards is None:

@@ -5,9 +5,11 @@ import re
 from typing import Any
 
 import pytest
+import test_own_training
 import torch
 from image_world import on_digits
 from pipeline_world import Trained, on_mesh, settings, train
+from test_own_training import SAMPLES, blocks
 from text_world import text_config
 from thread_world import run_ranks
 
@@ -16,6 +18,7 @@ from dist_ml.config.train import MeshConfig, TrainConfig
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.data_parallel.tree_exchange import TreeExchange
 from dist_ml.errors import ConfigError
+from dist_ml.train.own import Own
 
 SHARDS = ReproduceConfig(12)
 # Batches of 13, 13 and 4 samples, with dropout, in single precision; each step is clipped.
@@ -65,6 +68,19 @@ def test_models_of_tokens_and_of_images(model: Any) -> None:
     expected = trained(config, 1, 1)
     assert_same_bits(trained(config, 3, 1), expected)
     assert_same_bits(trained(config, 1, 2, name="zb_v"), expected)
+
+
+def test_models_of_a_users_own_and_what_they_may_not_keep() -> None:
+    usual = {**USUAL, "reproduce": ReproduceConfig(4)}
+    config = dataclasses.replace(test_own_training.CONFIG, **usual)
+    losses, weights = test_own_training.train(config, Own(blocks(), SAMPLES), 1)
+    for ranks, stages in ((4, 1), (4, 2)):
+        chosen = dataclasses.replace(config, mesh=MeshConfig(None, stages, 1))
+        found = test_own_training.train(chosen, Own(blocks(), SAMPLES), ranks)
+        assert found[0] == losses
+        assert all(map(torch.equal, found[1], weights))
+    with pytest.raises(ConfigError, match="running_mean is kept from batch to batch"):
+        test_own_training.train(config, Own(blocks(normed=True), SAMPLES), 1)
 
 
 def test_without_it_the_bits_differ() -> None:
