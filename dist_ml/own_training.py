@@ -41,7 +41,7 @@ def fit(
     from dist_ml.train import logs
     from dist_ml.train.own import Own
     from dist_ml.train.run import train_run
-    from dist_ml.train.stop_signals import STOPPED
+    from dist_ml.train.stop_signals import STOPPED, StopSignals
 
     world = started_world()
     with raise_on_all_ranks(world):
@@ -56,7 +56,8 @@ def fit(
                 f"overrides={list(overrides)} must be key=value; for flags use dist-ml train"
             )
     composed = from_root(world, lambda: configuration(request))
-    summary = train_run(composed, world, Own(model, dataset, loss))
+    with StopSignals() as signals:
+        summary = train_run(composed, world, Own(model, dataset, loss), signals)
     logs.stop()  # the program may train again
     if summary["status"] == "stopped":
         sys.exit(STOPPED)

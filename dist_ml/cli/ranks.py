@@ -8,6 +8,7 @@
 | Ctrl-C                           | `stopped by Ctrl-C`, by rank 0    | abort                    |
 | SIGTERM on the only rank         | `stopped by SIGTERM`              | it cleans up and ends    |
 | SIGTERM on one of several        | what the launcher says            | at once, inside MPI too  |
+| SIGTERM, SIGUSR1 in a saved run  | `stopped by …`, by rank 0         | saved, with status 75    |
 
 Of several ranks that fail on their own the first one speaks; all of them write to their own
 `log/rank-<r>.log`.

@@ -8,6 +8,7 @@ from dist_ml.cli import arguments, compose, configured, ranks
 from dist_ml.cli.arguments import Request
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
+from dist_ml.train.stop_signals import STOPPED, StopSignals
 
 if TYPE_CHECKING:
     from dist_ml.comm.communicator import Communicator
@@ -26,18 +27,19 @@ def main(argv: Sequence[str]) -> int:
         from dist_ml.cli import sweep
 
         return sweep.run(request)
-    return ranks.run_on_ranks(partial(train, request=request), request.debug)
+    with StopSignals() as signals:  # before MPI starts
+        run = partial(train, request=request, signals=signals)
+        return ranks.run_on_ranks(run, request.debug)
 
 
-def train(world: "Communicator", request: Request) -> int:
+def train(world: "Communicator", request: Request, signals: StopSignals) -> int:
     """One run on all ranks of `world`, with the configuration that rank 0 composes: its exit
     status. Collective.
     """
     from dist_ml.comm.agreement import from_root
     from dist_ml.train.run import train_run
-    from dist_ml.train.stop_signals import STOPPED
 
-    summary = train_run(from_root(world, lambda: configuration(request)), world)
+    summary = train_run(from_root(world, lambda: configuration(request)), world, signals=signals)
     return STOPPED if summary["status"] == "stopped" else 0
 
 

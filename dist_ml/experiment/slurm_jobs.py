@@ -105,6 +105,7 @@ def _submitted(config: ExperimentConfig, run: Run, job_of: Callable[[Run], Train
         job = job_of(run)
         run.folder.mkdir(parents=True, exist_ok=True)
         own = {"DIST_ML_PYTHON": sys.executable, "OMP_NUM_THREADS": str(config.threads)}
+        own |= {"DIST_ML_REQUEUE": "no"}  # a run that is measured has one life
         own |= {"DIST_ML_MPI": config.mpi} if config.mpi else {}
         number = sbatch.submit(batch_job(config, run, job), own)
         write_whole(run.folder / "slurm_job", f"{number}\n")

@@ -12,9 +12,8 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
 
-from dist_ml.launch import process, stacks
+from dist_ml.launch import process
 
 _FIRST_LOOK_SECONDS = 0.3  # then twice as long each time, until two looks find the same ranks
 _LONGEST_WAIT_SECONDS = 0.5
@@ -84,21 +83,11 @@ class FirstDeath:
                 os.close(descriptor)
 
     def _find(self, descriptors: dict[int, int], poll: "select.poll") -> None:
-        for pid in sorted(process.marked(self._mark)):
-            rank = _rank(pid)
-            # Of several processes with a rank's number its own is the oldest.
-            if rank is None or rank in self._ranks.values():
+        for rank, pid in process.ranks_of(self._mark).items():
+            if rank in self._ranks.values():
                 continue
             with contextlib.suppress(OSError):
                 descriptor = os.pidfd_open(pid)
                 descriptors[descriptor] = pid
                 self._ranks[pid] = rank
                 poll.register(descriptor, select.POLLIN)
-
-
-def _rank(pid: int) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
-        environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-        return stacks.rank(environment) if stacks.has_rank(environment) else None
-    return None

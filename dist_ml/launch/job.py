@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_ml.launch import stacks
+from dist_ml.launch import lead, stacks
 from dist_ml.launch.first_death import FirstDeath
 from dist_ml.launch.process import (
+    ask_to_stop,
     end_job,
     end_with_parent,
     passed_on,
@@ -30,10 +31,11 @@ from dist_ml.launch.shared_memory import remove_orphans
 JOB_MARK = "DIST_ML_JOB"  # the variable that every process of a job carries
 TIMED_OUT = 124  # the exit status that timeout(1) gives too
 _STACKS_SECONDS = 1.0  # for the ranks to write where they stand, once the time is up
-_POLITE_SECONDS_AT_LIMIT = 1.0  # for mpiexec to end its ranks then
+_POLITE_SECONDS_AT_ONCE = 1.0  # for mpiexec to end its ranks then, or at a second signal
 _POLITE_SECONDS = 5.0
 _FAILURE_SECONDS = 5.0  # what the others may go on for after one has failed
 _POLL_SECONDS = 0.01
+_ENDING = "Ending the job: its ranks have {:g} s to save; a second signal ends them at once.\n"
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,20 @@ def run_all(
 
     At the time limit the stacks of every rank that called `stacks.arm` are collected (and written
     to stderr unless captured) and what still runs is ended with status 124. When one command fails,
-    the others are ended some seconds later; a rank that a signal killed is named on stderr. SIGINT
-    and SIGTERM end the job, then raise KeyboardInterrupt or SystemExit; SIGUSR1 is passed on, which
-    asks a run to save and stop.
+    the others are ended some seconds later; a rank that a signal killed is named on stderr.
+
+    SIGINT and SIGTERM end the job, then raise KeyboardInterrupt or SystemExit: the ranks are sent
+    SIGTERM, and have `DIST_ML_LEAD_SECONDS`, 30 s at least, to save and end; a second one of these
+    signals ends them at once. SIGUSR1 is passed on, which asks a run to save and stop.
     """
+    seconds_to_end = lead.seconds_to_stop()
     mark = uuid.uuid4().hex
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="dist_ml-") as path, _signals_heeded(processes):
         folder = Path(path)
         extra = {JOB_MARK: mark, **_limit_variables(time_limit_seconds, path)}
         remove_orphans()  # of a launcher that was killed before it could
-        timed_out = False
+        timed_out, is_told_to_end = False, True
         first_death = FirstDeath(f"{JOB_MARK}={mark}")
         try:
             for index, command in enumerate(commands):
@@ -84,10 +89,15 @@ def run_all(
             late = [timed_out and process.poll() is None for process in processes]
             timed_out = any(late)
             standing = _collect_stacks(folder) if timed_out else ""
+            is_told_to_end = False
         finally:
-            with signals_wait():
+            with signals_wait() as further:
                 first_death.close()
-                _end(processes, mark, timed_out)
+                if is_told_to_end:
+                    if not capture:
+                        sys.stderr.write(_ENDING.format(seconds_to_end))
+                    ask_to_stop(processes, f"{JOB_MARK}={mark}", seconds_to_end, further)
+                _end(processes, mark, timed_out or bool(further))
         dead = "" if timed_out else _first_death(first_death, processes)
         told = _limit_in_words(time_limit_seconds, standing) if timed_out else dead
         if told and not capture:
@@ -164,9 +174,9 @@ def _collect_stacks(folder: Path) -> str:
     return stacks.collect(folder)
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]], mark: str, timed_out: bool) -> None:
+def _end(processes: Sequence[subprocess.Popen[bytes]], mark: str, at_once: bool) -> None:
     """Leave nothing of the job, nor any memory that failing ranks shared."""
-    polite = _POLITE_SECONDS_AT_LIMIT if timed_out else _POLITE_SECONDS
+    polite = _POLITE_SECONDS_AT_ONCE if at_once else _POLITE_SECONDS
     end_job(processes, f"{JOB_MARK}={mark}", polite)
     if any(process.returncode != 0 for process in processes):
         remove_orphans(wait=True)

@@ -103,6 +103,7 @@ def client(*command: str, environment: Mapping[str, str] | None = None) -> str:
             capture_output=True,
             text=True,
             timeout=_CLIENT_SECONDS,
+            start_new_session=True,  # a Ctrl-C at the terminal is for this program alone
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MachineError(

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
@@ -12,6 +11,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.config.convert import to_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import DataError, DistMLError
+from dist_ml.launch.lead import lead_seconds, seconds_to_stop
 from dist_ml.train import metrics, open_folder
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.checkpoints import Checkpoints, go_on
@@ -29,24 +29,21 @@ from dist_ml.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-# Seconds between a signal and the end of the job, where whoever starts it says so.
-LEAD = "DIST_ML_LEAD_SECONDS"
-
 
 def train_run(
     config: TrainConfig,
     world: Communicator,
     own: Own = Own(),  # noqa: B008 - immutable
+    signals: StopSignals | None = None,
 ) -> dict[str, Any]:
     """Train as configured on all ranks of `world`, or go on with a run that was begun; the summary,
-    the same on all of them. Its `status` is `stopped` where a signal ended the run. `own`: in place
-    of what the configuration names. Collective.
+    the same on all of them. Its `status` is `stopped` where one of `signals` ended the run. `own`:
+    in place of what the configuration names. Collective.
     """
+    signals = signals or StopSignals()
+    signals.begin(config.saves, world.size == 1, from_root(world, seconds_to_stop))
     mesh = build_mesh(config, world)
-    with (
-        StopSignals(config.saves) as signals,
-        open_folder.claimed_log(config.place, mesh.world) as claimed,
-    ):
+    with open_folder.claimed_log(config.place, mesh.world) as claimed:
         earlier = find(config, mesh) if config.resume is not None else None
         if earlier is not None and earlier.summary is not None:
             make_reporter(mesh.world.rank, 0, 0).finish(earlier.summary)
@@ -111,10 +108,12 @@ class Run:
         except DistMLError as error:
             self._tell_failure(error, evaluation)
             raise
-        self._checkpoints.close()
-        left = leave_results(self._trainer, self._folder, self._config)
-        summary = {"status": "finished", **self._summary(evaluation), **left}
-        from_root(self._world, lambda: self._folder.write_summary(summary))
+        with self._signals.saving():
+            self._checkpoints.close()
+            left = leave_results(self._trainer, self._folder, self._config)
+            summary = {"status": "finished", **self._summary(evaluation), **left}
+            from_root(self._world, lambda: self._folder.write_summary(summary))
+        self._signals.log_ignored()
         self._reporter.finish(summary)
         return summary
 
@@ -137,33 +136,35 @@ class Run:
             self._reporter.step(step.number + 1, self._log(step) if logged else {})
             if step.stop:
                 return True
-            self._checkpoints.after_step(self._progress, self._interval)
+            self._signals.log_ignored()
+            with self._signals.saving():
+                self._checkpoints.after_step(self._progress, self._interval)
         self._progress.end_interval(self._interval)
         return False
 
     def _stopped(self, evaluation: Mapping[str, Any]) -> dict[str, Any]:
         """Save, and say what it took beside the time that there was."""
-        told = self._world.allgather_objects((self._signals.name, self._signals.at_border()))
-        signal = next(name for name, _ in told if name is not None)
-        start = time.perf_counter()
-        self._checkpoints.save(self._progress, self._interval)
-        self._checkpoints.close()
-        seconds = time.perf_counter() - start
-        lead = os.environ.get(LEAD)
-        took = {
-            "signal": signal,
-            "waited_seconds": max(waited for _, waited in told),
-            "saved_in_seconds": seconds,
-            "lead_seconds": float(lead) if lead else None,
-        }
-        self._tell(
-            f"stopped by {signal} after step {self._trainer.num_steps}, "
-            f"{took['waited_seconds']:.2f} s after it came; saved in {seconds:.2f} s"
-            + (f" of {lead} s that there were" if lead else "")
-            + f": go on with resume={self._folder.path}"
-        )
-        summary = {"status": "stopped", **took, **self._summary(evaluation)}
-        from_root(self._world, lambda: self._folder.write_summary(summary))
+        with self._signals.saving():
+            mine = self._signals.name, self._signals.waited_seconds()
+            told = [each for each in self._world.allgather_objects(mine) if each[0] is not None]
+            start = time.perf_counter()
+            self._checkpoints.save(self._progress, self._interval)
+            self._checkpoints.close()
+            seconds, lead = time.perf_counter() - start, lead_seconds()
+            took = {
+                "signal": told[0][0],
+                "waited_seconds": max(waited for _, waited in told),
+                "saved_in_seconds": seconds,
+                "lead_seconds": lead,
+            }
+            self._tell(
+                f"stopped by {took['signal']} after step {self._trainer.num_steps}, "
+                f"{took['waited_seconds']:.2f} s after it came; saved in {seconds:.2f} s"
+                + (f" of {lead:g} s that there were" if lead is not None else "")
+                + f": go on with resume={self._folder.path}"
+            )
+            summary = {"status": "stopped", **took, **self._summary(evaluation)}
+            from_root(self._world, lambda: self._folder.write_summary(summary))
         self._trainer.close()
         return summary
 

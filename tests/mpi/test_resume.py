@@ -15,6 +15,7 @@ from dist_ml.errors import ConfigError
 from dist_ml.train import logs, metrics
 from dist_ml.train.run import train_run
 from dist_ml.train.step import TrainStep
+from dist_ml.train.stop_signals import StopSignals
 from tests.unit.train_worlds import changed
 
 pytestmark = pytest.mark.mpi
@@ -37,7 +38,8 @@ def config(folder: str, **changes: Any) -> TrainConfig:
 
 def train(world: Communicator, wanted: TrainConfig) -> list[float]:
     """The losses of all steps of the run so far."""
-    train_run(wanted, world)
+    with StopSignals() as signals:
+        train_run(wanted, world, signals=signals)
     logs.stop()
     file = Path(wanted.folder) / "metrics.jsonl"
     lines = world.broadcast_object(metrics.read(file) if world.rank == 0 else [])

@@ -58,6 +58,7 @@ from dist_ml.cli import arguments, ranks, train
 from dist_ml.launch import stacks
 from dist_ml.train import logs
 from dist_ml.train.step import TrainStep
+from dist_ml.train.stop_signals import StopSignals
 
 rank, at, number = map(int, os.environ["WHO"].split(":"))
 run = TrainStep.run
@@ -71,7 +72,9 @@ def body(world):
     for folder in [*folders, os.environ["KILLED"]]:
         TrainStep.run = step if folder == os.environ["KILLED"] else run
         words = [*sys.argv[1:], f"folder={folder}"]
-        status = train.train(world, arguments.parse(words, "test", config_name="train"))
+        request = arguments.parse(words, "test", config_name="train")
+        with StopSignals() as signals:
+            status = train.train(world, request, signals)
         logs.stop()
     return status
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dist_ml.errors import ConfigError
 from dist_ml.launch import process, shared_memory, stacks
 from dist_ml.launch.first_death import FirstDeath
 from dist_ml.launch.job import Command, Completed, run_all
@@ -160,19 +161,25 @@ def test_launcher_that_is_ended_takes_its_job_along(ending: signal.Signals, tmp_
     wait_until(lambda: not is_running(int(pid_file.read_text())))
 
 
-def test_second_interrupt_does_not_stop_the_clean_up(tmp_path: Path) -> None:
-    """The program shrugs SIGTERM off, so the clean-up takes its full backoff, and the second SIGINT
-    meets it.
-    """
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_job_at_once(number: signal.Signals, tmp_path: Path) -> None:
+    """The program shrugs SIGTERM off; the second signal doesn't stop the clean-up."""
     pid_file = tmp_path / "pid"
     stubborn = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     program = f"{stubborn}open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
     started = launched(program, pid_file)
-    started.send_signal(signal.SIGINT)
+    started.send_signal(number)
     time.sleep(0.5)
-    started.send_signal(signal.SIGINT)
-    assert started.wait(15) != 0
+    assert started.poll() is None, "it has 30 s"
+    started.send_signal(number)
+    assert started.wait(4) != 0
     assert not is_running(int(pid_file.read_text()))
+
+
+def test_a_lead_that_is_no_number_is_told_before_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIST_ML_LEAD_SECONDS", "2m")
+    with pytest.raises(ConfigError, match="DIST_ML_LEAD_SECONDS=2m must be a number of seconds"):
+        run("pass")
 
 
 def test_marked_finds_processes_by_their_environment() -> None:

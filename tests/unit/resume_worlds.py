@@ -14,6 +14,7 @@ from dist_ml.config.checkpoint import CheckpointConfig
 from dist_ml.train import logs, metrics
 from dist_ml.train.run import train_run
 from dist_ml.train.step import TrainStep
+from dist_ml.train.stop_signals import StopSignals
 
 TIMES = ("seconds", "samples_per_second", "communication_share", "traffic")
 
@@ -28,7 +29,8 @@ def train(folder: Path, every: int = 2, asynchronous: bool = False, **changes: A
     chosen = {"epochs": 3, "log_every": 2, "resume": "auto", **changes}
     config = changed(folder=str(folder), checkpoint=checkpoint, **chosen)
     try:
-        return train_run(config, Communicator(Loopback()))
+        with StopSignals() as signals:
+            return train_run(config, Communicator(Loopback()), signals=signals)
     finally:
         logs.stop()
 
