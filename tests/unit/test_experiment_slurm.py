@@ -105,6 +105,7 @@ def test_jobs_are_waited_for_one_after_the_other(
     ]  # fmt: skip
     assert (cluster.most_at_once, cluster.cancelled) == (1, [])
     assert cluster.environments[0]["OMP_NUM_THREADS"] == "1"
+    assert cluster.environments[0]["DIST_ML_REQUEUE"] == "no"
     assert Path(cluster.environments[0]["DIST_ML_PYTHON"]).exists()
 
 

@@ -25,8 +25,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExc
 
 
 @pytest.fixture(autouse=True)
-def signals_as_before() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (USR1, TERM)}
+def defaults() -> Iterator[None]:
+    """As in a process that begins, and not as in pytest's."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (USR1, TERM)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -102,6 +103,17 @@ def test_a_run_that_is_not_saved_tells_once_that_it_goes_on(
         for _ in range(2):
             signals.log_ignored()
     assert [record.getMessage()[:18] for record in caplog.records] == ["SIGUSR1 is ignored"]
+
+
+def test_a_programs_own_handlers_are_left_to_it() -> None:
+    seen: list[int] = []
+    for number in (USR1, TERM):
+        signal.signal(number, lambda number, _: seen.append(number))
+    with StopSignals() as signals:
+        signals.begin(False, True, 30.0)
+        signal.raise_signal(TERM)
+    signal.raise_signal(USR1)
+    assert seen == [TERM, USR1]
 
 
 @pytest.mark.parametrize("early", [True, False])
