@@ -50,33 +50,50 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
-def test_a_job_that_is_told_saves_is_queued_again_and_comes_to_the_same_end(
-    slurm: VirtualSlurm, flavour: str, tmp_path: Path
-) -> None:
-    """The signal goes to the batch script, as `--signal=B:USR1@…` sends it."""
-    overrides = ["data=synthetic", "data.num_train=512", "batch_size=16", "epochs=60"]
-    size = ("--nodes=2", "--ntasks=4", SCRIPT, "train", *overrides)
+OVERRIDES = ["data=synthetic", "data.num_train=512", "batch_size=16", "epochs=60"]
+SIZE = ("--nodes=2", "--ntasks=4", SCRIPT, "train", *OVERRIDES)
+
+
+def submit_and_tell(slurm: VirtualSlurm, flavour: str, run: Path, *scancel: str) -> tuple[int, str]:
+    """A job that is told something once its run has begun: its exit status and output."""
 
     def tell() -> None:
-        file = tmp_path / "told" / "metrics.jsonl"
+        file = run / "metrics.jsonl"
         deadline = time.monotonic() + 60
         while not file.exists() or file.read_bytes().count(b"\n") < 10:
             assert time.monotonic() < deadline, "the run does not begin"
             time.sleep(0.05)
         (job,) = slurm.client("squeue", "--noheader", "--format=%i").split()
-        slurm.client("scancel", "--batch", "--signal=USR1", job)
+        slurm.client("scancel", *scancel, job)
 
     with ThreadPoolExecutor(1) as pool:
         telling = pool.submit(tell)
-        folder = f"folder={tmp_path / 'told'}"
-        status, output = slurm.submit(*size, folder, environment=variables(flavour))
+        ended = slurm.submit(*SIZE, f"folder={run}", environment=variables(flavour))
         telling.result()
+    return ended
+
+
+def test_a_job_that_is_told_saves_is_queued_again_and_comes_to_the_same_end(
+    slurm: VirtualSlurm, flavour: str, tmp_path: Path
+) -> None:
+    """The signal goes to the batch script, as `--signal=B:USR1@…` sends it."""
+    run = tmp_path / "told"
+    status, output = submit_and_tell(slurm, flavour, run, "--batch", "--signal=USR1")
     assert status == 0, output
     for words in ("stopped by SIGUSR1 after step", "so it is queued again", "goes on from step"):
         assert words in output, output
     folder = f"folder={tmp_path / 'whole'}"
-    assert slurm.submit(*size, folder, environment=variables(flavour))[0] == 0
-    assert losses(tmp_path / "told") == losses(tmp_path / "whole")
+    assert slurm.submit(*SIZE, folder, environment=variables(flavour))[0] == 0
+    assert losses(run) == losses(tmp_path / "whole")
+
+
+def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(
+    slurm: VirtualSlurm, flavour: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "cancelled"
+    _, output = submit_and_tell(slurm, flavour, run)
+    assert json.loads((run / "summary.json").read_text())["status"] == "stopped", output
+    assert "queued again" not in output
 
 
 def test_singletons_are_refused_once_and_in_words(
