@@ -3,7 +3,7 @@ user's own training loop wraps its model in.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -16,6 +16,7 @@ from dist_ml.comm.mesh import Mesh
 from dist_ml.config.allreduce import AllreduceConfig
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.averaged_gradients import AveragedGradients
+from dist_ml.data_parallel.join import Exchange, Join
 from dist_ml.data_parallel.module_checks import require_alike, require_exchangeable
 from dist_ml.data_parallel.same_values import equalise
 from dist_ml.errors import CommunicationError
@@ -33,8 +34,9 @@ class DataParallel(torch.nn.Module):
             optimizer.zero_grad()
 
     All ranks begin with rank 0's parameters and buffers. Every rank must make as many synchronised
-    backward passes. What a rank's pass doesn't reach counts as zeros there; with `find_unused`
-    parameters that no rank's reached keep no gradient, as if alone, for one byte a parameter more.
+    backward passes, or all make them within `join`. What a rank's pass doesn't reach counts as
+    zeros there; with `find_unused` parameters that no rank's reached keep no gradient, as if alone,
+    for one byte a parameter more.
 
     `allreduce`, `overlap`, `bucket_bytes`, `wire`: as `dist_ml train allreduce=…` has them.
     `sparse`: a share of the elements, sent by top-k with error feedback (0.01: 1 %), or a whole
@@ -66,6 +68,7 @@ class DataParallel(torch.nn.Module):
         self.comm = mesh.comm("data") if isinstance(mesh, Mesh) else mesh
         self._find_unused, self._broadcast_buffers = find_unused, broadcast_buffers
         self._synchronises, self._under_way = True, False
+        self._join: Join | None = None
         with raise_on_all_ranks(self.comm):
             dense = AllreduceConfig(allreduce, wire, overlap, bucket_bytes)  # type: ignore[arg-type]
             chosen = _sparse_config(sparse)
@@ -89,7 +92,8 @@ class DataParallel(torch.nn.Module):
             )
         training = self.training and self._synchronises and torch.is_grad_enabled()
         if training and self._broadcast_buffers and self._groups:
-            equalise(self.module.buffers(), self.comm)
+            root = self._join.announce(Exchange.BUFFERS).first if self._join else 0
+            equalise(self.module.buffers(), self.comm, root)
         return self.module(*args, **kwargs)
 
     @contextmanager
@@ -103,6 +107,44 @@ class DataParallel(torch.nn.Module):
         finally:
             self._synchronises = before
 
+    @contextmanager
+    def join(self, update: Callable[[], object]) -> Iterator[None]:
+        """Within the block ranks may make different numbers of passes. One that has come to its end
+        takes part with zeros in those that others still make, and calls `update` after each, which
+        must do what the loop does after a backward pass: so it ends with the parameters and the
+        optimizer's state of the others.
+
+            with model.join(optimizer.step):
+                for inputs, targets in my_batches:
+                    optimizer.zero_grad()
+                    loss_of(model(inputs), targets).backward()
+                    optimizer.step()
+
+        A mean stays that over all ranks. Other collectives in the loop are not made up for.
+        Collective; `CommunicationError` on all ranks where they make different exchanges.
+        """
+        if self.comm.size > 1:
+            self._join = Join(self.comm, update)
+        try:
+            yield
+            if self._join is not None:
+                self._follow(self._join)
+        finally:
+            self._join = None
+
+    def _follow(self, join: Join) -> None:
+        """Take part in what the other ranks exchange, until all have run out."""
+        while (announced := join.announce(Exchange.NONE)).exchange is not Exchange.NONE:
+            if announced.exchange is Exchange.BUFFERS:
+                equalise(self.module.buffers(), self.comm, announced.first)
+                continue
+            for parameter in self.module.parameters():
+                parameter.grad = None
+            for group in self._groups:
+                group.begin()
+            self._finish()
+            join.update()
+
     def close(self) -> None:
         """End what exchanges in the background; the module and its weights stay. Collective."""
         for group in self._groups:
@@ -114,6 +156,8 @@ class DataParallel(torch.nn.Module):
         """
         if self._synchronises and not self._under_way:
             self._under_way = True
+            if self._join is not None:
+                self._join.announce(Exchange.GRADIENTS)
             for group in self._groups:
                 group.begin()
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)

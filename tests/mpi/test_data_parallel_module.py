@@ -52,3 +52,28 @@ def test_the_numbers_of_one_process(exchange: str, world: Communicator) -> None:
     wrapped.close()
     for name, expected in alone.state_dict().items():
         torch.testing.assert_close(module.state_dict()[name], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_ranks_with_different_numbers_of_batches(exchange: str, world: Communicator) -> None:
+    """Rank r has r + 1: the sum of the gradients of those that have one, over all ranks."""
+    alone, size = model(0), world.size
+    for step in range(size):
+        for rank in range(step, size):
+            (alone(batch(step, rank)).square().mean() / size).backward()
+    wrapped = DataParallel(model(0), world, **EXCHANGES[exchange])
+    summed = [torch.zeros_like(parameter) for parameter in alone.parameters()]
+
+    def add() -> None:
+        for total, parameter in zip(summed, wrapped.parameters(), strict=True):
+            assert parameter.grad is not None
+            total += parameter.grad
+
+    with wrapped.join(add):
+        for step in range(world.rank + 1):
+            wrapped.zero_grad()
+            wrapped(batch(step, world.rank)).square().mean().backward()
+            add()
+    wrapped.close()
+    for total, parameter in zip(summed, alone.parameters(), strict=True):
+        torch.testing.assert_close(total, parameter.grad, rtol=1e-10, atol=1e-12)
