@@ -1,9 +1,13 @@
 """What a user's own script begins with: the ranks that were started, as a mesh."""
 
+import atexit
 import functools
+import os
 import sys
 import traceback
 from types import TracebackType
+
+import numpy as np
 
 from dist_ml.cli import ranks
 from dist_ml.comm import mpi
@@ -11,6 +15,8 @@ from dist_ml.comm.agreement import raise_on_all_ranks
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.mesh import Mesh, resolve_sizes
 from dist_ml.comm.mpi_transport import MpiTransport
+from dist_ml.comm.peer_monitor import LIMIT_SECONDS, death_among
+from dist_ml.comm.script_end import mark_ended, wait_for_all
 from dist_ml.errors import CommunicationError, DistMLError
 from dist_ml.launch import stacks
 
@@ -22,8 +28,9 @@ def init(data: int | None = None, pipeline: int = 1, operator: int = 1) -> Mesh:
     nothing did, and then without MPI. Call it once, at the start of a script.
 
     From then on an exception on one rank ends all of them, as under `python -m mpi4py`, with the
-    traceback and the rank in words; under `dist-ml launch --time-limit` every rank's stack is
-    printed at the limit. `MeshError` on all ranks unless the sizes multiply to the number of ranks;
+    traceback and the rank in words, and so does a rank whose script is over while others of its
+    node wait, after 20 s; under `dist-ml launch --time-limit` every rank's stack is printed at the
+    limit. `MeshError` on all ranks unless the sizes multiply to the number of ranks;
     `MachineError` where launcher and MPI don't fit; `CommunicationError` the second time.
     """
     if _meshes:
@@ -49,7 +56,30 @@ def started_world() -> Communicator:
         world.transport.end_when_stuck(lambda message: ranks.end_stuck(world, message))
     if world.size > 1:
         _end_all_on_exceptions(world)
+        _end_together(world)
     return world
+
+
+def _end_together(world: Communicator) -> None:
+    """When this rank's script is over the others are told, and waited for: one that waits for this
+    one then ends all, and does not wait for ever.
+    """
+    last = world.split(0)  # whatever others still exchange doesn't meet this
+    assert last is not None
+    process = os.getpid()
+
+    def at_exit() -> None:
+        if os.getpid() != process:  # of a fork
+            return
+        mark_ended()
+        peers = world.transport.peers
+        try:
+            arrived = last.iallreduce(np.zeros(1, np.float32))
+            wait_for_all(arrived.test, lambda: death_among(peers), LIMIT_SECONDS)
+        except CommunicationError as error:
+            ranks.end_alone(world, error, debug=False)
+
+    atexit.register(at_exit)
 
 
 def _end_all_on_exceptions(world: Communicator) -> None:

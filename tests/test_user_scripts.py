@@ -79,6 +79,53 @@ def test_a_rank_that_fails_ends_the_others(
     assert re.search(words, done.stderr)
 
 
+EARLY = """
+import sys, torch, dist_ml
+from dist_ml.comm import blocked_calls, peer_monitor
+blocked_calls.ENDED_SECONDS = peer_monitor.ENDED_SECONDS = 3.0
+mesh = dist_ml.init()
+model = dist_ml.DataParallel(torch.nn.Linear(3, 2), mesh, allreduce=sys.argv[1])
+for batch in range(3 - (mesh.world.rank == 1)):
+    model(torch.ones(4, 3)).sum().backward()
+"""
+
+
+@pytest.mark.parametrize(
+    ("allreduce", "mpi"),
+    [("native", "mpich"), ("shared_memory", "mpich"), ("native", "openmpi"), ("ring", "openmpi")],
+)
+def test_a_rank_that_leaves_its_loop_early_ends_the_others(
+    allreduce: str, mpi: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(EARLY)
+    done = launch(mpi, 2, "python", str(script), allreduce)
+    assert not done.timed_out
+    assert done.returncode != 0
+    assert "error on rank 0 of 2" in done.stderr
+    assert "rank 1 has come to the end of its script while this rank waits" in done.stderr
+
+
+LATE = """
+import time, torch, dist_ml
+from dist_ml.comm import blocked_calls, peer_monitor
+blocked_calls.ENDED_SECONDS = peer_monitor.ENDED_SECONDS = 1.0
+mesh = dist_ml.init()
+mesh.world.allreduce(torch.ones(3))
+if mesh.world.rank == 0:
+    time.sleep(4)
+    print("saved")
+"""
+
+
+def test_ranks_whose_script_is_over_wait_for_one_that_works_on(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LATE)
+    done = launch("mpich", 3, "python", str(script))
+    assert done.returncode == 0, done.stderr
+    assert "saved" in done.stdout
+
+
 def test_init_twice_and_a_mesh_that_does_not_fit(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import dist_ml\ndist_ml.init()\ndist_ml.init()\n")

@@ -1,4 +1,5 @@
-"""Ends this rank when it is stuck in one of MPI's own blocking calls because another rank has died.
+"""Ends this rank when it is stuck in one of MPI's own blocking calls because another rank has died,
+or has come to the end of its script.
 
 Such a call can't be looked into or left, so a thread keeps watch: each transport notes when it
 enters a blocking call, and where one has lasted for some seconds while a rank of this node is dead,
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dist_ml.comm.peer_monitor import Peer, death_among
+from dist_ml.comm.script_end import ENDED_SECONDS, ended_among
 
 STUCK_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
@@ -53,13 +55,16 @@ class BlockedCalls:
     def _watch(self) -> None:
         while True:
             time.sleep(self._look_seconds)
-            if self._is_stuck() and (death := death_among(self._peers)):
+            if self._is_stuck(self._stuck_seconds) and (death := death_among(self._peers)):
                 self._end(death)
                 return
+            if self._is_stuck(ENDED_SECONDS) and (ended := ended_among(self._peers)):
+                self._end(ended)
+                return
 
-    def _is_stuck(self) -> bool:
+    def _is_stuck(self, seconds: float) -> bool:
         """Has one of the transports been in the same call for so long?"""
         with self._lock:
             since = [transport.blocked_since for transport in self._transports]
-        latest = time.monotonic() - self._stuck_seconds
+        latest = time.monotonic() - seconds
         return any(0 < start < latest for start in since)

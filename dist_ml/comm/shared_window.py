@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from dist_ml.comm.buffer import Array
+from dist_ml.comm.script_end import mark_ended
 
 
 class SharedWindow:
@@ -19,8 +20,13 @@ class SharedWindow:
         )
         memory, _ = self._window.Shared_query(0)
         self.array: Array = np.frombuffer(memory, dtype=np.uint8)
-        atexit.register(self.free)  # MPICH can't finalise over some networks while one exists
+        # MPICH can't finalise over some networks while one exists
+        atexit.register(self._free_at_exit)
 
     def free(self) -> None:
-        atexit.unregister(self.free)
+        atexit.unregister(self._free_at_exit)
         self._window.Free()
+
+    def _free_at_exit(self) -> None:
+        mark_ended()  # the others may be elsewhere, and this waits for them
+        self.free()
