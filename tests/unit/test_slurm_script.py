@@ -149,7 +149,7 @@ def test_sigterm_saves_and_only_the_time_limit_queues_again(
     ("minutes", "overrides", "environment"),
     [
         (3, [], {}),
-        (4, [], {"DIST_ML_LEAD_SECONDS": "180.5"}),
+        (4, [], {"DIST_ML_LEAD_SECONDS": "0180.5"}),
         (60, [], {"DIST_ML_REQUEUE": "no"}),
         (60, ["resume=null"], {}),
     ],
