@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from dist_ml.config.sparse import SparseConfig as SparseConfig
     from dist_ml.data_parallel.batch_sampler import BatchSampler as BatchSampler
     from dist_ml.data_parallel.module import DataParallel as DataParallel
+    from dist_ml.data_parallel.sampler import GlobalSampler as GlobalSampler
     from dist_ml.errors import DistMLError as DistMLError
+    from dist_ml.gemm.autograd import matmul as matmul
+    from dist_ml.gemm.matrix import ShardedMatrix as ShardedMatrix
     from dist_ml.own_training import fit as fit
+    from dist_ml.saving import load as load
+    from dist_ml.saving import save as save
     from dist_ml.script import init as init
 
 __version__ = "0.1.0"
@@ -30,9 +35,14 @@ _PUBLIC = {
     "Communicator": "dist_ml.comm.communicator",
     "DataParallel": "dist_ml.data_parallel.module",
     "DistMLError": "dist_ml.errors",
+    "GlobalSampler": "dist_ml.data_parallel.sampler",
     "Mesh": "dist_ml.comm.mesh",
+    "ShardedMatrix": "dist_ml.gemm.matrix",
     "SparseConfig": "dist_ml.config.sparse",
     "fit": "dist_ml.own_training",
+    "load": "dist_ml.saving",
+    "matmul": "dist_ml.gemm.autograd",
+    "save": "dist_ml.saving",
     "init": "dist_ml.script",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -38,6 +38,7 @@ BELOW: dict[str, frozenset[str]] = {
     "process_group": LEAVES | {"comm"},
     "torch_backend": frozenset({"process_group", "script"}),
     "script": LEAVES | {"comm", "cli"},  # what users' scripts begin with, beside the command line
+    "saving": LEAVES | {"comm", "checkpoint", "data_parallel"},
     "own_training": LEAVES | {"comm", "cli", "script", "train"},
 }
 # Leaves that stand on other leaves.

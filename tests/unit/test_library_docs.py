@@ -1,6 +1,8 @@
 """The Python of the README and of docs/library.md runs as it stands there."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from torch.utils.data import TensorDataset
 import dist_ml
 from dist_ml import script
 from dist_ml.comm import mpi
+from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.loopback import Loopback
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,6 +62,43 @@ def test_the_whole_trainer_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(snippets("docs/library.md")[1], names)
     assert names["summary"]["status"] == "finished"
     assert (tmp_path / "runs" / "mine" / "summary.json").exists()
+
+
+def test_a_loop_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, steps = torch.nn.Linear(3, 2), []
+    names = {
+        "dist_ml": dist_ml,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "mesh": Communicator(Loopback()),
+        "train_one_step": lambda *_: steps.append(len(steps)),
+    }
+    for num_steps in (20, 40):
+        exec(snippets("docs/library.md")[2], names)
+        assert len(steps) == num_steps
+    assert names["saved"] == (20, {"epoch": 0})
+
+
+@pytest.mark.usefixtures("_not_started")
+def test_sharded_matrices_are_multiplied() -> None:
+    names: dict[str, Any] = {"dist_ml": dist_ml, "mesh": dist_ml.init()}
+    exec(snippets("docs/library.md")[3], names)
+    a, b = names["a"].gather(), names["b"].gather()
+    torch.testing.assert_close(names["whole"], a @ b, rtol=1e-4, atol=1e-4)
+    assert isinstance(names["c"], dist_ml.ShardedMatrix)
+
+
+def test_every_block_is_run_above() -> None:
+    assert len(snippets("docs/library.md")) == 5
+
+
+def test_importing_the_package_loads_neither_torch_nor_mpi() -> None:
+    code = "import sys, dist_ml; print(sorted({'torch', 'numpy', 'mpi4py'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+    for name in dist_ml.__all__:
+        assert getattr(dist_ml, name)
 
 
 @pytest.mark.usefixtures("_not_started")
