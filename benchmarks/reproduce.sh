@@ -67,6 +67,7 @@ operator-kernel     | operator train.kernel=auto
 operator_words      | operator_words
 operator_crossover  | operator_crossover
 checkpoint          | checkpoint
+checkpoint_run      | checkpoint_run
 gemm                | gemm
 gemm_words          | gemm_words
 '

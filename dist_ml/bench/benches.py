@@ -5,6 +5,7 @@ from dist_ml.bench import (
     allreduce_words,
     bitwise,
     checkpoint,
+    checkpoint_run,
     collectives,
     daso,
     data_parallel,
@@ -63,6 +64,7 @@ BENCHES: dict[str, Bench] = {
     "operator_words": operator_words.BENCH,
     "operator_crossover": operator_crossover.BENCH,
     "checkpoint": checkpoint.BENCH,
+    "checkpoint_run": checkpoint_run.BENCH,
     "gemm": gemm.BENCH,
     "gemm_words": gemm_words.BENCH,
 }

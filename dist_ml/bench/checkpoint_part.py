@@ -30,7 +30,7 @@ _LIMIT_SECONDS = 120.0
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
     """Seconds of the slowest rank, by what was done and candidate, in rounds."""
-    root = from_root(comm, lambda: _new_folder(Path(arguments["folder"])))
+    root = from_root(comm, lambda: new_folder(Path(arguments["folder"])))
     try:
         candidates = Candidates(comm, root, arguments["num_matrices"], arguments["width"])
         return {
@@ -131,7 +131,7 @@ class Candidates:
                 os.sync()
                 for path in self._root.rglob("*"):
                     if path.is_file():
-                        _drop(path)
+                        drop(path)
             return seconds_per_call(self._comm, call)
 
         return timed
@@ -140,7 +140,7 @@ class Candidates:
         return call if self._comm.rank == 0 else lambda: None
 
 
-def _new_folder(folder: Path) -> Path:
+def new_folder(folder: Path) -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix="dist_ml-checkpoint-", dir=folder))
     except OSError as error:
@@ -154,7 +154,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _drop(file: Path) -> None:
+def drop(file: Path) -> None:
     """Take a file, which is on the disk, from the memory that the system keeps of it."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
