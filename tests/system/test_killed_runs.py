@@ -5,6 +5,7 @@ that ask.
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +19,16 @@ from dist_ml.launch import mpiexec
 from dist_ml.train import stored_run
 from dist_ml.train.stop_signals import STOPPED
 
+KILLS = 5
 REPOSITORY = Path(__file__).parents[2]
 TIMES = ("seconds", "samples_per_second", "communication_share", "traffic")
 
-# One process is forked for each life of the run, and killed after a random time, which may fall
-# into a save, too. Steps take a while, so that most lives end in the middle.
+# One process is forked for each life of the run, which kills itself before the n-th step or the
+# n-th operation on files that it makes, mostly within a save; from a seed. By then a checkpoint is
+# committed: a save has fewer than 30 operations, and that of step 6 waits for that of step 3.
 FORKING = """
-import os, random, signal, sys, time
+import os, random, signal, sys
+from dist_ml.checkpoint.files import Files
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.config.checkpoint import CheckpointConfig
@@ -32,22 +36,35 @@ from dist_ml.train.run import train_run
 from dist_ml.train.step import TrainStep
 from tests.unit.train_worlds import changed
 
-run = TrainStep.run
-TrainStep.run = lambda self, *of: (time.sleep(0.004), run(self, *of))[1]
-folder, seed, kills = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+def kill_at(number, of, names):
+    left = [number]
+    def counted(call):
+        def method(*arguments):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments)
+        return method
+    for name in names:
+        setattr(of, name, counted(getattr(of, name)))
+
+OPERATIONS = "make_folder", "create", "write", "sync", "sync_folder", "rename", "remove_file"
+killed, whole, seed, kills = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 checkpoint = CheckpointConfig(3, asynchronous=bool(seed % 2))
-config = changed(folder=folder, epochs=24, resume="auto", checkpoint=checkpoint)
 random.seed(seed)
-for life in range(kills + 1):
+for life in range(kills + 2):
+    folder = killed if life <= kills else whole
+    config = changed(folder=folder, epochs=24, resume="auto", checkpoint=checkpoint)
+    at = random.choice([(random.randrange(8, 12), TrainStep, ["run"]),
+                        (random.randrange(30, 75), Files, OPERATIONS)])
     child = os.fork()
     if child == 0:
+        if life < kills:
+            kill_at(*at)
         train_run(config, Communicator(Loopback()))
         os._exit(0)
-    if life < kills:
-        time.sleep(random.uniform(0.03, 0.12))
-        os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-assert status == 0, status
+    assert status == (-signal.SIGKILL if life < kills else 0), (life, at, status)
 """
 
 # A rank that kills or signals itself before a step, given as `RANK:STEP:SIGNAL`; with `WHOLE` the
@@ -103,15 +120,25 @@ def assert_same(folder: Path, whole: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+def steps_gone_on_from(folder: Path) -> list[int]:
+    text = (folder / "log" / "rank-0000.log").read_text()
+    return [int(step) for step in re.findall(r"goes on from step (\d+) of", text)]
+
+
 @pytest.mark.parametrize("seed", [1, 2])
-def test_killed_at_random_times_it_ends_like_one_that_was_not(seed: int, tmp_path: Path) -> None:
-    for folder, kills in (("killed", 6), ("whole", 0)):
-        subprocess.run(
-            [sys.executable, "-c", FORKING, str(tmp_path / folder), str(seed), str(kills)],
-            check=True,
-            timeout=60,
-            env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests/unit"},
-        )
+def test_killed_at_random_it_ends_like_one_that_was_not(seed: int, tmp_path: Path) -> None:
+    """Every loss and weight to the last bit, and each life goes on from a committed checkpoint."""
+    folders = [str(tmp_path / name) for name in ("killed", "whole")]
+    subprocess.run(
+        [sys.executable, "-c", FORKING, *folders, str(seed), str(KILLS)],
+        check=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests/unit"},
+    )
+    starts = steps_gone_on_from(tmp_path / "killed")
+    assert len(starts) == KILLS
+    assert starts == sorted(starts)
+    assert all(step > 0 and step % 3 == 0 for step in starts), starts
     assert_same(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -141,11 +168,16 @@ def test_ranks_are_killed_and_told_to_stop_and_go_on_bitwise(
             },
         )
 
-    at = random.Random(flavour).randrange(5, 20)
+    at = random.Random(flavour).randrange(
+        9, 20
+    )  # the save after step 8 waits for the one after step 4
     killed = start(f"1:{at}:9", WHOLE=str(tmp_path / "whole"))
     assert killed.returncode not in (0, STOPPED), killed.stderr
     stopped = start(f"1:{at + 9}:15")
     assert stopped.returncode == STOPPED, stopped.stderr
+    (start_again,) = steps_gone_on_from(tmp_path / "killed")
+    assert 4 <= start_again <= at
+    assert start_again % 4 == 0
     assert f"stopped by SIGTERM after step {at + 10}" in stopped.stdout
     summary = json.loads((tmp_path / "killed" / "summary.json").read_text())
     assert summary["status"] == "stopped"
