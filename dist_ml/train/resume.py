@@ -18,6 +18,7 @@ from dist_ml.comm.mesh import Mesh
 from dist_ml.config.convert import show, to_mapping
 from dist_ml.config.train import AUTO, TrainConfig
 from dist_ml.errors import ConfigError, DataError
+from dist_ml.pipeline_parallel.schedules.family import SCHEDULES
 from dist_ml.train import stored_run
 from dist_ml.train.checkpoints import is_imported
 from dist_ml.train.interval import StepTotals
@@ -123,8 +124,9 @@ class Changes(NamedTuple):
 
 def _changed(path: Path, before: Mapping[str, Any], config: TrainConfig) -> Changes:
     """`ConfigError` where other settings change the results and nobody wants that."""
-    different = differences(before, json.loads(json.dumps(to_mapping(config))))
-    changing = [words for key, words in different.items() if not keeps_result(key)]
+    now = json.loads(json.dumps(to_mapping(config)))
+    different = differences(before, now)
+    changing = [words for key, words in different.items() if not keeps_result(key, before, now)]
     if changing and not config.resume_force:
         raise _refusal(
             f"{path} was trained with other settings, which change its results: "
@@ -174,9 +176,19 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def keeps_result(key: str) -> bool:
-    """Does a run come to the same, but for rounding, whatever the value of this key?"""
+def keeps_result(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Does a run come to the same, but for rounding, with the values that both configurations have
+    of this key?
+    """
+    if key == "pipeline.name":
+        return _is_asynchronous(before) == _is_asynchronous(now)
     return key in _SAME_RESULT or key.split(".")[0] in _SAME_RESULT_GROUPS
+
+
+def _is_asynchronous(config: Mapping[str, Any]) -> bool:
+    """Whether gradients are those of the weights a step ago."""
+    member = SCHEDULES.get(config.get("pipeline", {}).get("name"))
+    return member is not None and member.is_asynchronous
 
 
 def _summary(folder: RunFolder, may_be_none: bool) -> dict[str, Any] | None:

@@ -85,9 +85,9 @@ class WeightVersions:
         return {"num_versions": 1 if self._older is self._newer else 2}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with as many versions as when `state_dict` was called; `tensors` has the place of
-        the older.
+        """Go on with as many versions as when `state_dict` was called, with one where that was of
+        another schedule; `tensors` has the place of the older.
         """
         self._older = self._newer
-        if state["num_versions"] == 2:
+        if state.get("num_versions") == 2:
             self._older = [tensor.clone() for tensor in self._newer]

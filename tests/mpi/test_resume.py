@@ -1,6 +1,7 @@
 """Runs on MPI that one rank is told to stop: saved, and gone on with on this mesh and on others."""
 
 import dataclasses
+import math
 import os
 import signal
 from pathlib import Path
@@ -92,6 +93,28 @@ def test_the_first_stage_is_told_while_a_step_has_begun(
         first = train(world, stopped)
     assert first == expected[: 4 + (world.size - 1 if name == "pipedream_2bw" else 0)]
     assert train(world, stopped) == expected
+    world.barrier()
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("names", [("pipedream_2bw", "zb_h1"), ("zb_h1", "pipedream_2bw")])
+def test_another_algorithm_of_a_pipeline_is_refused_unless_forced(
+    names: tuple[str, str], world: Communicator, tmp_path: Path
+) -> None:
+    """Of a finished run and of one to go on with; forced, its steps differ from those before."""
+    place, before, now = world.broadcast_object(str(tmp_path)), *names
+    mesh = MeshConfig(1, world.size, 1)
+    losses = train(world, config(f"{place}/run", pipeline={"name": before}, mesh=mesh))
+    other = config(f"{place}/run", pipeline={"name": now}, mesh=mesh)
+    with pytest.raises(ConfigError, match=rf"pipeline\.name: {before} -> {now}") as caught:
+        train(world, other)
+    assert caught.value.agreed
+    found = train(world, dataclasses.replace(other, resume_force=True))
+    assert found[:8] == losses[:8]  # the last checkpoint is of step 8
+    assert all(map(math.isfinite, found))
+    assert len(found) == 9
+    same = config(f"{place}/run", pipeline={"name": now, "microbatches": 2 * world.size}, mesh=mesh)
+    assert train(world, dataclasses.replace(same, resume=f"{place}/run")) == found
     world.barrier()
 
 

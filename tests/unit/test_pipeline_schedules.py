@@ -275,6 +275,12 @@ class Reading:
         return getattr(self._request, name)
 
 
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "file"])
+def test_a_schedule_is_asynchronous_where_it_says_so(name: str) -> None:
+    made = make(name, Request(4, 8))
+    assert made.is_asynchronous == SCHEDULES[name].is_asynchronous
+
+
 @pytest.mark.parametrize("name", list(SCHEDULES))
 def test_a_schedule_reads_the_keys_that_it_says_it_reads(name: str, tmp_path: Path) -> None:
     """A key that is listed and never looked at would be accepted and ignored."""

@@ -19,13 +19,14 @@ from dist_ml.pipeline_parallel.schedules.zero_bubble import zb_h1, zb_h2
 
 
 class ScheduleMember(NamedTuple):
-    """How a schedule is made, the keys of `pipeline` that it reads beside those of all, and how
-    many stages a rank has.
+    """How a schedule is made, the keys of `pipeline` that it reads beside those of all, how many
+    stages a rank has, and whether its steps run into each other, which makes it another algorithm.
     """
 
     make: Callable[[Request], Schedule]
     reads: tuple[str, ...] = ()
     stages_a_rank: Callable[[Request], int] = lambda _request: 1
+    is_asynchronous: bool = False
 
 
 SCHEDULES: dict[str, ScheduleMember] = {
@@ -37,7 +38,7 @@ SCHEDULES: dict[str, ScheduleMember] = {
     "zb_h2": ScheduleMember(zb_h2),
     "zb_v": ScheduleMember(zb_v, (), lambda _: 2),
     "dualpipe_v": ScheduleMember(dualpipe_v, (), lambda _: 2),
-    "pipedream_2bw": ScheduleMember(pipedream_2bw),
+    "pipedream_2bw": ScheduleMember(pipedream_2bw, is_asynchronous=True),
     "file": ScheduleMember(from_file, ("file",)),
 }
 
