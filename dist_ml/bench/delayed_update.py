@@ -13,7 +13,8 @@ from dist_ml.comm.loopback import Loopback
 from dist_ml.config.train import TrainConfig
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.models import BlockModel, forward
-from dist_ml.train.build import build_evaluator, build_mesh, build_task
+from dist_ml.train.assemble import build_evaluator
+from dist_ml.train.build import build_mesh, build_task
 from dist_ml.train.evaluator import Evaluation
 from dist_ml.train.optimizer import build_lr_schedule, build_optimizer
 

@@ -28,6 +28,10 @@ class PipelineConfig:
     validate: Literal["auto", "before", "after"] = "auto"
     recompute: bool = False  # keep what a stage received, and run it forward once more for backward
 
+    def num_microbatches(self, num_ranks: int) -> int:
+        """Of a step on so many ranks of the pipeline axis."""
+        return self.microbatches if self.microbatches is not None else 2 * num_ranks
+
     def __post_init__(self) -> None:
         for name in ("microbatches", "chunks", "pipes"):
             value = getattr(self, name)

@@ -24,6 +24,7 @@ from dist_ml.operator_parallel.objective import ParallelObjective
 from dist_ml.operator_parallel.words import SharedLayer
 from dist_ml.partition import block
 from dist_ml.pipeline_parallel.message_keys import used_by
+from dist_ml.train.microbatches import num_microbatches
 from dist_ml.train.pipeline import Pipeline
 from dist_ml.train.reproducible import by_shards
 from dist_ml.train.step import num_slots
@@ -39,15 +40,13 @@ def planned_words(config: TrainConfig, trainer: Trainer) -> dict[str, float]:
     summed = config.data_parallel.name in ("dense", "zero1", "zero2")
     if mesh.sizes["data"] > 1 and summed and config.sparse.allreduce == "none":
         planned["data"] = data_words(config, trainer.model, num_slots(trainer.objective), mesh)
-    num_microbatches = by_shards(config, mesh.sizes).accumulation
-    if pipeline:
-        num_microbatches = pipeline.schedule.num_microbatches
+    cut = num_microbatches(by_shards(config, mesh.sizes), mesh.sizes)
     sampler, data = trainer.sampler, mesh.comm("data")
     batches = Counter(sampler.batch_size_at(index) for index in range(sampler.steps_per_epoch))
     index_of = {sampler.batch_size_at(index): index for index in range(sampler.steps_per_epoch)}
     for batch_size, times in batches.items():
-        cuts = sampler.cuts(index_of[batch_size], data.rank, data.size, num_microbatches)
-        sizes = [cut.size for cut in cuts]
+        cuts = sampler.cuts(index_of[batch_size], data.rank, data.size, cut)
+        sizes = [part.size for part in cuts]
         weight = times / sampler.steps_per_epoch
         found = {
             "pipeline": pipeline_words(pipeline, sizes),

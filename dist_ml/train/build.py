@@ -1,9 +1,6 @@
-"""From a configuration to objects: the only place that knows which class implements which
-choice.
-"""
+"""From a configuration to a mesh, a task, the stages of a pipeline, and a trainer of them."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import numpy as np
 import torch
@@ -12,35 +9,28 @@ from dist_ml.comm.agreement import raise_on_all_ranks
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.mesh import Mesh, resolve_sizes
 from dist_ml.config.train import TrainConfig
-from dist_ml.data_parallel.same_values import equalise
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.datasets import Dataset
 from dist_ml.datasets.size import require_share_fits
 from dist_ml.errors import ConfigError
-from dist_ml.measure.timer import Phases
 from dist_ml.models import BlockModel, LayerFactory, Objective, Samples, WholeLayers, build_model
 from dist_ml.nn.tuning import linear_factory, tune
 from dist_ml.operator_parallel.layers import ParallelLayers
 from dist_ml.operator_parallel.objective import parallel_objective
-from dist_ml.train.build_step import DTYPES, StepParts, Task, pipelined, whole
-from dist_ml.train.evaluator import Evaluator
-from dist_ml.train.exchange import Setting, build_exchange
-from dist_ml.train.guard import Guard
+from dist_ml.train.assemble import assemble
+from dist_ml.train.build_step import DTYPES, Task
 from dist_ml.train.members import check_members
-from dist_ml.train.model_reducer import replicated_names
+from dist_ml.train.microbatches import largest_microbatch
 from dist_ml.train.operator_axis import build_layers, check_operator_axis
-from dist_ml.train.optimizer import build_lr_schedule
 from dist_ml.train.own import Own
 from dist_ml.train.pipeline import Pipeline, build_pipeline
 from dist_ml.train.pipeline_checks import check_asynchronous, check_axes, check_shared
-from dist_ml.train.pipeline_evaluator import PipelineEvaluator
 from dist_ml.train.reproducible import (
     by_shards,
     check_reproducible,
     check_reproducible_model,
     check_reproducible_pipeline,
 )
-from dist_ml.train.step import num_slots
 from dist_ml.train.trainer import Trainer
 
 _MOST_STEPS = 1 << 33  # of a run
@@ -91,7 +81,8 @@ def _configured(
     train = dataset.train
     with raise_on_all_ranks(mesh.world):
         samples = Samples(train.sample_shape, train.num_outputs, train.task)
-        layers = _layers(config, mesh, samples)
+        num_samples = largest_microbatch(config, mesh.sizes, train.num_samples)
+        layers = _layers(config, mesh, samples, num_samples)
     with raise_on_all_ranks(mesh.world):
         spread = mesh.sizes["pipeline"] > 1
         with torch.device("meta" if spread else "cpu"):
@@ -104,11 +95,11 @@ def _configured(
         return model, objective
 
 
-def _layers(config: TrainConfig, mesh: Mesh, samples: Samples) -> LayerFactory:
+def _layers(config: TrainConfig, mesh: Mesh, samples: Samples, num_samples: int) -> LayerFactory:
     """What makes the model's layers: whole ones, or this rank's parts. Collective."""
     if mesh.sizes["operator"] == 1:
         return WholeLayers(linear_factory(config.kernel))
-    return build_layers(config, mesh, samples)
+    return build_layers(config, mesh, samples, num_samples)
 
 
 def _check_layers(densities: Mapping[str, float], model: torch.nn.Module) -> None:
@@ -132,19 +123,6 @@ def _require_end(epochs: int, num_steps: int) -> None:
         )
 
 
-def build_evaluator(
-    config: TrainConfig, mesh: Mesh, task: Task, pipeline: Pipeline | None = None
-) -> Evaluator | PipelineEvaluator:
-    """What evaluating needs, and no more: no optimizer, no reducer, nothing that measures."""
-    autocast, shards = config.precision == "bf16", config.reproduce.shards
-    if pipeline is not None:
-        dtype = DTYPES[config.precision]
-        return PipelineEvaluator(
-            task.model, task.objective, mesh, pipeline, autocast, dtype, shards
-        )
-    return Evaluator(task.model, task.objective, mesh.comm("data"), autocast, shards)
-
-
 def build_trainer(
     config: TrainConfig,
     mesh: Mesh,
@@ -152,7 +130,7 @@ def build_trainer(
     own: Own = Own(),  # noqa: B008 - immutable
 ) -> Trainer:
     """Everything that a training run needs; each step asks `told_to_stop`. `own`: in place of what
-    the configuration names. Collective.
+    the configuration names. Kernels are tuned before anything is timed. Collective.
     """
     with raise_on_all_ranks(mesh.world):
         check_members(config)
@@ -161,74 +139,28 @@ def build_trainer(
         check_reproducible(config, mesh.sizes)
     config = by_shards(config, mesh.sizes)
     task = build_task(config, mesh, own)
-    pipeline = _build_pipeline(config, mesh, task)
+    train = task.dataset.train
+    shards = config.reproduce.shards
+    sampler = GlobalSampler(train.num_samples, config.batch_size, config.seed, num_shards=shards)
+    share = largest_microbatch(config, mesh.sizes, train.num_samples)
     with raise_on_all_ranks(mesh.world):
         _check_layers(config.sparse.densities, task.model)
-        check_reproducible_model(config, task.model)
-    sampler = GlobalSampler(
-        task.dataset.train.num_samples,
-        config.batch_size,
-        config.seed,
-        num_shards=config.reproduce.shards,
-    )
-    num_steps = config.epochs * sampler.steps_per_epoch
-    num_pieces = pipeline.schedule.num_microbatches if pipeline else config.accumulation
-    share = -(-sampler.batch_size // (mesh.sizes["data"] * num_pieces))
-    with raise_on_all_ranks(mesh.world):
-        _require_end(config.epochs, num_steps)
-        require_share_fits(share, task.dataset.train, DTYPES[config.precision])
-    setting = _setting(config, mesh, task, pipeline, num_steps)
-    exchange = build_exchange(setting)
+        _require_end(config.epochs, config.epochs * sampler.steps_per_epoch)
+        require_share_fits(share, train, DTYPES[config.precision])
     tune(task.model, {share * task.model.rows_per_sample}, mesh.world)
-    updater = exchange.updater(build_lr_schedule(config.lr_schedule, exchange.optimizer, num_steps))
-    phases = Phases()
-    guard = Guard(mesh.world, config.clip_norm, config.nonfinite)
-    parts = StepParts(
-        config, mesh, task, sampler, exchange.reducer, guard, phases, exchange.versions
-    )
-    work = pipelined(parts, pipeline) if pipeline else whole(parts)
-    buffers = task.model.held_buffers()
-    alike = partial(equalise, list(buffers.values()), setting.data)
-    return Trainer(
-        mesh=mesh,
-        model=task.model,
-        parameters=setting.named,
-        untrained={**task.model.held_frozen(), **buffers},
-        objective=task.objective,
-        dataset=task.dataset,
-        sampler=sampler,
-        train_step=work.train_step(parts, updater, told_to_stop, alike),
-        reducer=work.reducer,
-        updater=updater,
-        evaluator=build_evaluator(config, mesh, task, pipeline),
-        phases=phases,
-        pipeline=pipeline,
-    )
+    pipeline = _build_pipeline(config, mesh, task, share)
+    with raise_on_all_ranks(mesh.world):
+        check_reproducible_model(config, task.model)
+    return assemble(config, mesh, task, sampler, pipeline, told_to_stop)
 
 
-def _setting(
-    config: TrainConfig, mesh: Mesh, task: Task, pipeline: Pipeline | None, num_steps: int
-) -> Setting:
-    """What is exchanged among which ranks. Collective."""
-    shared = mesh.sizes["pipeline"] * mesh.sizes["operator"] > 1
-    return Setting(
-        config,
-        task.model.held_parameters(),
-        num_slots(task.objective),
-        pipeline.replicas if pipeline else mesh.comm("data"),
-        num_steps,
-        "MULTIPLE" if shared else "SERIALIZED",
-        replicated_names(task.model, mesh.sizes["operator"]),
-        pipeline.schedule.weight_versions if pipeline else 1,
-        [name for name, _ in task.model.named_parameters(remove_duplicate=False)],
-    )
-
-
-def _build_pipeline(config: TrainConfig, mesh: Mesh, task: Task) -> Pipeline | None:
+def _build_pipeline(
+    config: TrainConfig, mesh: Mesh, task: Task, num_samples: int
+) -> Pipeline | None:
     if mesh.sizes["pipeline"] == 1:
         return None
     sample = task.dataset.train.batch(np.zeros(1, np.int64)).inputs
-    pipeline = build_pipeline(config, mesh, task.model, sample)
+    pipeline = build_pipeline(config, mesh, task.model, sample, num_samples)
     with raise_on_all_ranks(mesh.world):
         check_shared(config, pipeline)
         check_asynchronous(config, pipeline.schedule, mesh.sizes)

@@ -8,7 +8,8 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.train import run_folder
-from dist_ml.train.build import build_evaluator, build_mesh, build_task
+from dist_ml.train.assemble import build_evaluator
+from dist_ml.train.build import build_mesh, build_task
 from dist_ml.train.run_folder import RunFolder
 from dist_ml.train.summary import evaluation_values
 from dist_ml.train.weights import load_weights

@@ -21,29 +21,27 @@ NAMES = (AUTO, *LAYOUTS)
 _COPYING = "2.5d"  # the layout that keeps several copies of its weights
 
 
-def build_layers(config: TrainConfig, mesh: Mesh, samples: Samples) -> ParallelLayers:
-    """What makes this rank's parts of the model's layers. Collective; `check_operator_axis` has
-    found nothing wrong.
+def build_layers(
+    config: TrainConfig, mesh: Mesh, samples: Samples, num_samples: int
+) -> ParallelLayers:
+    """What makes this rank's parts of the model's layers, for micro-batches of at most
+    `num_samples`. Collective; `check_operator_axis` has found nothing wrong.
     """
     chosen = config.operator_parallel
     comm = mesh.comm("operator")
-    layout, sides = choose_layout(config, mesh.sizes, samples)
+    layout, sides = choose_layout(config, mesh.sizes, samples, num_samples)
     return ParallelLayers(OperatorGrid(comm, sides), layout, chosen.layers, config.kernel)
 
 
 def choose_layout(
-    config: TrainConfig, mesh_sizes: dict[str, int], samples: Samples
+    config: TrainConfig, mesh_sizes: dict[str, int], samples: Samples, num_samples: int
 ) -> tuple[str, Sides]:
-    """The layout and its grid: `auto` takes those with the fewest words at this batch, of which
-    each sample makes several vectors in models of tokens.
+    """The layout and its grid: `auto` takes those with the fewest words for a micro-batch of
+    `num_samples`, each of which makes several vectors in models of tokens.
     """
     chosen, num_ranks = config.operator_parallel, mesh_sizes["operator"]
     if chosen.layout != AUTO:
         return chosen.layout, sides_for(chosen.layout, num_ranks, chosen.grid)
-    pieces = config.accumulation
-    if mesh_sizes["pipeline"] > 1:
-        pieces = config.pipeline.microbatches or 2 * mesh_sizes["pipeline"]
-    num_rows = -(-config.batch_size // (mesh_sizes["data"] * pieces))
     recorded = RecordedLayers()
     with torch.device("meta"):
         model = build_model(config.model, samples, config.seed, layers=recorded)
@@ -51,7 +49,7 @@ def choose_layout(
     if config.sparse.allreduce != "none":
         names = [name for name in names if name != _COPYING]
     layers, row_items = recorded.linear_layers, model.rows_per_sample
-    return fewest_words(layers, num_rows, num_ranks, names, row_items)
+    return fewest_words(layers, num_samples, num_ranks, names, row_items)
 
 
 def check_operator_axis(config: TrainConfig, mesh_sizes: Mapping[str, int]) -> None:

@@ -48,16 +48,17 @@ class Pipeline(NamedTuple):
 
 
 def build_pipeline(
-    config: TrainConfig, mesh: Mesh, model: BlockModel, sample: torch.Tensor
+    config: TrainConfig, mesh: Mesh, model: BlockModel, sample: torch.Tensor, num_samples: int
 ) -> Pipeline:
     """Cut `model`, which is on the meta device, and make this rank's part of it. `sample` [1, ...]:
-    one of its inputs. Collective; `ConfigError` on all ranks for what can't be.
+    one of its inputs; `num_samples` of the largest micro-batch. Collective; `ConfigError` on all
+    ranks for what can't be.
     """
     comm = mesh.comm("pipeline")
     with raise_on_all_ranks(mesh.world):
         schedule = make_schedule(config.pipeline, comm.size)
         shapes = output_shapes(model, sample)
-    cuts = choose_cuts(config, mesh, model, schedule, shapes, sample)
+    cuts = choose_cuts(config, mesh, model, schedule, shapes, sample, num_samples)
     with raise_on_all_ranks(mesh.world):
         stages = cut_into_stages(model, cuts)
         shared = [
@@ -84,7 +85,7 @@ def make_schedule(config: PipelineConfig, num_ranks: int) -> Schedule:
     require_one_of("pipeline.name", config.name, SCHEDULES)
     request = Request(
         num_ranks,
-        config.microbatches if config.microbatches is not None else 2 * num_ranks,
+        config.num_microbatches(num_ranks),
         chunks=config.chunks,
         pipes=config.pipes,
         concatenation=config.concatenation,

@@ -27,12 +27,13 @@ def choose_cuts(
     schedule: Schedule,
     shapes: Mapping[str, Shape],
     sample: torch.Tensor,
+    num_samples: int,
 ) -> list[Range]:
     """The blocks of each stage, the same on all ranks. `shapes`: of the blocks' outputs; `sample`
-    [1, ...]: one of the model's inputs. Collective; `ConfigError` on all ranks for what can't be.
+    [1, ...]: one of the model's inputs; `num_samples` of the largest micro-batch. Collective;
+    `ConfigError` on all ranks for what can't be.
     """
     if config.pipeline.cut == "measured":
-        num_samples = -(-config.batch_size // (mesh.sizes["data"] * schedule.num_microbatches))
         autocast = config.precision == "bf16"
         costs: Sequence[float] = from_root(
             mesh.world, lambda: measured_costs(model, shapes, sample, num_samples, autocast)

@@ -1,6 +1,7 @@
 """Stages cut by what blocks take: times that grow with the work, one cut on all ranks."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.train import MeshConfig
+from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.errors import ConfigError
 from dist_ml.models import MLP, MODELS, ModelMember
 from dist_ml.pipeline_parallel.stage_graph import output_shapes
-from dist_ml.train import stage_cuts
+from dist_ml.train import build, stage_cuts
 from dist_ml.train.block_costs import measured_costs
 from dist_ml.train.build import build_mesh, build_trainer
+from dist_ml.train.microbatches import largest_microbatch, num_microbatches
 from dist_ml.train.trainer import Trainer
 
 
@@ -35,8 +38,8 @@ def test_forward_and_backward_passes_of_each_block_are_timed(autocast: bool) -> 
 
 
 def test_stages_are_cut_by_the_times_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each rank would measure other times."""
-    asked = []
+    """Each rank would measure other times; with the kernels that training uses, tuned before."""
+    asked: list[int | str] = []
 
     def times(model: MLP, _shapes: object, _sample: object, rows: int, _auto: bool) -> list[float]:
         asked.append(rows)
@@ -44,6 +47,7 @@ def test_stages_are_cut_by_the_times_of_rank_0(monkeypatch: pytest.MonkeyPatch) 
         return [len(others) + 1.0, *others]
 
     monkeypatch.setattr(stage_cuts, "measured_costs", times)
+    monkeypatch.setattr(build, "tune", lambda _model, rows, _comm: asked.append(f"tuned {rows}"))
     config = on_mesh(settings(batch_size=13), 2, 2, cut="measured", microbatches=3)
 
     def body(comm: Communicator) -> list[int]:
@@ -54,7 +58,27 @@ def test_stages_are_cut_by_the_times_of_rank_0(monkeypatch: pytest.MonkeyPatch) 
     (cut, *others) = run_ranks(4, body)
     assert cut[0] == 1 < cut[1]
     assert others == 3 * [cut]
-    assert asked == [3]  # the largest micro-batch of 13 samples on 2 x 3
+    assert asked == [*4 * ["tuned {3}"], 3]  # the largest micro-batch of 13 samples on 2 x 3
+
+
+@pytest.mark.parametrize(
+    ("data", "pipeline", "choices", "changes", "expected"),
+    [
+        (2, 1, {}, {"accumulation": 3}, 3),
+        (2, 2, {}, {}, 2),
+        (2, 2, {"microbatches": 3}, {}, 3),
+        (1, 2, {"microbatches": 2}, {"batch_size": 1000}, 15),  # all 30 samples that there are
+    ],
+)
+def test_the_largest_micro_batch_is_the_largest_that_any_rank_computes(
+    data: int, pipeline: int, choices: dict[str, Any], changes: dict[str, Any], expected: int
+) -> None:
+    config = on_mesh(settings(**changes), data, pipeline, **choices)
+    sizes = {"data": data, "pipeline": pipeline, "operator": 1}
+    assert largest_microbatch(config, sizes, 30) == expected
+    sampler, cut = GlobalSampler(30, config.batch_size, 0), num_microbatches(config, sizes)
+    pieces = [sampler.share(0, 0, r, data, m, cut) for r in range(data) for m in range(cut)]
+    assert max(map(len, pieces)) == expected
 
 
 @pytest.mark.parametrize("model", ["mlp", "transformer", "tied_skip"])

@@ -137,5 +137,5 @@ def test_auto_counts_the_tokens_of_a_text(num_tokens: int, cuts_rows: bool) -> N
         operator_parallel=OperatorConfig("auto"),
     )
     samples = Samples((num_tokens,), 256, "next_token")
-    name, _ = choose_layout(config, {"data": 1, "pipeline": 1, "operator": 4}, samples)
+    name, _ = choose_layout(config, {"data": 1, "pipeline": 1, "operator": 4}, samples, 4)
     assert LAYOUTS[name].replicated != cuts_rows
