@@ -1,10 +1,11 @@
-"""What a step of stages that sleep is planned to take, hold and send, from its schedule alone."""
+"""What steps of stages that sleep are planned to take, hold and send, from their schedule alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dist_ml.bench.pipeline_part import STEPS, make
 from dist_ml.pipeline_parallel.dry_run import Costs, TimedAction, Timeline, dry_run
+from dist_ml.pipeline_parallel.post_validation import ahead_of_validation
 from dist_ml.pipeline_parallel.proof import prove
 from dist_ml.pipeline_parallel.schedule import Schedule
 from dist_ml.pipeline_parallel.schedules.pipedream_2bw import unrolled
@@ -46,6 +47,33 @@ def plan(name: str, ranks: int, microbatches: int, seconds: Sequence[float]) -> 
     taken = (last[-1] - last[0]) / (STEPS - 1)
     full = _second_step(timeline, microbatches)
     return Plan(full, taken, proof.memory.activations, sum(proof.messages) // STEPS, copies)
+
+
+def planned_steps(
+    schedule: Schedule, costs: Costs, num_steps: int, waits: Callable[[int], bool]
+) -> float:
+    """Time units of so many steps one after the other; updates, and the messages by which ranks
+    agree, left out. `waits(n)`: step n begins when the one ahead of it is validated, as all do with
+    validation before the update, and with validation after it those that are begun again.
+    """
+    num_ahead = [len(actions) for actions in ahead_of_validation(schedule)]
+    free, agreed = [0.0] * schedule.num_ranks, 0.0  # when a rank, and the last one, has ended
+    for number in range(num_steps):
+        first = [0] * schedule.num_ranks if waits(number) else num_ahead
+
+        def earliest(
+            rank: int,
+            n: int,
+            free: list[float] = free,
+            agreed: float = agreed,
+            first: list[int] = first,
+        ) -> float:
+            return free[rank] if n < first[rank] else agreed
+
+        timeline = dry_run(schedule, costs, earliest)
+        free = [actions[-1].stop for actions in timeline.ranks]
+        agreed = max(free)
+    return agreed
 
 
 def sleeping_costs(schedule: Schedule, seconds: Sequence[float]) -> Costs:

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_ml.bench.bench import Bench
+from dist_ml.bench.configured import to_arguments
 from dist_ml.bench.form import Check, Record, Result
 from dist_ml.bench.pipeline import ONE_F_ONE_B
 from dist_ml.bench.pipeline_part import make
-from dist_ml.bench.pipeline_plan import sleeping_costs
+from dist_ml.bench.pipeline_plan import planned_steps, sleeping_costs
 from dist_ml.bench.pipeline_validation_part import measure
 from dist_ml.bench.worlds import Worlds
+from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
 from dist_ml.measure.compare import ratio
 from dist_ml.pipeline_parallel.dry_run import dry_run
-from dist_ml.pipeline_parallel.post_validation import gains_by_post_validation, planned_steps
+from dist_ml.pipeline_parallel.post_validation import gains_by_post_validation
 
 NEVER, THIRD, ALWAYS = 0, 3, 1  # one in so many steps is clipped
 WORDS = {NEVER: "none", THIRD: "each third", ALWAYS: "each"}
@@ -31,6 +33,7 @@ WORDS = {NEVER: "none", THIRD: "each third", ALWAYS: "each"}
 class PipelineValidationBench:
     """What to run."""
 
+    train: TrainConfig  # optimizer, clip_norm and the like
     mpi: str
     ranks: int  # of the pipeline
     microbatches: int
@@ -54,6 +57,7 @@ def run(config: PipelineValidationBench, worlds: Worlds) -> Result:
     found = worlds.measure(
         "pipeline_validation",
         {
+            "train": to_arguments(config.train),
             "candidates": candidates,
             "microbatches": config.microbatches,
             "seconds": config.seconds,

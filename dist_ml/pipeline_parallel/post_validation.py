@@ -13,7 +13,7 @@ Only forward passes run ahead: gradients and sums of the step ahead stay as they
 validated, so that it can be redone from them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 
 from dist_ml.pipeline_parallel.dry_run import Costs, dry_run
@@ -52,30 +52,3 @@ def gains_by_post_validation(schedule: Schedule) -> bool:
     costs = costs._replace(input_backward=(0.0, *costs.input_backward[1:]))
     planned = dry_run(schedule, costs)
     return planned.span < (1 - 1e-9) * planned.makespan
-
-
-def planned_steps(
-    schedule: Schedule, costs: Costs, num_steps: int, waits: Callable[[int], bool]
-) -> float:
-    """Time units of so many steps one after the other; updates, and the messages by which ranks
-    agree, left out. `waits(n)`: step n begins when the one ahead of it is validated, as all do with
-    validation before the update, and with validation after it those that are begun again.
-    """
-    num_ahead = [len(actions) for actions in ahead_of_validation(schedule)]
-    free, agreed = [0.0] * schedule.num_ranks, 0.0  # when a rank, and the last one, has ended
-    for number in range(num_steps):
-        first = [0] * schedule.num_ranks if waits(number) else num_ahead
-
-        def earliest(
-            rank: int,
-            n: int,
-            free: list[float] = free,
-            agreed: float = agreed,
-            first: list[int] = first,
-        ) -> float:
-            return free[rank] if n < first[rank] else agreed
-
-        timeline = dry_run(schedule, costs, earliest)
-        free = [actions[-1].stop for actions in timeline.ranks]
-        agreed = max(free)
-    return agreed

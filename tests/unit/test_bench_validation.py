@@ -8,20 +8,26 @@ import pytest
 import torch
 
 from dist_ml.bench import pipeline_validation, pipeline_validation_part
+from dist_ml.bench.configured import to_arguments
+from dist_ml.bench.pipeline_plan import planned_steps
 from dist_ml.bench.pipeline_validation import ALWAYS, NEVER, THIRD, PipelineValidationBench
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
+from dist_ml.pipeline_parallel.dry_run import Costs
 from dist_ml.pipeline_parallel.schedules.family import make
 from dist_ml.pipeline_parallel.schedules.request import Request
 from tests.thread_world import run_ranks
 from tests.unit.bench_worlds import GivenWorlds, on_threads
+from tests.unit.train_worlds import changed
 
-CONFIG = PipelineValidationBench("mpich", 4, 8, ("zb_h1", "zb_h2"), (1, 1, 1), 6, 3)
+TRAIN = changed(clip_norm=1e4, nonfinite="skip", precision="fp32", optimizer={"momentum": 0.9})
+CONFIG = PipelineValidationBench(TRAIN, "mpich", 4, 8, ("zb_h1", "zb_h2"), (1, 1, 1), 6, 3)
 CANDIDATES = list(pipeline_validation.candidates_of(CONFIG))
 
 
 def test_steps_run_both_ways() -> None:
     arguments = {
+        "train": to_arguments(TRAIN),
         "candidates": [("zb_h2", "before", NEVER), ("zb_h2", "after", THIRD)],
         "microbatches": 3,
         "seconds": [1e-4] * 3,
@@ -47,8 +53,10 @@ def test_the_steps_that_are_clipped(
 
     def body(comm: Communicator) -> None:
         schedule = make("zb_h2", Request(2, 3))
-        step = pipeline_validation_part.train_step(comm, schedule, (0, 0, 0), clipped, "after")
-        for one in pipeline_validation_part.consecutive(step, range(7)):
+        trainer = pipeline_validation_part.trainer_of(
+            comm, TRAIN, schedule, (0, 0, 0), 7, clipped, "after"
+        )
+        for one in trainer.epoch(0):
             assert not one.skipped
             if comm.rank == 0:
                 found.append(one.number)
@@ -56,6 +64,27 @@ def test_the_steps_that_are_clipped(
     run_ranks(2, body)
     assert found == [*range(7)]
     assert len(scaled) == 2 * len(which)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "to_come"),
+    [("one_f_one_b", 33, 0), ("zb_h1", 27, 0), ("zb_h2", 24, 3), ("zb_v", 24, 1.5)],
+)
+def test_steps_after_each_other(name: str, step: float, to_come: float) -> None:
+    """METHODS: with validation after the update a step takes its longest rank's span, and a run the
+    rest of one step; with validation before it each step takes all. Units: F = I = W = 1 of a
+    rank.
+    """
+    schedule = make(name, Request(4, 8))
+    part = 4 / schedule.num_stages
+    costs = Costs.of_parts(schedule.num_stages, [part] * 3)
+    for waiting, expected in (
+        (range(5), 5 * (step + to_come)),
+        ((), 5 * step + to_come),
+        ((2,), 5 * step + 2 * to_come),
+    ):
+        planned = planned_steps(schedule, costs, 5, lambda number, w=waiting: number in w)  # type: ignore[misc]
+        assert planned == pytest.approx(expected)
 
 
 def found(config: PipelineValidationBench = CONFIG, **factors: float) -> list[list[float]]:
@@ -109,4 +138,4 @@ def test_what_is_slower_fails(factors: dict[str, float], failed: set[str]) -> No
 
 def test_one_step_alone_is_refused() -> None:
     with pytest.raises(ConfigError, match="steps=1 must be at least 2"):
-        PipelineValidationBench("mpich", 4, 8, ("zb_h1",), (1, 1, 1), 1, 3)
+        PipelineValidationBench(TRAIN, "mpich", 4, 8, ("zb_h1",), (1, 1, 1), 1, 3)

@@ -1,4 +1,4 @@
-"""What may run before the step ahead is validated, what it saves, and that it can be taken back."""
+"""What may run before the step ahead is validated, who gains by it, and taking a step back."""
 
 from typing import Any
 
@@ -6,11 +6,10 @@ import pytest
 import torch
 from pipeline_world import SYNCHRONOUS
 
-from dist_ml.pipeline_parallel.dry_run import Costs, dependencies
+from dist_ml.pipeline_parallel.dry_run import dependencies
 from dist_ml.pipeline_parallel.post_validation import (
     ahead_of_validation,
     gains_by_post_validation,
-    planned_steps,
 )
 from dist_ml.pipeline_parallel.schedule import Schedule, one_stage
 from dist_ml.pipeline_parallel.schedules.csv_file import parse_csv
@@ -55,27 +54,6 @@ def test_it_is_closed_under_what_actions_use(name: str, num_ranks: int) -> None:
 def test_schedules_that_end_early_on_some_ranks_gain() -> None:
     gain = [n for n in SYNCHRONOUS if gains_by_post_validation(make(n, Request(4, 8)))]
     assert gain == ["zb_h1", "zb_h2", "zb_v", "dualpipe_v"]
-
-
-@pytest.mark.parametrize(
-    ("name", "step", "to_come"),
-    [("one_f_one_b", 33, 0), ("zb_h1", 27, 0), ("zb_h2", 24, 3), ("zb_v", 24, 1.5)],
-)
-def test_steps_after_each_other(name: str, step: float, to_come: float) -> None:
-    """METHODS: with validation after the update a step takes its longest rank's span, and a run the
-    rest of one step; with validation before it each step takes all. Units: F = I = W = 1 of a
-    rank.
-    """
-    schedule = make(name, Request(4, 8))
-    part = 4 / schedule.num_stages
-    costs = Costs.of_parts(schedule.num_stages, [part] * 3)
-    for waiting, expected in (
-        (range(5), 5 * (step + to_come)),
-        ((), 5 * step + to_come),
-        ((2,), 5 * step + 2 * to_come),
-    ):
-        planned = planned_steps(schedule, costs, 5, lambda number, w=waiting: number in w)  # type: ignore[misc]
-        assert planned == pytest.approx(expected)
 
 
 OPTIMIZERS: dict[str, Any] = {
