@@ -22,6 +22,7 @@ from dist_ml.plan.model_work import BlockWork, block_works, objective_work
 from dist_ml.plan.planned_ranks import Collective, PlannedGrid, words_of
 from dist_ml.train.build_step import DTYPES
 from dist_ml.train.members import check_members
+from dist_ml.train.microbatches import largest_microbatch
 from dist_ml.train.operator_axis import check_operator_axis, choose_layout
 from dist_ml.train.pipeline import make_schedule
 from dist_ml.train.pipeline_checks import check_asynchronous, check_axes
@@ -138,21 +139,19 @@ def plan_step(config: TrainConfig, num_ranks: int) -> StepPlan:
     if sizes["pipeline"] > 1:
         schedule = make_schedule(config.pipeline, sizes["pipeline"])
         check_asynchronous(config, schedule, sizes)
-    pieces = sizes["data"] * schedule.num_microbatches
-    return _planned(config, sizes, schedule, -(-config.batch_size // pieces))
+    return _planned(config, sizes, schedule)
 
 
-def _planned(
-    config: TrainConfig, sizes: dict[str, int], schedule: Schedule, microbatch: int
-) -> StepPlan:
+def _planned(config: TrainConfig, sizes: dict[str, int], schedule: Schedule) -> StepPlan:
     dtype = DTYPES[config.precision]
     train = open_dataset(config.data, dtype).train
     samples = Samples(train.sample_shape, train.num_outputs, train.task)
     example = train.batch(np.zeros(1, np.int64))
+    microbatch = largest_microbatch(config, sizes, train.num_samples)
     layers: WholeLayers | ParallelLayers = WholeLayers()
     grid: PlannedGrid | None = None
     if sizes["operator"] > 1:
-        layout, sides = choose_layout(config, sizes, samples)
+        layout, sides = choose_layout(config, sizes, samples, microbatch)
         grid = PlannedGrid(sides)
         layers = ParallelLayers(grid, layout, config.operator_parallel.layers, "torch")
     with torch.device("meta"):
