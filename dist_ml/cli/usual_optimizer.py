@@ -8,9 +8,6 @@ from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Override
 
-# Options of the groups `model` and `optimizer`. A Transformer learns little by plain SGD.
-_USUAL = {"cnn": "adamw", "transformer": "adamw"}
-
 
 def usual_optimizers(overrides: Sequence[Override]) -> list[str]:
     """What to add to `overrides`: `optimizer=adamw` beside `model=transformer`, and
@@ -23,7 +20,14 @@ def usual_optimizers(overrides: Sequence[Override]) -> list[str]:
             continue
         *outer, _ = (override.package or "model").split(".")
         key = f"optimizer@{'.'.join(outer)}.optimizer" if outer else "optimizer"
-        usual = _USUAL.get(str(override.value()))
-        if usual is not None and key not in chosen:
+        if key not in chosen and (usual := _usual(str(override.value()))) is not None:
             added.append(f"{key}={usual}")
     return added
+
+
+def _usual(model: str) -> str | None:
+    """The option of `optimizer` that the model comes with."""
+    from dist_ml.models import MODELS  # torch takes long to import, and only this needs it
+
+    member = MODELS.get(model)
+    return member.usual_optimizer if member is not None else None

@@ -33,18 +33,23 @@ class BuildModel(Protocol):
 
 
 class ModelMember(NamedTuple):
-    """How a model is made, the keys that it reads, and what it can be trained for."""
+    """How a model is made, the keys that it reads, what it can be trained for, and the option of
+    `optimizer` that it comes with (None: the configuration's).
+    """
 
     build: BuildModel
     reads: tuple[str, ...]
     tasks: tuple[Task, ...] = ("classification", "regression")
+    usual_optimizer: str | None = None
 
 
 # A new model is a module and an entry here.
 MODELS: dict[str, ModelMember] = {
     "mlp": ModelMember(mlp, ("model.hidden", "model.activation", "model.dropout")),
     "cnn": ModelMember(
-        cnn, ("model.channels", "model.blocks_per_stage", "model.groups", "model.dropout")
+        cnn,
+        ("model.channels", "model.blocks_per_stage", "model.groups", "model.dropout"),
+        usual_optimizer="adamw",
     ),
     "transformer": ModelMember(
         transformer,
@@ -59,6 +64,7 @@ MODELS: dict[str, ModelMember] = {
             "model.dropout",
         ),
         ("classification", "regression", "next_token"),
+        usual_optimizer="adamw",  # it learns little by plain SGD
     ),
 }
 
