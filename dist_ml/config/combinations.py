@@ -175,6 +175,20 @@ TABLE: tuple[Row, ...] = (
         lambda config: config.saves,
     ),
     Row(
+        ("fault.rerun",),
+        "with data_parallel={config.data_parallel.name} sparse={config.sparse.allreduce}, which "
+        "remember what they have sent",
+        "use data_parallel=dense, zero1 or zero2, and sparse=none",
+        lambda config: config.sparse.allreduce == "none",
+        by_member=True,
+    ),
+    Row(
+        ("fault.rerun_window", "fault.rerun_deviations"),
+        "with fault.rerun=false",
+        "set fault.rerun=true",
+        lambda config: config.fault.rerun,
+    ),
+    Row(
         ("resume_force",),
         "with resume=null",
         "set resume=auto",

@@ -7,6 +7,7 @@ from dist_ml.config.allreduce import AllreduceConfig, DataParallelConfig
 from dist_ml.config.checkpoint import CheckpointConfig
 from dist_ml.config.convert import show
 from dist_ml.config.data import DataConfig
+from dist_ml.config.fault import FaultConfig
 from dist_ml.config.model import ModelConfig
 from dist_ml.config.operator import OperatorConfig
 from dist_ml.config.pipeline import PipelineConfig
@@ -125,6 +126,7 @@ class TrainConfig:
     resume: str | None = None
     resume_force: bool = False  # also with settings that change its results
     reproduce: ReproduceConfig = field(default_factory=ReproduceConfig)
+    fault: FaultConfig = field(default_factory=FaultConfig)
 
     @property
     def place(self) -> str:

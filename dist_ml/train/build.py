@@ -31,6 +31,7 @@ from dist_ml.train.reproducible import (
     check_reproducible_model,
     check_reproducible_pipeline,
 )
+from dist_ml.train.rerun import check_rerun
 from dist_ml.train.trainer import Trainer
 
 _MOST_STEPS = 1 << 33  # of a run
@@ -151,6 +152,7 @@ def build_trainer(
     pipeline = _build_pipeline(config, mesh, task, share)
     with raise_on_all_ranks(mesh.world):
         check_reproducible_model(config, task.model)
+        check_rerun(config, mesh.sizes, task.model)
     return assemble(config, mesh, task, sampler, pipeline, told_to_stop)
 
 

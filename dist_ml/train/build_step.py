@@ -27,6 +27,7 @@ from dist_ml.train.model_reducer import ModelReducer
 from dist_ml.train.pipeline import Pipeline
 from dist_ml.train.pipeline_step import PipelineStages
 from dist_ml.train.post_validation import PostValidation
+from dist_ml.train.rerun import RerunReducer
 from dist_ml.train.slot_relay import SlotRelay
 from dist_ml.train.step import TrainStep
 from dist_ml.train.step_batches import StepBatches
@@ -94,12 +95,24 @@ def whole(parts: StepParts) -> StepWork:
     accumulation, reducer = parts.config.accumulation, parts.reducer
     if parts.mesh.sizes["operator"] > 1:
         reducer = _model_reducer(parts, None)
+    checked = None
+    if parts.config.fault.rerun:
+        data = parts.mesh.comm("data")
+        reducer = checked = RerunReducer(reducer, data, parts.config.fault, accumulation)
     batches = _batches(parts, accumulation)
     model, autocast = parts.task.model, parts.autocast
     stage = LocalStage(model, batches, reducer, parts.phases, accumulation, autocast)
     methods: dict[Kind, Callable[[Action], None]] = {"F": stage.forward, "B": stage.backward}
     methods = _telling(reducer, methods)
-    return StepWork(Executor(one_stage(accumulation).actions[0], methods), stage, reducer)
+    executor = Executor(one_stage(accumulation).actions[0], methods)
+    if checked is not None:
+
+        def compute(shift: int) -> None:
+            stage.again(shift)
+            executor.run(0)
+
+        checked.compute = compute
+    return StepWork(executor, stage, reducer)
 
 
 def pipelined(parts: StepParts, pipeline: Pipeline) -> StepWork:

@@ -166,14 +166,15 @@ _DENSE_KEYS = (
     "allreduce.bucket_bytes",
     "sparse.allreduce",
     "reproduce.shards",
+    "fault.rerun",
 )
 _DASO_KEYS = ("warmup_steps", "cooldown_steps", "plateau_steps")
 
 # A new way to share the data axis is a builder and an entry here.
 DATA_PARALLEL: dict[str, DataParallelMember] = {
     "dense": DataParallelMember(_every_step, _DENSE_KEYS),
-    "zero1": DataParallelMember(_zero1),
-    "zero2": DataParallelMember(_zero2, ("allreduce.bucket_bytes",)),
+    "zero1": DataParallelMember(_zero1, ("fault.rerun",)),
+    "zero2": DataParallelMember(_zero2, ("allreduce.bucket_bytes", "fault.rerun")),
     "periodic": DataParallelMember(_periodic, ("allreduce.name", "data_parallel.period")),
     "daso": DataParallelMember(
         _daso,

@@ -51,6 +51,12 @@ class LocalStage:
         batch_size, self._sizes = self._batches.begin(number, epoch, index)
         return batch_size
 
+    def again(self, shift: int) -> None:
+        """The next actions are of the same batch, on the share of the replica so many after this
+        one.
+        """
+        self._sizes = self._batches.again(shift)
+
     def end(self) -> None:
         """All actions have run."""
 

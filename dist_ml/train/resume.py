@@ -32,7 +32,15 @@ _SAME_RESULT = (
     "accumulation", "kernel", "data.path", "data_parallel.name", "allreduce.name",
     "allreduce.overlap", "allreduce.bucket_bytes", "pipeline.microbatches",
 )  # fmt: skip
-_SAME_RESULT_GROUPS = ("checkpoint", "comm", "tracker", "mesh", "pipeline", "operator_parallel")
+_SAME_RESULT_GROUPS = (
+    "checkpoint",
+    "comm",
+    "tracker",
+    "mesh",
+    "pipeline",
+    "operator_parallel",
+    "fault",
+)
 
 
 class Earlier(NamedTuple):

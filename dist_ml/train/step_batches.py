@@ -32,7 +32,7 @@ class StepBatches:
         self._sampler, self._data = sampler, data
         self._num_microbatches = num_microbatches
         self._slots_of = slots_of
-        self._number = 0
+        self._number, self._place = 0, (0, 0)
         self._num_items = 1
         self._ids: list[Ids] = []
         self._current = 0  # the micro-batch of the passes that follow
@@ -43,7 +43,7 @@ class StepBatches:
         """Samples of the global batch, and of each micro-batch of this replica. Those of the
         `following` batch (its epoch and index) are numbers N, N + 1, ….
         """
-        self._number = number
+        self._number, self._place = number, (epoch, index)
         batch_size = self._sampler.batch_size_at(index)
         self._num_items = batch_size * self._objective.items_per_sample
         self._ids = self._cut(epoch, index)
@@ -51,8 +51,16 @@ class StepBatches:
             self._ids += self._cut(*following)
         return batch_size, [len(part) for part in self._ids]
 
-    def _cut(self, epoch: int, index: int) -> list[Ids]:
-        rank, size, num = self._data.rank, self._data.size, self._num_microbatches
+    def again(self, shift: int) -> list[int]:
+        """The same batch once more, with the share of the replica so many after this one; the
+        samples of each micro-batch.
+        """
+        self._ids = self._cut(*self._place, shift)
+        return [len(part) for part in self._ids]
+
+    def _cut(self, epoch: int, index: int, shift: int = 0) -> list[Ids]:
+        size, num = self._data.size, self._num_microbatches
+        rank = (self._data.rank + shift) % size
         return self._sampler.microbatches(epoch, index, rank, size, num)
 
     def load(self, m: int) -> Batch:
