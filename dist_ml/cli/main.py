@@ -26,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dist_ml.cli.experiment",
         "run a scaling experiment from its configuration, and report on it",
     ),
+    "submit": (
+        "dist_ml.cli.submit",
+        "send a run, or with --multirun a sweep, to Slurm, or print the command that does",
+    ),
     "report": ("dist_ml.cli.report", "tabulate runs, and plot their losses and step times"),
     "verify": (
         "dist_ml.cli.verify",

@@ -1,5 +1,6 @@
 """The configuration of a training run."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -132,6 +133,15 @@ class TrainConfig:
     def place(self) -> str:
         """The run folder, new or old."""
         return self.folder if self.resume is None or self.resume == AUTO else self.resume
+
+    @property
+    def num_ranks(self) -> int | None:
+        """The ranks that it says it has: `ranks`, or the mesh where all its axes are given; None
+        where both leave it open.
+        """
+        sizes = (self.mesh.data, self.mesh.pipeline, self.mesh.operator)
+        given = [size for size in sizes if size is not None]
+        return self.ranks or (math.prod(given) if len(given) == len(sizes) else None)
 
     @property
     def saves(self) -> bool:

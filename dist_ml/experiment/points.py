@@ -1,6 +1,5 @@
 """The points of an experiment, composed and converted; what must hold of them before any runs."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,25 +44,18 @@ class Point:
 
 
 def ranks_of(config: TrainConfig) -> int:
-    """How many ranks a configuration says it has: `ranks`, or the mesh where all its axes are
-    given. `ConfigError` where both leave it open.
-    """
-    sizes = [getattr(config.mesh, axis) for axis in _MESH_AXES]
-    if config.ranks is not None:
-        return config.ranks
-    if None in sizes:
-        axis = _MESH_AXES[sizes.index(None)]
+    """How many ranks a configuration says it has. `ConfigError` where it leaves that open."""
+    if config.num_ranks is None:
+        axis = next(axis for axis in _MESH_AXES if getattr(config.mesh, axis) is None)
         raise ConfigError(
             f"ranks is not set, and mesh.{axis}=null takes any number; vary ranks, or set it in "
             "fixed"
         )
-    return math.prod(sizes)
+    return config.num_ranks
 
 
 def check_point(experiment: ExperimentConfig, config: TrainConfig, ranks: int) -> None:
-    """`DistMLError` for a point that could not run: too many ranks, a mesh that they don't fit, a
-    name that a family doesn't hold, a key without effect, a schedule that can't be made.
-    """
+    """`DistMLError` for a point that could not run, be it that it has too many ranks."""
     most = experiment.most_ranks
     if most is None and experiment.where != "slurm":
         most = cores()
@@ -72,6 +64,13 @@ def check_point(experiment: ExperimentConfig, config: TrainConfig, ranks: int) -
             f"{ranks} ranks are more than the {most} that are allowed; take fewer, or set "
             f"most_ranks={ranks}" + (" to have ranks share cores" if ranks > cores() else "")
         )
+    check_training(config, ranks)
+
+
+def check_training(config: TrainConfig, ranks: int) -> None:
+    """`DistMLError` for a training that could not run on so many ranks: a mesh that they don't fit,
+    a name that a family doesn't hold, a key without effect, a schedule that can't be made.
+    """
     sizes = resolve_sizes({axis: getattr(config.mesh, axis) for axis in _MESH_AXES}, ranks)
     check_members(config)
     check_axes(config, sizes)

@@ -24,7 +24,7 @@ class TrainingJob:
     config_name: str
     config_dir: Path | None
     overrides: tuple[str, ...]
-    folder: Path  # of the run
+    folder: Path | None  # of the run; None: as the overrides have it, or the configuration
     ranks: int
     debug: bool = False
 
@@ -33,7 +33,8 @@ class TrainingJob:
         """Of `dist-ml train`, but for the name of its configuration."""
         flags = [f"--config-dir={self.config_dir}"] if self.config_dir else []
         flags += ["--debug"] if self.debug else []
-        return [*flags, *self.overrides, f"folder={quoted(str(self.folder))}"]
+        folder = [] if self.folder is None else [f"folder={quoted(str(self.folder))}"]
+        return [*flags, *self.overrides, *folder]
 
     @property
     def program(self) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ml.cli import arguments, main, sweep
+from dist_ml.cli import arguments, main, sweep_points
 from dist_ml.cli.configured import field_comments
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
@@ -178,8 +178,8 @@ def test_every_field_is_documented() -> None:
     ] == []
 
 
-def points_of(*argv: str) -> list[sweep.Point]:
-    return sweep.plan(arguments.parse(["--multirun", *argv], "dist-ml train", "train"))
+def points_of(*argv: str) -> list[sweep_points.Point]:
+    return sweep_points.plan(arguments.parse(["--multirun", *argv], "dist-ml train", "train"))
 
 
 def test_a_sweep_is_the_product_of_its_values() -> None:

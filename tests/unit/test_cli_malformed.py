@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dist_ml.cli import arguments, main, sweep
+from dist_ml.cli import arguments, main, sweep_points
 from dist_ml.comm import mpi
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
@@ -131,13 +131,15 @@ def test_a_run_without_end_is_told_what_it_would_cost() -> None:
 )
 def test_sweeps_without_values_or_with_too_many(value: str) -> None:
     with pytest.raises(ConfigError):
-        sweep.plan(arguments.parse(["-m", f"optimizer.lr={value}"], "dist-ml train", "train"))
+        sweep_points.plan(
+            arguments.parse(["-m", f"optimizer.lr={value}"], "dist-ml train", "train")
+        )
 
 
 def test_a_sweep_of_too_many_points() -> None:
     argv = ["-m", *(f"{key}=range(1,200)" for key in ("seed", "epochs", "batch_size"))]
     with pytest.raises(ConfigError, match="at most 10,000 points"):
-        sweep.plan(arguments.parse(argv, "dist-ml train", "train"))
+        sweep_points.plan(arguments.parse(argv, "dist-ml train", "train"))
 
 
 @pytest.mark.parametrize("command", sorted(main.COMMANDS))
