@@ -14,6 +14,7 @@ from dist_ml.cli.tables import print_table
 from dist_ml.config.experiment import ExperimentConfig
 from dist_ml.errors import DataError
 from dist_ml.experiment import tables
+from dist_ml.experiment.allocation_jobs import run_in_allocation
 from dist_ml.experiment.folder import ExperimentFolder, Run
 from dist_ml.experiment.local_jobs import Outcome, run_locally
 from dist_ml.experiment.measurements import measure
@@ -25,6 +26,13 @@ from dist_ml.launch.extras import install_command
 from dist_ml.launch.process import sigterm_raises
 from dist_ml.train.display.words import describe
 from dist_ml.train.run_folder import jsonable, write_whole
+
+_START = {
+    "local": run_locally,
+    "emulated": run_locally,
+    "slurm": run_on_slurm,
+    "allocation": run_in_allocation,
+}
 
 
 class ExperimentRun:
@@ -75,8 +83,7 @@ class ExperimentRun:
                 self._request.debug,
             )
 
-        start = run_on_slurm if self._config.where == "slurm" else run_locally
-        return start(self._config, runs, job_of, terminal.say)
+        return _START[self._config.where](self._config, runs, job_of, terminal.say)
 
     def _command(self) -> str:
         """What goes on with this experiment: the command as it was typed, and its folder."""

@@ -58,7 +58,8 @@ class ExperimentConfig:
     # of values, or a name of your own with a list of overrides for each of its values
     axes: dict[str, Any]
     repetitions: int  # runs of each point, all points in turn
-    where: Literal["local", "emulated", "slurm"]  # this machine, hosts emulated on it, or a cluster
+    # this machine, hosts emulated on it, jobs of a cluster, or the job of it that this runs in
+    where: Literal["local", "emulated", "slurm", "allocation"]
     time_limit_seconds: float  # of one run
     per_rank: dict[str, int] = field(default_factory=dict)  # weak: whole numbers times the ranks
     threads: int = 1  # of each rank, the same at all points

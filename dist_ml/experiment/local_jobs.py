@@ -38,11 +38,9 @@ def run_locally(
         if emulated
         else nullcontext() as network
     ):
-        for number, run in enumerate(runs, 1):
-            job = job_of(run)
-            ranks = f"{job.ranks} rank{'s' if job.ranks > 1 else ''}"
-            tell(f"run {number} of {len(runs)} on {ranks}: {run.title}")
-            done = start(
+
+        def start_here(job: TrainingJob) -> Completed:
+            return start(
                 job,
                 mpi=config.mpi,
                 time_limit_seconds=config.time_limit_seconds,
@@ -50,7 +48,23 @@ def run_locally(
                 environment={"OMP_NUM_THREADS": str(config.threads)},
                 network=network,
             )
-            yield _outcome(run, done, config.time_limit_seconds)
+
+        yield from one_by_one(config, runs, job_of, tell, start_here)
+
+
+def one_by_one(
+    config: ExperimentConfig,
+    runs: Sequence[Run],
+    job_of: Callable[[Run], TrainingJob],
+    tell: Callable[[str], None],
+    start: Callable[[TrainingJob], Completed],
+) -> Generator[Outcome, None, None]:
+    """Say which run it is, `start` its job, which waits for its end, and give its outcome."""
+    for number, run in enumerate(runs, 1):
+        job = job_of(run)
+        ranks = f"{job.ranks} rank{'s' if job.ranks > 1 else ''}"
+        tell(f"run {number} of {len(runs)} on {ranks}: {run.title}")
+        yield _outcome(run, start(job), config.time_limit_seconds)
 
 
 def _outcome(run: Run, done: Completed, limit_seconds: float) -> Outcome:

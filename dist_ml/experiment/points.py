@@ -11,6 +11,7 @@ from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
 from dist_ml.experiment.training_job import folder_name
 from dist_ml.launch.mpiexec import cores
+from dist_ml.launch.sbatch import allocated_ranks
 from dist_ml.train.members import check_members
 from dist_ml.train.metrics import flatten
 from dist_ml.train.operator_axis import check_operator_axis
@@ -57,7 +58,12 @@ def ranks_of(config: TrainConfig) -> int:
 def check_point(experiment: ExperimentConfig, config: TrainConfig, ranks: int) -> None:
     """`DistMLError` for a point that could not run, be it that it has too many ranks."""
     most = experiment.most_ranks
-    if most is None and experiment.where != "slurm":
+    if experiment.where == "allocation" and ranks > (tasks := allocated_ranks()):
+        raise ConfigError(
+            f"{ranks} ranks are more than this allocation's tasks, {tasks}; take fewer, or submit "
+            f"it with --ntasks={ranks}"
+        )
+    if most is None and experiment.where in ("local", "emulated"):
         most = cores()
     if most is not None and ranks > most:
         raise ConfigError(

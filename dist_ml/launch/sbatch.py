@@ -93,6 +93,16 @@ def script(name: str) -> Path:
     raise ConfigError(f"no slurm/{name} in or beside {package}; reinstall the package")
 
 
+def allocated_ranks() -> int:
+    """The tasks of this allocation. `MachineError` outside of one."""
+    if not os.environ.get("SLURM_JOB_ID"):
+        raise MachineError(
+            "where=allocation runs inside a job of Slurm; submit slurm/experiment.sbatch, or take "
+            "an allocation with salloc"
+        )
+    return int(os.environ.get("SLURM_NTASKS", "1"))
+
+
 def client(*command: str, environment: Mapping[str, str] | None = None) -> str:
     """What a program of Slurm prints; `MachineError` with its words when it fails."""
     try:

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +72,33 @@ def test_on_emulated_hosts(flavour: str, own: Path) -> None:
     }
     assert hosts == {"h0", "h1"}
     assert "2 emulated hosts, 1gbit links" in (own / "out" / "report.md").read_text()
+
+
+def test_inside_one_job_also_after_it_was_told_to_stop(
+    slurm: VirtualSlurm, flavour: str, own: Path
+) -> None:
+    """The point on 4 ranks is under way, on two nodes, when the job is told; its next life runs
+    that alone.
+    """
+    folder = own / "out"
+    script = [str(REPOSITORY / "slurm" / "experiment.sbatch"), "small", f"--config-dir={own}"]
+    long = ["fixed.epochs=40", "time_limit_seconds=120", f"folder={folder}"]
+    told = {**variables(flavour), "DIST_ML_PYTHON": sys.executable}
+
+    def tell() -> None:
+        deadline = time.monotonic() + 120
+        while not (folder / "2_ranks=4" / "1" / "metrics.jsonl").exists():
+            assert time.monotonic() < deadline, "the second run does not begin"
+            time.sleep(0.05)
+        (job,) = slurm.client("squeue", "--noheader", "--format=%i").split()
+        slurm.client("scancel", "--batch", "--signal=USR1", job)
+
+    with ThreadPoolExecutor(1) as pool:
+        telling = pool.submit(tell)
+        status, output = slurm.submit("--nodes=2", "--ntasks=4", *script, *long, environment=told)
+        assert status == 0, output
+        telling.result()
+    assert finished(own) == {2: 1, 4: 1}, output
+    for words in ("told to stop, so it is queued again", "1 of 2 runs are finished"):
+        assert words in output, output
+    assert [each.name for each in (folder / "failed").iterdir()] == ["2_ranks=4,1,1"]
