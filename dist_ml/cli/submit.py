@@ -3,6 +3,7 @@ before anything is submitted.
 """
 
 import os
+import re
 import shlex
 import sys
 from argparse import Namespace
@@ -22,6 +23,7 @@ from dist_ml.launch.sbatch import BatchJob
 
 PROGRAM = "dist-ml submit"
 _USUAL = "train"
+_LEAD = re.compile(r"--signal=B:USR1@(\d+)")  # seconds before the end at which a run is told
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,8 +38,7 @@ def main(argv: Sequence[str]) -> int:
     refuse_ranks(PROGRAM)
     site = site_of(flags, os.environ)
     job = (_sweep if request.multirun else _run)(request, flags, site)
-    variables = {"DIST_ML_PYTHON": site.python or sys.executable}
-    variables |= {"DIST_ML_MPI": site.mpi} if site.mpi else {}
+    variables = _variables(site)
     if flags.print:
         assigned = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
         terminal.say(" ".join([*assigned, shlex.join(job.command)]))
@@ -62,6 +63,14 @@ def task_command(request: Request, index: int, environment: Mapping[str, str]) -
         )
     train = ["bash", str(sbatch.script("train.sbatch")), request.config_name]
     return ["env", f"SLURM_NTASKS={ranks}", *train, *point.job(request).arguments]
+
+
+def _variables(site: SiteConfig) -> dict[str, str]:
+    """What the script reads."""
+    variables = {"DIST_ML_PYTHON": site.python or sys.executable}
+    variables |= {"DIST_ML_MPI": site.mpi} if site.mpi else {}
+    leads = [found[1] for option in site.options if (found := _LEAD.fullmatch(option))]
+    return variables | ({"DIST_ML_LEAD_SECONDS": leads[-1]} if leads else {})
 
 
 def _named(request: Request) -> Request:

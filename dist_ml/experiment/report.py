@@ -119,7 +119,7 @@ def _notes(
         each.point.ranks for curve in curves for each in curve.points
         if cores is not None and each.point.ranks * config.threads > cores
     })  # fmt: skip
-    if crowded and config.where != "slurm":
+    if crowded and config.where in ("local", "emulated"):
         notes.append(
             f"{', '.join(map(str, crowded))} ranks of {config.threads} "
             f"thread{'s' if config.threads > 1 else ''} share {cores} cores: what they lose is the "

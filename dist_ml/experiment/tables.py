@@ -134,6 +134,7 @@ def _what_ran(config: Mapping[str, Any]) -> str:
         "emulated": f"on {config['network']['hosts']} emulated hosts, "
         f"{config['network']['rate'] or 'unshaped'} links",
         "slurm": "as Slurm jobs",
+        "allocation": "in one Slurm job",
     }[config["where"]]
     varied = ", ".join(config["axes"])
     runs = f"{config['repetitions']} run{'s' if config['repetitions'] > 1 else ''} a point"

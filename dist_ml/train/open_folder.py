@@ -83,9 +83,8 @@ def claimed_log(path: str | Path, comm: Communicator) -> Iterator[TextIO | None]
 def _start_logs(folder: RunFolder, comm: Communicator, claimed: TextIO | None = None) -> None:
     with raise_on_all_ranks(comm):
         try:
-            folder.log.mkdir(
-                parents=True, exist_ok=True
-            )  # a node that doesn't share the file system has its logs alone
+            if not folder.log.is_dir():  # a node that doesn't share the file system has its own
+                folder.log.mkdir(parents=True, exist_ok=True)
             logs.start(folder.path, comm.rank, claimed)
         except OSError as error:
             raise ConfigError(

@@ -144,6 +144,13 @@ def test_nothing_is_submitted_that_could_not_run(
     assert words in refusal(capsys, *argv)
 
 
+def test_the_script_knows_the_seconds_that_a_signal_leaves(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = printed(capsys, "ranks=2", "--option=--signal=B:USR1@300")
+    assert told[:3] == ["DIST_ML_PYTHON=/py", "DIST_ML_LEAD_SECONDS=300", "sbatch"]
+
+
 def test_a_submission_tells_the_job(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
