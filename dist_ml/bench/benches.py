@@ -30,6 +30,7 @@ from dist_ml.bench import (
     sparse_accuracy,
     sparse_curve,
     sparse_scaling,
+    startup,
     step,
     validation_loss,
 )
@@ -65,6 +66,7 @@ BENCHES: dict[str, Bench] = {
     "operator_crossover": operator_crossover.BENCH,
     "checkpoint": checkpoint.BENCH,
     "checkpoint_run": checkpoint_run.BENCH,
+    "startup": startup.BENCH,
     "gemm": gemm.BENCH,
     "gemm_words": gemm_words.BENCH,
 }
