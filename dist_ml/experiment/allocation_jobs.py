@@ -52,12 +52,12 @@ def _command(config: ExperimentConfig, job: TrainingJob) -> Command:
     """slurm/train.sbatch as a program."""
     without = [word for name in _LIMIT_VARIABLES for word in ("-u", name)]
     train = ["bash", str(sbatch.script("train.sbatch")), job.config_name, *job.arguments]
-    train += ["resume=null"]  # a run that is measured has one life
     own = {
         "SLURM_NTASKS": str(job.ranks),
         "SLURM_CPUS_PER_TASK": str(config.threads),
         "OMP_NUM_THREADS": str(config.threads),
         "DIST_ML_PYTHON": sys.executable,
+        "DIST_ML_REQUEUE": "no",  # a run that is measured has one life
         **({"DIST_ML_MPI": config.mpi} if config.mpi else {}),
     }
     return Command(["env", *without, *train], {**os.environ, **own})

@@ -53,8 +53,13 @@ def test_a_run_is_the_script_on_its_ranks(tmp_path: Path, steps: list[str]) -> N
     assert done.status == 0, done
     arguments, variables = json.loads((tmp_path / "told.json").read_text())
     folder = f"folder='{tmp_path}/out/1_ranks=3/1'"
-    assert arguments == ["train", "ranks=3", folder, "resume=null"]
-    expected = {"SLURM_NTASKS": "3", "OMP_NUM_THREADS": "2", "DIST_ML_MPI": "openmpi"}
+    assert arguments == ["train", "ranks=3", folder]
+    expected = {
+        "SLURM_NTASKS": "3",
+        "OMP_NUM_THREADS": "2",
+        "DIST_ML_MPI": "openmpi",
+        "DIST_ML_REQUEUE": "no",
+    }
     assert expected.items() <= variables.items()
     assert not {stacks.TIME_LIMIT, stacks.DEADLINE, stacks.FOLDER} & set(variables)
     assert len(steps) == 4  # nothing failed, so nothing is ended
