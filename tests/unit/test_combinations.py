@@ -64,6 +64,7 @@ def test_refused(overrides: str, words: str) -> None:
         "model=transformer data=text optimizer=sgd",
         "pipeline=chimera pipeline.pipes=4",
         "pipeline=file pipeline.file=x",
+        "reproduce=bitwise fault.rerun=true",
     ],
 )
 def test_defaults_and_shipped_choices_are_never_refused(overrides: str) -> None:

@@ -13,11 +13,13 @@ from test_own_training import SAMPLES, blocks
 from text_world import text_config
 from thread_world import run_ranks
 
+from dist_ml.comm.communicator import Communicator
 from dist_ml.config.reproduce import ReproduceConfig
 from dist_ml.config.train import MeshConfig, TrainConfig
 from dist_ml.data_parallel.sampler import GlobalSampler
 from dist_ml.data_parallel.tree_exchange import TreeExchange
 from dist_ml.errors import ConfigError
+from dist_ml.train.evaluator import SplitShare
 from dist_ml.train.own import Own
 
 SHARDS = ReproduceConfig(12)
@@ -107,6 +109,21 @@ def test_shards_are_the_same_samples_on_any_number_of_ranks() -> None:
         for size in (2, 3, 4, 6, 12):
             shares = [sampler.microbatches(1, step, r, size, 12 // size) for r in range(size)]
             assert [ids.tolist() for share in shares for ids in share] == expected
+
+
+def test_evaluations_are_the_same_on_ranks_that_do_not_divide_the_shards_too() -> None:
+    values = torch.rand(37, dtype=torch.float64)
+
+    def summed(comm: Communicator) -> float:
+        share = SplitShare(len(values), 4, comm, 1, num_shards=6)
+        for shard, piece in share.pieces:
+            share.add(shard, [values[piece.slice].sum()])
+        return float(share.total(comm))
+
+    found = {run_ranks(size, summed)[-1] for size in (1, 2, 3, 4, 5, 6, 7)}
+    assert len(found) == 1
+    assert found.pop() == pytest.approx(float(values.sum()))
+    assert found.pop() == pytest.approx(float(values.sum()))
 
 
 @pytest.mark.parametrize(
