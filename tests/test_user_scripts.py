@@ -155,3 +155,12 @@ def test_a_project_of_ones_own_is_trained_by_the_whole_trainer(mpi: str, tmp_pat
     assert summary["test_accuracy"] > 0.8
     weights = safetensors.torch.load_file(tmp_path / "run" / "checkpoints" / "model.safetensors")
     assert "residual1.layers.0.running_mean" in weights
+
+
+def test_a_launcher_that_mpi_does_not_know_is_told_at_once(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import dist_ml\ndist_ml.init()\n")
+    command = Command([sys.executable, str(script)], {**os.environ, "PMI_SIZE": "2"})
+    done = run_all([command], time_limit_seconds=TIME_LIMIT_SECONDS, capture=True)[0]
+    assert done.returncode == 1
+    assert "2 ranks were started, but MPICH joined them into 2 worlds of one" in done.stderr

@@ -65,14 +65,29 @@ def as_buffer(x: Tensor) -> Buffer:
 
 def is_contiguous(x: Tensor) -> bool:
     """False for tensors that need a contiguous copy; whatever `as_buffer` refuses anyway counts as
-    contiguous.
+    contiguous, and so does what a result can't be copied back to.
     """
     if isinstance(x, torch.Tensor):
-        return x.is_contiguous()
+        return not is_strided(x) or x.is_contiguous() or overlaps(x)
     return not isinstance(x, np.ndarray) or bool(x.flags.c_contiguous)
 
 
+def is_strided(x: torch.Tensor) -> bool:
+    """Has it an element for each of its positions? Not so sparse tensors, nor nested ones."""
+    return x.layout is torch.strided and not x.is_nested
+
+
+def overlaps(x: torch.Tensor) -> bool:
+    """Are several elements in one place, as `expand` leaves them?"""
+    return any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape, strict=True))
+
+
 def _from_torch(x: torch.Tensor) -> Buffer:
+    if not is_strided(x):
+        raise CommunicationError(
+            f"a {'nested' if x.is_nested else x.layout} tensor can't be communicated; pass its "
+            "values, or x.to_dense()"
+        )
     dtype = _TORCH_NAMES.get(x.dtype)
     if dtype is None:
         raise CommunicationError(

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from dist_ml.comm.buffer import is_strided
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.allreduce import AllreduceConfig
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.gradient_exchange import dense_or_sparse
 from dist_ml.data_parallel.gradients import call_when_final
+from dist_ml.errors import CommunicationError
 
 
 class AveragedGradients:
@@ -74,6 +76,11 @@ class AveragedGradients:
             view.zero_()
         elif gradient is view:
             view.mul_(self._factor)
+        elif not is_strided(gradient):
+            raise CommunicationError(
+                f"a gradient is a {gradient.layout} tensor, and dense ones are exchanged here; use "
+                "sparse=False in nn.Embedding, or DistributedDataParallel over dist_ml's backend"
+            )
         else:
             torch.mul(gradient.detach(), self._factor, out=view)
             self._parameters[index].grad = view

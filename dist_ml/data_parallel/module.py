@@ -19,7 +19,7 @@ from dist_ml.data_parallel.averaged_gradients import AveragedGradients
 from dist_ml.data_parallel.join import Exchange, Join
 from dist_ml.data_parallel.module_checks import require_alike, require_exchangeable
 from dist_ml.data_parallel.same_values import equalise
-from dist_ml.errors import CommunicationError
+from dist_ml.errors import CommunicationError, ConfigError
 
 
 class DataParallel(torch.nn.Module):
@@ -73,6 +73,11 @@ class DataParallel(torch.nn.Module):
             dense = AllreduceConfig(allreduce, wire, overlap, bucket_bytes)  # type: ignore[arg-type]
             chosen = _sparse_config(sparse)
             require_exchangeable(module)
+            if any(isinstance(part, DataParallel) for part in module.modules()):
+                raise ConfigError(
+                    "the model is in DataParallel already, and its gradients would be averaged "
+                    "twice; wrap it once"
+                )
         require_alike(module, self.comm)
         self._groups: list[AveragedGradients] = []
         if self.comm.size > 1:
