@@ -34,6 +34,10 @@ class CommunicationError(DistMLError):
     """A buffer, a dtype or a sequence of collectives that can't be communicated correctly."""
 
 
+class PeerLostError(CommunicationError):
+    """Another rank has died."""
+
+
 class MachineError(DistMLError):
     """Something that the machine lacks: an MPI, a launcher, a privilege, an optional package."""
 

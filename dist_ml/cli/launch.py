@@ -47,6 +47,11 @@ def main(arguments: Sequence[str]) -> int:
         help="end the job then, after printing every rank's stack",
     )
     parser.add_argument(
+        "--survive",
+        action="store_true",
+        help="Open MPI: the job outlives ranks that die, as fault.recover=shrink needs",
+    )
+    parser.add_argument(
         "command",
         nargs=argparse.REMAINDER,
         help="a dist-ml command or a program and its arguments, as in: train data=mnist, or: "
@@ -65,7 +70,11 @@ def main(arguments: Sequence[str]) -> int:
     program = [sys.executable, "-m", "dist_ml"] if known else _program(options.command[0])
     program += options.command if known else options.command[1:]
     return mpiexec.run(
-        program, options.ranks, options.mpi, time_limit_seconds=options.time_limit
+        program,
+        options.ranks,
+        options.mpi,
+        time_limit_seconds=options.time_limit,
+        survive=options.survive,
     ).returncode
 
 

@@ -48,6 +48,7 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
         from dist_ml.comm import mpi
         from dist_ml.comm.mpi_transport import MpiTransport
         from dist_ml.comm.peer_monitor import death_soon
+        from dist_ml.comm.survivors import leave
 
         world = mpi.world()
     except MachineError as error:
@@ -60,7 +61,9 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
         world.transport.end_when_stuck(lambda message: end_stuck(world, message))
     try:
         with sigterm_raises() if world.size == 1 else nullcontext():
-            return body(world)
+            status = body(world)
+        leave(world, status)
+        return status
     except SystemExit as stop:
         _log_failure(stop)
         terminal.complain("stopped by SIGTERM")
@@ -69,7 +72,9 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
         if error.agreed or world.size == 1:
             if world.rank == 0:
                 _log_failure(error)
-            return _end_together(error, world.rank, debug)
+            status = _end_together(error, world.rank, debug)
+            leave(world, status)
+            return status
         end_alone(world, error, debug)
     except KeyboardInterrupt as interrupt:
         _log_failure(interrupt)
@@ -87,7 +92,7 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
 
 def _end_together(error: DistMLError, rank: int, debug: bool) -> int:
     if rank == 0:
-        terminal.complain(f"{_traceback(error) if debug else ''}error: {error}")
+        terminal.write_error(f"{_traceback(error) if debug else ''}error: {error}")
     return error.exit_status
 
 

@@ -39,7 +39,7 @@ class BlockedCalls:
         stuck_seconds: float = STUCK_SECONDS,
         look_seconds: float = _LOOK_SECONDS,
     ) -> None:
-        self._peers = peers
+        self.peers = peers
         self._end = end
         self._stuck_seconds = stuck_seconds
         self._look_seconds = look_seconds
@@ -55,10 +55,10 @@ class BlockedCalls:
     def _watch(self) -> None:
         while True:
             time.sleep(self._look_seconds)
-            if self._is_stuck(self._stuck_seconds) and (death := death_among(self._peers)):
+            if self._is_stuck(self._stuck_seconds) and (death := death_among(self.peers)):
                 self._end(death)
                 return
-            if self._is_stuck(ENDED_SECONDS) and (ended := ended_among(self._peers)):
+            if self._is_stuck(ENDED_SECONDS) and (ended := ended_among(self.peers)):
                 self._end(ended)
                 return
 

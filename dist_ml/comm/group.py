@@ -88,6 +88,15 @@ class Group:
         """
         return type(self)(self.transport, self.axis, self.traffic, checked=True)
 
+    def renew(self, transport: Transport) -> None:
+        """Be the group behind another transport. Those split from the former one stay as they are,
+        and are this group's no more.
+        """
+        for child in self._children:
+            child._parent = None
+        self._children = []
+        self.transport, self.rank, self.size = transport, transport.rank, transport.size
+
     def free(self) -> None:
         """Give back the group's resources, and first those of all groups split from it. Collective.
 

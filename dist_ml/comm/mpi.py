@@ -13,6 +13,7 @@ from dist_ml.comm.backoff import fine_timers
 from dist_ml.comm.buffer import Array
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
+from dist_ml.comm.mpi_family import MpiFamily
 from dist_ml.comm.mpi_transport import MpiTransport, granted
 from dist_ml.comm.peer_monitor import this_process
 from dist_ml.comm.traffic import Traffic
@@ -72,7 +73,7 @@ def world(timing: bool = False) -> Communicator:
     node = comm.Split_type(mpi.COMM_TYPE_SHARED, key=comm.Get_rank())
     peers = tuple(node.allgather(this_process(comm.Get_rank())))
     node.Free()
-    return Communicator(MpiTransport(mpi, comm, peers), traffic=Traffic(timing))
+    return Communicator(MpiTransport(mpi, comm, MpiFamily(peers)), traffic=Traffic(timing))
 
 
 def load() -> Any:

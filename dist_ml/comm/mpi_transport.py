@@ -11,8 +11,8 @@ from typing import Any
 
 from dist_ml.comm.blocked_calls import BlockedCalls
 from dist_ml.comm.buffer import Array
+from dist_ml.comm.mpi_family import MpiFamily
 from dist_ml.comm.mpi_messages import PIECE, MpiMessages, starts_of
-from dist_ml.comm.peer_monitor import Peer
 from dist_ml.comm.request import Request
 from dist_ml.comm.shared_window import SharedWindow
 from dist_ml.comm.thread_level import LEVELS
@@ -24,16 +24,13 @@ MAX_COUNT = 2**31 - 1
 class MpiTransport(MpiMessages):
     """A `Transport` over one MPI communicator."""
 
-    def __init__(
-        self, mpi: Any, comm: Any, peers: Sequence[Peer] = (), watch: BlockedCalls | None = None
-    ) -> None:
+    def __init__(self, mpi: Any, comm: Any, family: MpiFamily | None = None) -> None:
         self._mpi = mpi
-        self.peers = peers  # the world's ranks that this process can see
+        self.family = family or MpiFamily()
+        self.peers = self.family.peers  # the world's ranks that this process can see
         self.blocked_since = 0.0
-        self._watch = watch
-        if watch is not None:
-            watch.register(self)
         self.comm = comm
+        self.family.add(self)
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         self.flavour: str = mpi.get_vendor()[0]
@@ -43,8 +40,8 @@ class MpiTransport(MpiMessages):
         """Call `end(message)`, which must not return, on a thread of its own, when a blocking call
         of this transport, or of those split from it afterwards, can't end because a rank has died.
         """
-        self._watch = BlockedCalls(self.peers, end)
-        self._watch.register(self)
+        self.family.watch = BlockedCalls(self.peers, end)
+        self.family.watch.register(self)
 
     @property
     def thread_level(self) -> str:
@@ -154,28 +151,24 @@ class MpiTransport(MpiMessages):
         return gathered
 
     def allocate_shared(self, num_bytes: int) -> "SharedWindow":
-        return SharedWindow(self._mpi, self.comm, num_bytes)
+        return self.family.add_window(SharedWindow(self._mpi, self.comm, num_bytes))
 
     def split(self, color: int | None, key: int) -> "MpiTransport | None":
         comm = self.comm.Split(self._mpi.UNDEFINED if color is None else color, key)
-        return (
-            None
-            if comm == self._mpi.COMM_NULL
-            else MpiTransport(self._mpi, comm, self.peers, self._watch)
-        )
+        return None if comm == self._mpi.COMM_NULL else MpiTransport(self._mpi, comm, self.family)
 
     def create_group(self, members: Sequence[int], tag: int) -> "MpiTransport":
         group = self.comm.Get_group().Incl(list(members))
         comm = self.comm.Create_group(group, tag)
         group.Free()
-        return MpiTransport(self._mpi, comm, self.peers, self._watch)
+        return MpiTransport(self._mpi, comm, self.family)
 
     def split_by_node(self) -> "MpiTransport":
         comm = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
-        return MpiTransport(self._mpi, comm, self.peers, self._watch)
+        return MpiTransport(self._mpi, comm, self.family)
 
     def duplicate(self) -> "MpiTransport":
-        return MpiTransport(self._mpi, self.comm.Dup(), self.peers, self._watch)
+        return MpiTransport(self._mpi, self.comm.Dup(), self.family)
 
     def free(self) -> None:
         if self.comm != self._mpi.COMM_NULL and self.comm != self._mpi.COMM_WORLD:
@@ -183,7 +176,7 @@ class MpiTransport(MpiMessages):
 
     def abort(self, status: int) -> None:
         """End all ranks. MPICH may run on for some milliseconds after Abort, so leave at once."""
-        self.comm.Abort(status)
+        self._mpi.COMM_WORLD.Abort(status)
         os._exit(status)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dist_ml.comm.backoff import Backoff
 from dist_ml.comm.script_end import ENDED_SECONDS, ended_among
-from dist_ml.errors import CommunicationError
+from dist_ml.errors import CommunicationError, PeerLostError
 
 # A rank may be busy for long (an evaluation, a checkpoint), but not for ever.
 LIMIT_SECONDS = 1800.0
@@ -48,8 +48,8 @@ class PeerMonitor:
         self._limit_seconds = limit_seconds
 
     def between_looks(self) -> None:
-        """Leave the core to others for a moment. `CommunicationError` when a peer has died or its
-        script is over, or the wait has lasted beyond its limit.
+        """Leave the core to others for a moment. `PeerLostError` when a peer has died,
+        `CommunicationError` when its script is over or the wait has lasted beyond its limit.
         """
         waited = self._backoff.between_looks()
         if waited > self._next_look:
@@ -58,7 +58,7 @@ class PeerMonitor:
 
     def _look(self, waited_seconds: float) -> None:
         if death := death_among(self._peers):
-            raise CommunicationError(death)
+            raise PeerLostError(death)
         if waited_seconds > ENDED_SECONDS and (ended := ended_among(self._peers)):
             raise CommunicationError(ended)
         if waited_seconds > self._limit_seconds:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from dist_ml.comm.peer_monitor import Peer, PeerMonitor, death_soon
-from dist_ml.errors import CommunicationError
+from dist_ml.errors import PeerLostError
 
 
 class PolledRequest:
@@ -25,5 +25,5 @@ class PolledRequest:
                     monitor.between_looks()
         except RuntimeError:  # MPI's own: it has found a dead rank's memory gone, for example
             if death := death_soon(self._peers):
-                raise CommunicationError(death) from None
+                raise PeerLostError(death) from None
             raise

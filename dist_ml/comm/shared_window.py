@@ -11,7 +11,7 @@ from dist_ml.comm.script_end import mark_ended
 
 class SharedWindow:
     """An MPI shared window: the first rank's memory, mapped by all ranks of a group on one node.
-    Collective.
+    Collective, and so is `free`.
     """
 
     def __init__(self, mpi: Any, comm: Any, num_bytes: int) -> None:
@@ -25,7 +25,15 @@ class SharedWindow:
 
     def free(self) -> None:
         atexit.unregister(self._free_at_exit)
-        self._window.Free()
+        if self._window is not None:
+            self._window.Free()
+
+    def give_up(self) -> None:
+        """It can't be freed any more, since a rank of the group has died: MPI keeps the memory
+        until this process ends.
+        """
+        atexit.unregister(self._free_at_exit)
+        self._window = None
 
     def _free_at_exit(self) -> None:
         mark_ended()  # the others may be elsewhere, and this waits for them

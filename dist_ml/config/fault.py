@@ -1,14 +1,19 @@
 """The configuration of what is done about faults of machines."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dist_ml.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class FaultConfig:
-    """How wrong results are found (docs/reproducibility.md)."""
+    """What follows a death (docs/shrink.md), and how wrong results are found
+    (docs/reproducibility.md).
+    """
 
+    # when a rank dies: none: the job ends; shrink: the others go on without it
+    recover: Literal["none", "shrink"] = "none"
     rerun: bool = False  # compute a step again whose loss or gradient norm jumps
     rerun_window: int = 64  # the steps that a jump is held against
     # a jump: more than the median by so many standard deviations, as the median deviation has them

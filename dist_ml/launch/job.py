@@ -178,8 +178,7 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], mark: str, at_once: bool)
     """Leave nothing of the job, nor any memory that failing ranks shared."""
     polite = _POLITE_SECONDS_AT_ONCE if at_once else _POLITE_SECONDS
     end_job(processes, f"{JOB_MARK}={mark}", polite)
-    if any(process.returncode != 0 for process in processes):
-        remove_orphans(wait=True)
+    remove_orphans(wait=True)  # a job may have gone on without a rank that was killed
 
 
 def _limit_in_words(seconds: float | None, standing: str) -> str:

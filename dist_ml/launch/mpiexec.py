@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 
+from dist_ml.errors import ConfigError
 from dist_ml.launch import mpi_installation
 from dist_ml.launch.emulated_network import EmulatedNetwork
 from dist_ml.launch.job import Command, Completed, run_all
@@ -22,14 +23,24 @@ def cores() -> int:
 
 
 def command(
-    program: Sequence[str], ranks: int, mpi: MpiInstallation, network: EmulatedNetwork | None = None
+    program: Sequence[str],
+    ranks: int,
+    mpi: MpiInstallation,
+    network: EmulatedNetwork | None = None,
+    survive: bool = False,
 ) -> tuple[list[str], dict[str, str]]:
     """The command line that starts `program` on `ranks` ranks, and the variables it wants by
     default.
 
     On this machine, or on the hosts of a `network`, which share this machine's cores. Threads per
-    rank are the cores divided by the ranks.
+    rank are the cores divided by the ranks. `survive`: ranks outlive others that die (ULFM), which
+    only Open MPI can: `ConfigError` elsewhere.
     """
+    if survive and mpi.flavour != "openmpi":
+        raise ConfigError(
+            f"--survive needs Open MPI, since {mpi.name}'s mpiexec ends all ranks when one dies; "
+            "add --mpi openmpi"
+        )
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // ranks))}
     argv = [str(mpi.mpiexec), "-n", str(ranks)]
     crowded = ranks > cores()
@@ -42,6 +53,8 @@ def command(
             argv += ["--oversubscribe", "--bind-to", "none"]
         if crowded:
             environment["OMPI_MCA_mpi_yield_when_idle"] = "1"
+        if survive:
+            argv += ["--with-ft", "ulfm"]
     elif mpi.flavour == "mpich" and crowded:
         environment["MPIR_CVAR_POLLS_BEFORE_YIELD"] = "1"
     if network is not None:
@@ -59,6 +72,7 @@ def run(
     capture: bool = False,
     environment: Mapping[str, str] | None = None,
     network: EmulatedNetwork | None = None,
+    survive: bool = False,
 ) -> Completed:
     """Run `program` on `ranks` ranks and wait for its end, as `job.run_all` does: always bounded,
     nothing left behind.
@@ -69,7 +83,7 @@ def run(
     """
     if not isinstance(mpi, MpiInstallation):
         mpi = mpi_installation.find(mpi)
-    argv, defaults = command(program, ranks, mpi, network)
+    argv, defaults = command(program, ranks, mpi, network, survive)
     chosen = {
         **defaults,
         **os.environ,

@@ -29,6 +29,7 @@ def assemble(
     sampler: GlobalSampler,
     pipeline: Pipeline | None = None,
     told_to_stop: Callable[[], bool] = lambda: False,
+    agree: Callable[[], None] = lambda: None,
 ) -> Trainer:
     """What trains `task` on the batches of `sampler`, each rank its stages of `pipeline`, or the
     whole model. Collective.
@@ -53,7 +54,7 @@ def assemble(
         objective=task.objective,
         dataset=task.dataset,
         sampler=sampler,
-        train_step=work.train_step(parts, updater, told_to_stop, alike),
+        train_step=work.train_step(parts, updater, told_to_stop, alike, agree),
         reducer=work.reducer,
         updater=updater,
         evaluator=build_evaluator(config, mesh, task, pipeline),

@@ -25,6 +25,7 @@ from dist_ml.train.operator_axis import build_layers, check_operator_axis
 from dist_ml.train.own import Own
 from dist_ml.train.pipeline import Pipeline, build_pipeline
 from dist_ml.train.pipeline_checks import check_asynchronous, check_axes, check_shared
+from dist_ml.train.recovery_checks import check_recovery
 from dist_ml.train.reproducible import (
     by_shards,
     check_reproducible,
@@ -129,13 +130,16 @@ def build_trainer(
     mesh: Mesh,
     told_to_stop: Callable[[], bool] = lambda: False,
     own: Own = Own(),  # noqa: B008 - immutable
+    agree: Callable[[], None] = lambda: None,
 ) -> Trainer:
-    """Everything that a training run needs; each step asks `told_to_stop`. `own`: in place of what
-    the configuration names. Kernels are tuned before anything is timed. Collective.
+    """Everything that a training run needs; each step asks `told_to_stop`, and calls `agree` before
+    it uses its sums. `own`: in place of what the configuration names. Kernels are tuned before
+    anything is timed. Collective.
     """
     with raise_on_all_ranks(mesh.world):
         check_members(config)
         check_axes(config, mesh.sizes)
+        check_recovery(config, mesh.sizes, own)
         check_operator_axis(config, mesh.sizes)
         check_reproducible(config, mesh.sizes)
     config = by_shards(config, mesh.sizes)
@@ -153,7 +157,7 @@ def build_trainer(
     with raise_on_all_ranks(mesh.world):
         check_reproducible_model(config, task.model)
         check_rerun(config, mesh.sizes, task.model)
-    return assemble(config, mesh, task, sampler, pipeline, told_to_stop)
+    return assemble(config, mesh, task, sampler, pipeline, told_to_stop, agree)
 
 
 def _build_pipeline(

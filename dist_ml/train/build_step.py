@@ -76,6 +76,7 @@ class StepWork(NamedTuple):
         updater: Updater,
         told_to_stop: Callable[[], bool],
         equalise_buffers: Callable[[], None],
+        agree: Callable[[], None],
     ) -> TrainStep:
         return TrainStep(
             self.executor,
@@ -87,6 +88,7 @@ class StepWork(NamedTuple):
             self.post_validation,
             told_to_stop,
             equalise_buffers,
+            agree,
         )
 
 

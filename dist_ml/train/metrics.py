@@ -50,6 +50,11 @@ def cut(file: Path, step: int) -> None:
         ) from error
 
 
+def holds(file: Path, step: int) -> bool:
+    """Is there a line of this step (not of an evaluation before it)?"""
+    return file.exists() and any(line.get("step") == step and "loss" in line for line in read(file))
+
+
 def read(file: Path) -> list[dict[str, Any]]:
     """All lines of a metrics.jsonl. A last line that is cut short (a run that is killed or still
     writing) is left out; any other that can't be read is a `DataError`, as is a missing file."""

@@ -25,6 +25,8 @@ class Progress:
     last_loss: float = float("nan")
     num_saved: int = 0  # checkpoints
     save_seconds: float = 0.0  # for which training stood still
+    # of ranks that were lost: who, in which step, and the seconds until the others went on
+    recoveries: list[dict[str, Any]] = field(default_factory=list)
     traffic: dict[str, float] = field(default_factory=dict)  # of earlier processes
 
     def add(self, step: Step) -> None:

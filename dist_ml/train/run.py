@@ -3,14 +3,16 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
 from dist_ml.comm.agreement import from_root
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.peer_monitor import Peer
+from dist_ml.comm.survivors import Survivors
 from dist_ml.config.convert import to_mapping
 from dist_ml.config.train import TrainConfig
-from dist_ml.errors import DataError, DistMLError
+from dist_ml.errors import DataError, DistMLError, PeerLostError
 from dist_ml.launch.lead import lead_seconds, seconds_to_stop
 from dist_ml.train import metrics, open_folder
 from dist_ml.train.build import build_mesh, build_trainer
@@ -19,6 +21,7 @@ from dist_ml.train.display import make_reporter
 from dist_ml.train.interval import Interval
 from dist_ml.train.own import Own
 from dist_ml.train.progress import Progress
+from dist_ml.train.recovery import train_on
 from dist_ml.train.results import leave_results
 from dist_ml.train.resume import Earlier, begin, find, require_epochs_left
 from dist_ml.train.step import Step
@@ -40,6 +43,7 @@ def train_run(
     the same on all of them. Its `status` is `stopped` where one of `signals` ended the run. `own`:
     in place of what the configuration names. Collective.
     """
+    survivors = Survivors(world) if config.fault.recover == "shrink" else None
     signals = signals or StopSignals()
     signals.begin(config.saves, world.size == 1, from_root(world, seconds_to_stop))
     mesh = build_mesh(config, world)
@@ -48,7 +52,10 @@ def train_run(
         if earlier is not None and earlier.summary is not None:
             make_reporter(mesh.world.rank, 0, 0).finish(earlier.summary)
             return earlier.summary
-        run = Run(config, build_trainer(config, mesh, signals.told, own), signals)
+        agree = survivors.agree if survivors is not None else lambda: None
+        run = Run(config, build_trainer(config, mesh, signals.told, own, agree), signals)
+        if survivors is not None:
+            return train_on(run, run.opened(earlier, claimed), survivors)
         with run.opened(earlier, claimed):
             return run.train()
 
@@ -56,10 +63,17 @@ def train_run(
 class Run:
     """The passes over the data, with what is measured, logged and saved along the way."""
 
-    def __init__(self, config: TrainConfig, trainer: Trainer, signals: StopSignals) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        trainer: Trainer,
+        signals: StopSignals,
+        progress: Progress | None = None,
+    ) -> None:
         self._config, self._trainer, self._signals = config, trainer, signals
         self._world = trainer.mesh.world
-        self._interval, self._progress = Interval(trainer), Progress()
+        self._interval, self._progress = Interval(trainer), progress or Progress()
+        self._last_line: tuple[int, dict[str, Any]] | None = None  # of metrics
 
     @contextlib.contextmanager
     def opened(self, earlier: Earlier | None, claimed: TextIO | None) -> Iterator[None]:
@@ -76,19 +90,64 @@ class Run:
         if earlier is None or not earlier.begun:
             self._folder = open_folder.create(config.place, mapping, world)
         else:
-            self._folder = open_folder.reopen(config.place, mapping, world, claimed)
-            from_root(world, lambda: metrics.cut(self._folder.metrics, trainer.num_steps))
+            self._reopen(mapping, claimed)
+        with self._writing(mapping):
+            if earlier is not None:
+                for words in begin(earlier, self._folder.path, trainer.num_steps, world):
+                    self._tell(words)
+            yield
+
+    def followed_by(self, make: Callable[[TrainConfig, Trainer, StopSignals], Trainer]) -> "Run":
+        """This run, and its figures, with the trainer that is made of its configuration and its
+        own trainer's state.
+        """
+        trainer = make(self._config, self._trainer, self._signals)
+        self._progress.end_interval(self._interval)
+        run = Run(self._config, trainer, self._signals, self._progress)
+        run._interval.load_state_dict(self._interval.state_dict())
+        run._last_line = self._last_line
+        return run
+
+    @contextlib.contextmanager
+    def reopened(self) -> Iterator[None]:
+        """As `opened`, of a run that follows another one of this process, whose rank 0 may have
+        died before it wrote the last line. Collective.
+        """
+        mapping, line = to_mapping(self._config), self._last_line
+        self._reopen(mapping, None)
+        with self._writing(mapping):
+            if line is not None and not from_root(
+                self._world, lambda: metrics.holds(self._folder.metrics, line[0])
+            ):
+                self._trackers.log(*line)
+            yield
+
+    def tell_loss(self, lost: Peer, seconds: float) -> None:
+        """A rank was lost in the step that comes, `seconds` ago; in the summary, too."""
+        step, size = self._trainer.num_steps, self._world.size
+        self._progress.recoveries.append({"rank": lost.rank, "step": step, "seconds": seconds})
+        self._tell(
+            f"rank {lost.rank} (process {lost.pid}) was lost in step {step}; {seconds:.2f} s later "
+            f"{size} go on from there, with its samples; their numbers are 0 to {size - 1} now"
+        )
+
+    def _reopen(self, mapping: Mapping[str, Any], claimed: TextIO | None) -> None:
+        """The folder of the run that goes on, without what comes after its last step."""
+        self._folder = open_folder.reopen(self._config.place, mapping, self._world, claimed)
+        from_root(self._world, lambda: metrics.cut(self._folder.metrics, self._trainer.num_steps))
+
+    @contextlib.contextmanager
+    def _writing(self, mapping: Mapping[str, Any]) -> Iterator[None]:
+        """Within the block the run is saved, tracked and shown."""
+        config, trainer, world = self._config, self._trainer, self._world
         self._checkpoints = Checkpoints(
             config.checkpoint, trainer, self._folder.checkpoints, mapping
         )
         self._trackers = open_trackers(config.tracker, self._folder, world, trainer.num_steps)
-        num_steps = config.epochs * steps_per_epoch
+        num_steps = config.epochs * trainer.sampler.steps_per_epoch
         self._reporter = make_reporter(world.rank, num_steps, config.epochs, trainer.num_steps)
         try:
             self._trackers.start(mapping)
-            if earlier is not None:
-                for words in begin(earlier, self._folder.path, trainer.num_steps, world):
-                    self._tell(words)
             yield
         finally:
             self._reporter.close()
@@ -106,7 +165,8 @@ class Run:
                     return self._stopped(evaluation)
                 evaluation = self._evaluate(epoch) or evaluation
         except DistMLError as error:
-            self._tell_failure(error, evaluation)
+            if not (isinstance(error, PeerLostError) and self._config.fault.recover == "shrink"):
+                self._tell_failure(error, evaluation)
             raise
         with self._signals.saving():
             self._checkpoints.close()
@@ -194,6 +254,7 @@ class Run:
         self._progress.end_interval(self._interval)
         self._interval.begin()
         self._trackers.log(step.number, values)
+        self._last_line = step.number, values
         return {
             key: values[key]
             for key in ("epoch", "loss", "samples_per_second", "communication_share")

@@ -77,7 +77,8 @@ class TrainStep:
     """All that follows the reduction is computed from reduced values, hence the same on all
     ranks. `told_to_stop`: of this rank alone; what one was told all know after the step.
     `equalise_buffers`: what forward passes left in buffers (running statistics) becomes the same on
-    all replicas.
+    all ranks. `agree` raises, on all ranks or on none, where a step's sums must not be used;
+    parameters and optimizer are as before it then.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class TrainStep:
         post_validation: PostValidation | None = None,
         told_to_stop: Callable[[], bool] = lambda: False,
         equalise_buffers: Callable[[], None] = lambda: None,
+        agree: Callable[[], None] = lambda: None,
     ) -> None:
         self._executor = executor
         self.stages = stages
@@ -101,6 +103,7 @@ class TrainStep:
         self._post_validation = post_validation
         self._told_to_stop = told_to_stop
         self._equalise_buffers = equalise_buffers
+        self._agree = agree
         self._is_likely = True  # that the next step's gradient is used as it is
         self._begun: tuple[int, int] | None = None  # epoch and index of the step under way
         self.num_steps = 0  # validated
@@ -123,6 +126,7 @@ class TrainStep:
         with self._phases("exchange"):
             reduced = self._reducer.finish()
             self._equalise_buffers()
+            self._agree()
         is_updated = following is not None and self._begin_next(reduced, following)
         with self._phases("exchange"):
             loss, *metrics, stop = reduced.slots

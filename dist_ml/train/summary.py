@@ -49,6 +49,7 @@ def figures(
         **evaluation,
         "seconds": progress.train_seconds,
         **(saved if progress.num_saved else {}),
+        **({"recoveries": progress.recoveries} if progress.recoveries else {}),
         "samples_per_second": progress.num_samples / seconds,
         "communication_share": progress.phase_seconds.get("exchange", 0.0) / seconds,
         "seconds_by_phase": progress.phase_seconds,

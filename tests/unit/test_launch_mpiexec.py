@@ -42,6 +42,13 @@ def test_open_mpi_as_root_unbound() -> None:
     assert "OMPI_MCA_mpi_yield_when_idle" not in environment
 
 
+def test_open_mpi_alone_survives_deaths() -> None:
+    argv, _ = mpiexec.command(["prog"], 2, installation("openmpi"), survive=True)
+    assert argv[-3:] == ["--with-ft", "ulfm", "prog"]
+    with pytest.raises(ConfigError, match="--survive needs Open MPI, since mpich's mpiexec ends"):
+        mpiexec.command(["prog"], 2, installation("mpich"), survive=True)
+
+
 @pytest.mark.parametrize(
     ("flavour", "variable"),
     [("mpich", "MPIR_CVAR_POLLS_BEFORE_YIELD"), ("openmpi", "OMPI_MCA_mpi_yield_when_idle")],
@@ -84,17 +91,20 @@ def test_launch_passes_the_command_on_and_gives_its_status(monkeypatch: pytest.M
     seen: list[object] = []
 
     def fake_run(
-        program: list[str], ranks: int, mpi: str | None, *, time_limit_seconds: float | None
+        program: list[str],
+        ranks: int,
+        mpi: str | None,
+        *,
+        time_limit_seconds: float | None,
+        survive: bool,
     ) -> Completed:
-        seen.extend([program[1:], ranks, mpi, time_limit_seconds])
+        seen.extend([program[1:], ranks, mpi, time_limit_seconds, survive])
         return Completed(7, "", "", False, "")
 
     monkeypatch.setattr(mpiexec, "run", fake_run)
-    assert (
-        launch.main(["-n", "3", "--mpi", "openmpi", "--time-limit", "9", "train", "-x", "lr=1"])
-        == 7
-    )
-    assert seen == [["-m", "dist_ml", "train", "-x", "lr=1"], 3, "openmpi", 9.0]
+    flags = ["-n", "3", "--mpi", "openmpi", "--time-limit", "9", "--survive"]
+    assert launch.main([*flags, "train", "-x", "lr=1"]) == 7
+    assert seen == [["-m", "dist_ml", "train", "-x", "lr=1"], 3, "openmpi", 9.0, True]
 
 
 @pytest.mark.parametrize(
