@@ -118,6 +118,14 @@ def test_a_run_that_stops_is_queued_again_whatever_names_its_folder(
     assert told.count("folder=") == (0 if "resume=old" in overrides else 1)
 
 
+def test_a_task_of_an_array_is_queued_again_alone(tmp_path: Path) -> None:
+    """The last one's job number is the array's, too."""
+    own = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    status, output = Job(tmp_path, "stops", **own).tell(USR1).end()
+    assert status == 75, output
+    assert (tmp_path / "requeued").read_text() == "requeue 7_3\n"
+
+
 def test_signals_before_the_step_mean_that_nothing_was_run(tmp_path: Path) -> None:
     job = Job(tmp_path, "slow").tell(USR1, once="cleaning")
     status, output = job.end()
