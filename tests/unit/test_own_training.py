@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +198,17 @@ def test_samples_of_several_shapes_are_named() -> None:
     )
     with pytest.raises(DataError, match="of the training samples can't be joined"):
         trainer.step(0, 0)
+
+
+def test_a_run_that_is_stopped_is_saved_and_ends_the_script(tmp_path: Path) -> None:
+    def ask_to_stop(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return nn.functional.cross_entropy(outputs, targets, reduction="sum")
+
+    overrides = ["resume=auto", f"folder={tmp_path / 'run'}", "batch_size=10"]
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        dist_ml.fit(module(), SAMPLES, loss=ask_to_stop, overrides=overrides)
+    assert stopped.value.code == 75
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*/COMMIT"))
+    assert signal.getsignal(signal.SIGTERM) is before
