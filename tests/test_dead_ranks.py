@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from dist_ml.flight import record_file
+from dist_ml.flight.diagnosis import diagnose
 from dist_ml.launch import mpiexec
 
 LIMIT_SECONDS = 15.0
@@ -102,5 +104,7 @@ def test_the_others_end_soon_and_name_it(
     assert "rank 2 (process" in completed.stderr, completed.stderr[-3000:]
     assert "died while others waited for it" in completed.stderr
     assert completed.stderr.count("died while others waited") == 1, completed.stderr
+    found = diagnose(record_file.read_folder(tmp_path / "run" / "log"))
+    assert 2 in found.ranks, found
     if exchange.startswith("pipeline"):  # which rank waited where
         assert re.search(r"this rank was at \d[FBIW]\d", completed.stderr), completed.stderr[-3000:]

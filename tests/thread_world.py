@@ -44,8 +44,9 @@ class ThreadTransport:
     thread_level = "MULTIPLE"
     largest_tag = 2**15 - 1  # what MPI grants at least
 
-    def __init__(self, rank: int, shared: Group) -> None:
+    def __init__(self, rank: int, shared: Group, members: Sequence[int] | None = None) -> None:
         self.rank, self.size, self.shared = rank, shared.size, shared
+        self.members = range(self.size) if members is None else members  # the world's ranks
 
     def allgather_objects(self, value: Any) -> list[Any]:
         slots = self.shared.slots[self.shared.turns[self.rank]]
@@ -122,7 +123,9 @@ class ThreadTransport:
             groups.update(group)
         if color is None:
             return None
-        return ThreadTransport([rank for _, rank in mine].index(self.rank), groups[color])
+        ranks = [rank for _, rank in mine]
+        members = [self.members[rank] for rank in ranks]
+        return ThreadTransport(ranks.index(self.rank), groups[color], members)
 
     def split_by_node(self) -> "ThreadTransport":
         node = self.split(self.shared.nodes[self.rank], self.rank)

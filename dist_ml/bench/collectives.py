@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dist_ml.bench import recorder_part
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.form import Check, Record, Result, most
 from dist_ml.bench.worlds import Worlds
@@ -50,7 +51,8 @@ def run(config: CollectivesBench, worlds: Worlds) -> Result:
                 "ratio": over.median,
             }
         )
-    return Result("collectives", records, size_checks(records))
+    recording = worlds.measure("recorder", {"rounds": config.rounds})
+    return Result("collectives", records, [*size_checks(records), *recorder_checks(recording)])
 
 
 def size_checks(records: Sequence[Record]) -> list[Check]:
@@ -65,6 +67,14 @@ def size_checks(records: Sequence[Record]) -> list[Check]:
     if large:
         checks.append(Check("time over mpi4py from 1 MB on", most(large), 1.02, "lower"))
     return checks
+
+
+def recorder_checks(seconds: Mapping[str, Sequence[float]]) -> list[Check]:
+    """The flight recorder's part of what a call adds."""
+    return [
+        Check(f"microseconds to record a {kind}", 1e6 * statistics.median(rounds), 1.0, "lower")
+        for kind, rounds in seconds.items()
+    ]
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> list[dict[str, list[float]]]:
@@ -91,6 +101,6 @@ BENCH = Bench(
     "our allreduce against raw mpi4py, by size",
     CollectivesBench,
     run,
-    {"collectives": measure},
+    {"collectives": measure, "recorder": recorder_part.measure},
     ranks=2,
 )

@@ -1,5 +1,5 @@
 """`dist-ml doctor`: what this machine, its MPI and its launcher can do, a line each: ok, warn or
-fail, with the remedy.
+fail, with the remedy. `dist-ml doctor hang RUN` is in `hang.py`.
 
 Under a launcher it examines the world that it was started in. Alone it starts two ranks with each
 MPI that it finds, and has them examine theirs.
@@ -26,9 +26,14 @@ _RANKS = 2
 
 def main(argv: Sequence[str]) -> int:
     """0 unless something failed, then 1."""
+    if argv and argv[0] == "hang":
+        from dist_ml.cli import hang
+
+        return hang.main(argv[1:])
     parser = Parser(
         prog="dist-ml doctor",
-        description="Tell what this machine, its MPI and its launcher can do, and what to mend.",
+        description="Tell what this machine, its MPI and its launcher can do, and what to mend. "
+        "dist-ml doctor hang RUN: why the ranks of a run waited for each other.",
     )
     parser.add_argument(
         "-n",

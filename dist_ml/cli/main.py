@@ -50,7 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "launch": ("dist_ml.cli.launch", "start a program on P ranks of this machine"),
     "doctor": (
         "dist_ml.cli.doctor",
-        "tell what this machine, its MPI and its launcher can do, and what to mend",
+        "tell what this machine, its MPI and its launcher can do; hang RUN: why a run hung",
     ),
 }
 

@@ -102,14 +102,33 @@ def end_alone(world: "Communicator", error: BaseException, debug: bool) -> None:
         first = _log_failure(error)
         if first is None:
             time.sleep(min(world.rank * _TURN_SECONDS, _LONGEST_WAIT_SECONDS))
+        diverged = _record(world, error, first is not False)
         if first is not False:
             where = f"rank {world.rank} of {world.size} on {socket.gethostname()}"
-            words = f"error on {where}: {_describe(error)}"
+            words = f"error on {where}: {_describe(error)}{diverged}"
             _write_error(f"{_traceback(error)}{words}" if debug else words)
         else:  # the speaker's abort ends this rank; its own is for a speaker that can't
             time.sleep(_LONGEST_WAIT_SECONDS)
     finally:  # whatever the report of the failure met
         world.abort(error.exit_status if isinstance(error, DistMLError) else _FAILED)
+
+
+def _record(world: "Communicator", error: BaseException, speaks: bool) -> str:
+    """Write this rank's flight record and, if it is the one that `speaks`, all others'. In words
+    what no rank knows by itself: that they were in different calls.
+    """
+    if world.recorder.is_final:  # the watchdog has
+        return ""
+    try:
+        from dist_ml.train import hang
+
+        if not speaks:
+            hang.write(world, _describe(error))
+            return ""
+        finding = hang.write_all(world, _describe(error), _LONGEST_WAIT_SECONDS)
+    except Exception:  # as `_log_failure`
+        return ""
+    return f"; {finding.words}" if finding is not None and finding.kind == "diverged" else ""
 
 
 def _write_error(text: str) -> None:

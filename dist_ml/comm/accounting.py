@@ -8,16 +8,17 @@ from dist_ml.comm.buffer import Array, Buffer, Tensor, as_buffer
 from dist_ml.comm.group import Group, expect
 from dist_ml.comm.reduction import check_reducible, is_half
 from dist_ml.comm.traffic import Words
+from dist_ml.flight.recorder import Record
 
 Op: TypeAlias = Literal["sum", "mean", "max", "min"]
 
 
 class AccountedGroup(Group):
     """A group whose calls enter here: buffers are flat views that fit, the words are in the ledger,
-    and in checked mode the ranks agree on the call.
+    the call is in the flight recorder, and in checked mode the ranks agree on it.
     """
 
-    def _enter_allreduce(self, buffer: Buffer, op: Op) -> None:
+    def _enter_allreduce(self, buffer: Buffer, op: Op) -> Record:
         array, dtype = buffer
         if op != "sum" or dtype != "float32":  # what nearly all calls are needs no look
             check_reducible("allreduce", buffer, op)
@@ -27,10 +28,11 @@ class AccountedGroup(Group):
         if size > 1:
             moved = words.allreduce_words(n, n // size + (self.rank < n % size), size)
             self.traffic.count(self.axis, "allreduce", moved, _reduced_bytes(buffer))
+        return self.calls.collective("allreduce", dtype, n, op)
 
     def _enter_reduce_scatter(
         self, send: Tensor, receive: Tensor, op: Op, counts: Sequence[int] | None
-    ) -> tuple[Buffer, Buffer, Sequence[int]]:
+    ) -> tuple[Buffer, Buffer, Sequence[int], Record]:
         source, target = as_buffer(send), as_buffer(receive)
         check_reducible("reduce_scatter", source, op)
         counts = self._shares(counts, source.array.size)
@@ -39,11 +41,12 @@ class AccountedGroup(Group):
         self._check(f"reduce_scatter {op}", source.dtype, source.array.size)
         moved = words.reduce_scatter_words(source.array.size, counts[self.rank], self.size)
         self._count("reduce_scatter", moved, _reduced_bytes(source))
-        return source, target, counts
+        record = self.calls.collective("reduce_scatter", source.dtype, source.array.size, op)
+        return source, target, counts, record
 
     def _enter_allgather(
         self, send: Tensor | None, receive: Tensor, counts: Sequence[int] | None
-    ) -> tuple[Array | None, Array, Sequence[int]]:
+    ) -> tuple[Array | None, Array, Sequence[int], Record]:
         target = as_buffer(receive)
         counts = self._shares(counts, target.array.size)
         expect("allgather", "receive", target, sum(counts), target.dtype)
@@ -53,28 +56,30 @@ class AccountedGroup(Group):
         self._check("allgather", target.dtype, target.array.size)
         moved = words.allgather_words(target.array.size, counts[self.rank], self.size)
         self._count("allgather", moved, target.array.itemsize)
-        return source.array if source is not None else None, target.array, counts
+        record = self.calls.collective("allgather", target.dtype, target.array.size)
+        return source.array if source is not None else None, target.array, counts, record
 
-    def _enter_broadcast(self, x: Tensor, root: int) -> Array:
+    def _enter_broadcast(self, x: Tensor, root: int) -> tuple[Array, Record]:
         buffer = as_buffer(x)
         self._check("broadcast", buffer.dtype, buffer.array.size, root)
         moved = words.broadcast_words(buffer.array.size, root, self.rank, self.size)
         self._count("broadcast", moved, buffer.array.itemsize)
-        return buffer.array
+        record = self.calls.collective("broadcast", buffer.dtype, buffer.array.size, root)
+        return buffer.array, record
 
-    def _enter_send(self, x: Tensor, destination: int) -> Array:
-        array = as_buffer(x).array
+    def _enter_send(self, x: Tensor, destination: int, tag: int) -> tuple[Array, Record]:
+        array, dtype = as_buffer(x)
         self._check_rank("destination", destination)
         if destination != self.rank:
             self.traffic.count(self.axis, "send", Words(array.size, 0, 1), array.itemsize)
-        return array
+        return array, self.calls.message("send", dtype, array.size, destination, tag)
 
-    def _enter_receive(self, x: Tensor, source: int) -> Array:
-        array = as_buffer(x).array
+    def _enter_receive(self, x: Tensor, source: int, tag: int) -> tuple[Array, Record]:
+        array, dtype = as_buffer(x)
         self._check_rank("source", source)
         if source != self.rank:
             self.traffic.count(self.axis, "send", Words(0, array.size, 0), array.itemsize)
-        return array
+        return array, self.calls.message("receive", dtype, array.size, source, tag)
 
 
 def _reduced_bytes(buffer: Buffer) -> int:

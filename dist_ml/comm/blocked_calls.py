@@ -40,7 +40,7 @@ class BlockedCalls:
         look_seconds: float = _LOOK_SECONDS,
     ) -> None:
         self.peers = peers
-        self._end = end
+        self.end = end
         self._stuck_seconds = stuck_seconds
         self._look_seconds = look_seconds
         self._transports: weakref.WeakSet[Blocking] = weakref.WeakSet()
@@ -56,10 +56,10 @@ class BlockedCalls:
         while True:
             time.sleep(self._look_seconds)
             if self._is_stuck(self._stuck_seconds) and (death := death_among(self.peers)):
-                self._end(death)
+                self.end(death)
                 return
             if self._is_stuck(ENDED_SECONDS) and (ended := ended_among(self.peers)):
-                self._end(ended)
+                self.end(ended)
                 return
 
     def _is_stuck(self, seconds: float) -> bool:

@@ -1,6 +1,7 @@
 """The one way to communicate: checked, counted, and the same on one rank or many."""
 
 from collections.abc import Callable, Sequence
+from time import monotonic_ns
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from dist_ml.comm.reduction import is_half, narrow, widen
 from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Words
 from dist_ml.errors import CommunicationError
+from dist_ml.flight.recorder import ANY_PEER, COUNT, ENDED
 
 # Half-precision buffers are widened this many elements at a time, so that a large one needs little
 # extra memory.
@@ -27,7 +29,8 @@ class Communicator(AccountedGroup):
     Takes torch tensors and numpy arrays in host memory. What is received is written into the
     caller's memory; tensors that are not contiguous are refused, except in place by the blocking
     `allreduce` and `broadcast`, which copy back. Empty tensors are fine, and so are counts above
-    2^31. Every call is entered in `traffic` under `axis`. A call on a group of one moves nothing.
+    2^31. Every call is entered in `traffic` under `axis`, and recorded in `calls`. A call on a
+    group of one moves nothing.
 
     bfloat16 and float16 are summed in float32 and rounded once, because a raw MPI sum of bfloat16
     returns garbage on Open MPI and aborts on MPICH.
@@ -43,7 +46,7 @@ class Communicator(AccountedGroup):
                 _in_contiguous(x, lambda dense: self.allreduce(dense, op))
                 return
             buffer = self._views.make(x)
-        self._enter_allreduce(buffer, op)
+        record = self._enter_allreduce(buffer, op)
         if self.size == 1:
             return
         with self.traffic.timed(self.axis, "allreduce"):
@@ -53,21 +56,20 @@ class Communicator(AccountedGroup):
                 self.transport.allreduce(buffer.array, _mpi_op(op))
                 if op == "mean":
                     self._divide(buffer.array, op)
+        record[ENDED] = monotonic_ns()
 
     def iallreduce(self, x: Tensor, op: Op = "sum") -> Request:
         """`allreduce`, completed by the returned request; `x` belongs to it until then."""
         buffer = as_buffer(x)
-        self._enter_allreduce(buffer, op)
+        record = self._enter_allreduce(buffer, op)
         if self.size == 1:
             return Request()
         if not is_half(buffer):
-            return self.transport.iallreduce(buffer.array, _mpi_op(op)).then(
-                lambda: self._divide(buffer.array, op)
-            )
+            request = self.transport.iallreduce(buffer.array, _mpi_op(op))
+            return request.then(lambda: self._divide(buffer.array, op)).recorded(record)
         wide = widen(buffer)
-        return self.transport.iallreduce(wide, _mpi_op(op)).then(
-            lambda: narrow(self._divide(wide, op), buffer)
-        )
+        request = self.transport.iallreduce(wide, _mpi_op(op))
+        return request.then(lambda: narrow(self._divide(wide, op), buffer)).recorded(record)
 
     def reduce_scatter(
         self, send: Tensor, receive: Tensor, op: Op = "sum", counts: Sequence[int] | None = None
@@ -77,30 +79,31 @@ class Communicator(AccountedGroup):
 
         `counts` default to the balanced block partition of n. Words sent: n - counts[rank].
         """
-        source, target, counts = self._enter_reduce_scatter(send, receive, op, counts)
+        source, target, counts, record = self._enter_reduce_scatter(send, receive, op, counts)
         if not is_half(source):
             with self.traffic.timed(self.axis, "reduce_scatter"):
                 self.transport.reduce_scatter(source.array, target.array, counts, _mpi_op(op))
             self._divide(target.array, op)
-            return
-        wide = np.empty(target.array.size, dtype=np.float32)
-        with self.traffic.timed(self.axis, "reduce_scatter"):
-            self.transport.reduce_scatter(widen(source), wide, counts, _mpi_op(op))
-        narrow(self._divide(wide, op), target)
+        else:
+            wide = np.empty(target.array.size, dtype=np.float32)
+            with self.traffic.timed(self.axis, "reduce_scatter"):
+                self.transport.reduce_scatter(widen(source), wide, counts, _mpi_op(op))
+            narrow(self._divide(wide, op), target)
+        record[ENDED] = monotonic_ns()
 
     def ireduce_scatter(
         self, send: Tensor, receive: Tensor, op: Op = "sum", counts: Sequence[int] | None = None
     ) -> Request:
         """`reduce_scatter`, completed by the returned request."""
-        source, target, counts = self._enter_reduce_scatter(send, receive, op, counts)
+        source, target, counts, record = self._enter_reduce_scatter(send, receive, op, counts)
         if not is_half(source):
             request = self.transport.ireduce_scatter(
                 source.array, target.array, counts, _mpi_op(op)
             )
-            return request.then(lambda: self._divide(target.array, op))
+            return request.then(lambda: self._divide(target.array, op)).recorded(record)
         wide = np.empty(target.array.size, dtype=np.float32)
         request = self.transport.ireduce_scatter(widen(source), wide, counts, _mpi_op(op))
-        return request.then(lambda: narrow(self._divide(wide, op), target))
+        return request.then(lambda: narrow(self._divide(wide, op), target)).recorded(record)
 
     def allgather(
         self, send: Tensor | None, receive: Tensor, counts: Sequence[int] | None = None
@@ -111,15 +114,17 @@ class Communicator(AccountedGroup):
         `counts` default to the balanced block partition of n. `send=None` means that this rank's
         share is in its place in `receive` already. Words sent: counts[rank] (P-1).
         """
-        source, target, counts = self._enter_allgather(send, receive, counts)
+        source, target, counts, record = self._enter_allgather(send, receive, counts)
         with self.traffic.timed(self.axis, "allgather"):
             self.transport.allgather(source, target, counts)
+        record[ENDED] = monotonic_ns()
 
     def iallgather(
         self, send: Tensor | None, receive: Tensor, counts: Sequence[int] | None = None
     ) -> Request:
         """`allgather`, completed by the returned request."""
-        return self.transport.iallgather(*self._enter_allgather(send, receive, counts))
+        source, target, counts, record = self._enter_allgather(send, receive, counts)
+        return self.transport.iallgather(source, target, counts).recorded(record)
 
     def alltoall(
         self,
@@ -151,8 +156,10 @@ class Communicator(AccountedGroup):
         self._check("alltoall", source.dtype)
         moved = words.alltoall_words(send_counts, receive_counts, self.rank)
         self._count("alltoall", moved, source.array.itemsize)
+        record = self.calls.collective("alltoall", source.dtype, depth=2)
         with self.traffic.timed(self.axis, "alltoall"):
             self.transport.alltoall(source.array, target.array, send_counts, receive_counts)
+        record[ENDED] = monotonic_ns()
 
     def exchange_counts(self, send_counts: Sequence[int]) -> list[int]:
         """How many elements each rank will send here, given how many go to each."""
@@ -167,52 +174,62 @@ class Communicator(AccountedGroup):
         if not is_contiguous(x):
             _in_contiguous(x, lambda dense: self.broadcast(dense, root))
             return
-        array = self._enter_broadcast(x, root)
+        array, record = self._enter_broadcast(x, root)
         with self.traffic.timed(self.axis, "broadcast"):
             self.transport.broadcast(array, root)
+        record[ENDED] = monotonic_ns()
 
     def ibroadcast(self, x: Tensor, root: int = 0) -> Request:
         """`broadcast`, completed by the returned request."""
-        return self.transport.ibroadcast(self._enter_broadcast(x, root), root)
+        array, record = self._enter_broadcast(x, root)
+        return self.transport.ibroadcast(array, root).recorded(record)
 
     def send(self, x: Tensor, destination: int, tag: int = 0) -> None:
         """Send all of `x`; the receiver's tensor must have as many elements of the same dtype."""
-        array = self._enter_send(x, destination)
+        array, record = self._enter_send(x, destination, tag)
         with self.traffic.timed(self.axis, "send"):
             self.transport.send(array, destination, tag)
+        record[ENDED] = monotonic_ns()
 
     def receive(self, x: Tensor, source: int, tag: int = 0) -> None:
         """Receive into all of `x`."""
-        array = self._enter_receive(x, source)
+        array, record = self._enter_receive(x, source, tag)
         with self.traffic.timed(self.axis, "send"):
             self.transport.receive(array, source, tag)
+        record[ENDED] = monotonic_ns()
 
     def receive_message(self, dtype: str, source: int, tag: int = 0) -> Array:
         """All of the next message from `source`, whatever its size: a new flat array of `dtype`,
         which must be the sender's.
         """
         self._check_rank("source", source)
+        record = self.calls.message("receive", dtype, None, source, tag, depth=2)
         with self.traffic.timed(self.axis, "send"):
             array = self.transport.receive_message(dtype, source, tag)
+        record[COUNT], record[ENDED] = array.size, monotonic_ns()
         if source != self.rank:
             self.traffic.count(self.axis, "send", Words(0, array.size, 0), array.itemsize)
         return array
 
     def isend(self, x: Tensor, destination: int, tag: int = 0) -> Request:
         """`send`, completed by the returned request; `x` must stay unchanged until then."""
-        return self.transport.isend(self._enter_send(x, destination), destination, tag)
+        array, record = self._enter_send(x, destination, tag)
+        return self.transport.isend(array, destination, tag).recorded(record)
 
     def ireceive(self, x: Tensor, source: int, tag: int = 0) -> Request:
         """`receive`, completed by the returned request."""
-        return self.transport.ireceive(self._enter_receive(x, source), source, tag)
+        array, record = self._enter_receive(x, source, tag)
+        return self.transport.ireceive(array, source, tag).recorded(record)
 
     def ireceive_any(self, x: Tensor, tag: int = 0) -> tuple[Request, Callable[[], int]]:
         """`ireceive` from whichever rank sends first; called after completion, the second value
         tells which.
         """
-        array = as_buffer(x).array
+        array, dtype = as_buffer(x)
         self._count("send", Words(0, array.size, 0), array.itemsize)
-        return self.transport.ireceive_any(array, tag)
+        record = self.calls.message("receive", dtype, array.size, ANY_PEER, tag, depth=2)
+        request, source = self.transport.ireceive_any(array, tag)
+        return request.recorded(record), source
 
     def _allreduce_half(self, buffer: Buffer, op: Op) -> None:
         for piece in partition.pieces(buffer.array.size, HALF_PIECE):

@@ -3,6 +3,7 @@ counted before each call.
 """
 
 from collections.abc import Sequence
+from time import monotonic_ns
 from typing import Any, Self
 
 from dist_ml import partition
@@ -12,14 +13,15 @@ from dist_ml.comm.checked import Checker
 from dist_ml.comm.traffic import Traffic, Words
 from dist_ml.comm.transport import Transport
 from dist_ml.errors import CommunicationError
+from dist_ml.flight.recorder import ENDED, Recorder
 
 
 class Group:
     """Ranks along one mesh axis, without the collectives that move tensors (those are
     `Communicator`'s).
 
-    `traffic` is shared with every group split from this one. `checked` makes ranks compare calls
-    before each collective.
+    `traffic` and `recorder` are shared with every group split from this one. `checked` makes ranks
+    compare calls before each collective. `calls` records them (`flight/recorder.py`).
     """
 
     def __init__(
@@ -28,12 +30,18 @@ class Group:
         axis: str = "world",
         traffic: Traffic | None = None,
         checked: bool = False,
+        recorder: Recorder | None = None,
     ) -> None:
         self.transport = transport
         self.axis = axis
         self.rank = transport.rank
         self.size = transport.size
         self.traffic = traffic if traffic is not None else Traffic()
+        members = transport.members
+        if recorder is None:
+            recorder = Recorder(members[transport.rank], len(members))
+        self.recorder = recorder
+        self.calls = recorder.group(axis, members, transport.rank)
         self._views = BufferCache()
         self._parent: Group | None = None
         self._children: list[Group] = []  # split from this one and not freed, in order
@@ -47,19 +55,27 @@ class Group:
     def barrier(self) -> None:
         """Wait until all ranks are here."""
         self._check("barrier")
+        record = self.calls.collective("barrier", depth=2)
         self.transport.barrier()
+        record[ENDED] = monotonic_ns()
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
         """The root's small Python object, on all ranks: for set-up and errors, not for data. Not
         counted.
         """
         self._check("broadcast_object", root=root)
-        return self.transport.broadcast_object(value, root)
+        record = self.calls.collective("broadcast_object", detail=root, depth=2)
+        value = self.transport.broadcast_object(value, root)
+        record[ENDED] = monotonic_ns()
+        return value
 
     def allgather_objects(self, value: Any) -> list[Any]:
         """Every rank's small Python object, in rank order, on all ranks. Not counted."""
         self._check("allgather_objects")
-        return self.transport.allgather_objects(value)
+        record = self.calls.collective("allgather_objects", depth=2)
+        values = self.transport.allgather_objects(value)
+        record[ENDED] = monotonic_ns()
+        return values
 
     def split(
         self, color: int | None, key: int | None = None, axis: str | None = None
@@ -68,7 +84,9 @@ class Group:
         where color is None.
         """
         self._check("split")
+        record = self.calls.collective("split", depth=2)
         transport = self.transport.split(color, self.rank if key is None else key)
+        record[ENDED] = monotonic_ns()
         return None if transport is None else self._child(transport, axis)
 
     def create_group(self, members: Sequence[int], tag: int, axis: str | None = None) -> Self:
@@ -80,13 +98,16 @@ class Group:
     def split_by_node(self, axis: str | None = None) -> Self:
         """The group of the ranks that share this node's memory."""
         self._check("split_by_node")
-        return self._child(self.transport.split_by_node(), axis)
+        record = self.calls.collective("split_by_node", depth=2)
+        transport = self.transport.split_by_node()
+        record[ENDED] = monotonic_ns()
+        return self._child(transport, axis)
 
     def with_checks(self) -> Self:
         """The same ranks, comparing their calls before each collective (`comm.checked`).
         Collective.
         """
-        return type(self)(self.transport, self.axis, self.traffic, checked=True)
+        return type(self)(self.transport, self.axis, self.traffic, True, self.recorder)
 
     def renew(self, transport: Transport) -> None:
         """Be the group behind another transport. Those split from the former one stay as they are,
@@ -131,7 +152,7 @@ class Group:
 
     def _child(self, transport: Transport, axis: str | None) -> Self:
         checked = self._checker is not None
-        child = type(self)(transport, axis or self.axis, self.traffic, checked=checked)
+        child = type(self)(transport, axis or self.axis, self.traffic, checked, self.recorder)
         child._parent = self
         self._children.append(child)
         return child

@@ -30,6 +30,7 @@ class Loopback:
     rank = 0
     size = 1
     flavour = "loopback"
+    members: Sequence[int] = (0,)
     peers: Sequence[Peer] = ()
     thread_level = "MULTIPLE"
     largest_tag = 2**31 - 1
@@ -127,6 +128,9 @@ class Loopback:
 
     def free(self) -> None:
         pass
+
+    def end_stuck(self, message: str) -> None:
+        raise AssertionError(f"a lone rank waits for nobody: {message}")
 
     def abort(self, status: int) -> None:
         os._exit(status)

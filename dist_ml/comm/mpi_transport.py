@@ -44,6 +44,15 @@ class MpiTransport(MpiMessages):
         self.family.watch.register(self)
 
     @property
+    def members(self) -> Sequence[int]:
+        """The world's ranks in the group, in its order; each process can tell by itself."""
+        group, world = self.comm.Get_group(), self._mpi.COMM_WORLD.Get_group()
+        members: Sequence[int] = group.Translate_ranks(range(self.size), world)
+        group.Free()
+        world.Free()
+        return members
+
+    @property
     def thread_level(self) -> str:
         """What MPI grants: one of `thread_level.LEVELS`."""
         return granted(self._mpi)
@@ -173,6 +182,12 @@ class MpiTransport(MpiMessages):
     def free(self) -> None:
         if self.comm != self._mpi.COMM_NULL and self.comm != self._mpi.COMM_WORLD:
             self.comm.Free()
+
+    def end_stuck(self, message: str) -> None:
+        """End all ranks as `end_when_stuck` says; without it, at once. Does not return."""
+        if self._watch is not None:
+            self._watch.end(message)
+        self.abort(1)
 
     def abort(self, status: int) -> None:
         """End all ranks. MPICH may run on for some milliseconds after Abort, so leave at once."""

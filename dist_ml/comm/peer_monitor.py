@@ -12,6 +12,7 @@ from typing import NamedTuple
 from dist_ml.comm.backoff import Backoff
 from dist_ml.comm.script_end import ENDED_SECONDS, ended_among
 from dist_ml.errors import CommunicationError, PeerLostError
+from dist_ml.flight import on_signal
 
 # A rank may be busy for long (an evaluation, a checkpoint), but not for ever.
 LIMIT_SECONDS = 1800.0
@@ -89,15 +90,33 @@ def death_soon(peers: Sequence[Peer]) -> str | None:
 
 def is_alive(peer: Peer) -> bool:
     """False once the process has ended, reaped or not; True where this process can't tell."""
+    return _state(peer) not in ("Z", "X")
+
+
+def is_stopped(peer: Peer) -> bool:
+    """Has a signal (SIGSTOP), or a debugger, stopped the process? False where that can't be
+    told.
+    """
+    return _state(peer) in ("T", "t")
+
+
+def tell_to_record(peers: Sequence[Peer]) -> int:
+    """Have the other ranks that can be seen from here write their flight records; how many will."""
+    here = _pid_namespace()
+    return on_signal.tell(p.pid for p in peers if p.namespace == here and p.pid != os.getpid())
+
+
+def _state(peer: Peer) -> str:
+    """The letter of /proc: X for a process that is gone, empty where this process can't tell."""
     if peer.namespace != _pid_namespace():
-        return True
+        return ""
     try:
         with open(f"/proc/{peer.pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+            return file.read().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return "X"
     except OSError:
-        return True
+        return ""
 
 
 def _pid_namespace() -> str:

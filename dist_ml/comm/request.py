@@ -1,7 +1,10 @@
 """A handle on communication that goes on while the rank computes."""
 
 from collections.abc import Callable, Sequence
+from time import monotonic_ns
 from typing import Any, Protocol
+
+from dist_ml.flight.recorder import ENDED, WAITED, Record
 
 
 class Pending(Protocol):
@@ -20,7 +23,7 @@ class Request:
     `wait`.
     """
 
-    __slots__ = ("_finish", "_keep", "_pending")
+    __slots__ = ("_finish", "_keep", "_pending", "_record")
 
     def __init__(
         self,
@@ -31,6 +34,7 @@ class Request:
         self._pending = list(pending)
         self._keep = keep
         self._finish = finish
+        self._record: Record | None = None
 
     def test(self) -> bool:
         """Give MPI a chance to progress; true once everything has completed."""
@@ -42,10 +46,18 @@ class Request:
 
     def wait(self) -> None:
         """Block until everything has completed."""
+        if self._record is not None:
+            self._record[WAITED] = monotonic_ns()
         for pending in self._pending:
             pending.Wait()
         self._pending.clear()
         self._complete()
+
+    def recorded(self, record: Record) -> "Request":
+        """This request, which notes in the flight recorder when it is waited for and completes."""
+        record[WAITED] = 0
+        self._record = record
+        return self
 
     def then(self, finish: Callable[[], Any]) -> "Request":
         """This request, with `finish` to run on completion, after what was to run already."""
@@ -63,3 +75,6 @@ class Request:
         finish, self._finish, self._keep = self._finish, None, None
         if finish is not None:
             finish()
+        if self._record is not None:
+            self._record[ENDED] = monotonic_ns()
+            self._record = None

@@ -189,6 +189,12 @@ TABLE: tuple[Row, ...] = (
         lambda config: config.fault.rerun,
     ),
     Row(
+        ("fault.watchdog_seconds",),
+        "with fault.watchdog=0, which sets no limit",
+        "set fault.watchdog",
+        lambda config: config.fault.watchdog > 0,
+    ),
+    Row(
         ("resume_force",),
         "with resume=null",
         "set resume=auto",

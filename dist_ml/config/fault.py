@@ -1,5 +1,6 @@
-"""The configuration of what is done about faults of machines."""
+"""The configuration of what is done about faults of machines and ranks."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,8 +9,9 @@ from dist_ml.errors import ConfigError
 
 @dataclass(frozen=True)
 class FaultConfig:
-    """What follows a death (docs/shrink.md), and how wrong results are found
-    (docs/reproducibility.md).
+    """What follows a death (docs/shrink.md), how wrong results are found
+    (docs/reproducibility.md), and how long a step may take before the job counts as hung and ends
+    (docs/failures.md).
     """
 
     # when a rank dies: none: the job ends; shrink: the others go on without it
@@ -18,9 +20,21 @@ class FaultConfig:
     rerun_window: int = 64  # the steps that a jump is held against
     # a jump: more than the median by so many standard deviations, as the median deviation has them
     rerun_deviations: float = 10.0
+    watchdog: float = 10.0  # a step's limit, in medians of the steps so far; 0: none
+    watchdog_seconds: float = 60.0  # but at least so long
 
     def __post_init__(self) -> None:
         if self.rerun_window < 2:
             raise ConfigError(f"rerun_window={self.rerun_window} must be at least 2 steps")
         if not self.rerun_deviations > 0:
             raise ConfigError(f"rerun_deviations={self.rerun_deviations} must be above 0")
+        if self.watchdog != 0 and not 1 < self.watchdog < math.inf:
+            raise ConfigError(
+                f"watchdog={self.watchdog:g} must be above 1, in medians of a step; or 0 for no "
+                "limit"
+            )
+        if not 0 < self.watchdog_seconds < math.inf:
+            raise ConfigError(
+                f"watchdog_seconds={self.watchdog_seconds:g} must be above 0 and finite; "
+                "watchdog=0 sets no limit"
+            )

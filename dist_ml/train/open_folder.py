@@ -10,6 +10,7 @@ import yaml
 from dist_ml.comm.agreement import from_root, raise_on_all_ranks
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
+from dist_ml.flight import record_file
 from dist_ml.train import logs
 from dist_ml.train.run_folder import RunFolder, write_whole
 
@@ -41,6 +42,7 @@ def reopen(
             write_whole(folder.config, yaml.safe_dump(dict(config), sort_keys=False))
             folder.summary.unlink(missing_ok=True)
             logs.forget_failure(folder.path)
+            record_file.forget(folder.log)
         except OSError as error:
             raise ConfigError(
                 f"folder={folder.path} can't be written: {error.strerror or error}; mend that, or "
@@ -86,6 +88,7 @@ def _start_logs(folder: RunFolder, comm: Communicator, claimed: TextIO | None = 
             if not folder.log.is_dir():  # a node that doesn't share the file system has its own
                 folder.log.mkdir(parents=True, exist_ok=True)
             logs.start(folder.path, comm.rank, claimed)
+            comm.recorder.folder = folder.log
         except OSError as error:
             raise ConfigError(
                 f"folder={folder.path} can't hold this rank's log: {error.strerror or error}; "

@@ -13,6 +13,8 @@ from dist_ml.comm.survivors import Survivors
 from dist_ml.config.convert import to_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import DataError, DistMLError, PeerLostError
+from dist_ml.flight import record_file
+from dist_ml.flight.on_signal import DUMP
 from dist_ml.launch.lead import lead_seconds, seconds_to_stop
 from dist_ml.train import metrics, open_folder
 from dist_ml.train.build import build_mesh, build_trainer
@@ -29,6 +31,7 @@ from dist_ml.train.stop_signals import StopSignals
 from dist_ml.train.summary import evaluation_values, figures
 from dist_ml.train.trackers import open_trackers
 from dist_ml.train.trainer import Trainer
+from dist_ml.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +77,7 @@ class Run:
         self._world = trainer.mesh.world
         self._interval, self._progress = Interval(trainer), progress or Progress()
         self._last_line: tuple[int, dict[str, Any]] | None = None  # of metrics
+        self._watchdog = Watchdog(config.fault, self._world)
 
     @contextlib.contextmanager
     def opened(self, earlier: Earlier | None, claimed: TextIO | None) -> Iterator[None]:
@@ -140,6 +144,7 @@ class Run:
     def _writing(self, mapping: Mapping[str, Any]) -> Iterator[None]:
         """Within the block the run is saved, tracked and shown."""
         config, trainer, world = self._config, self._trainer, self._world
+        self._signals.on(DUMP, lambda: record_file.write(world.recorder, DUMP.name))
         self._checkpoints = Checkpoints(
             config.checkpoint, trainer, self._folder.checkpoints, mapping
         )
@@ -148,7 +153,8 @@ class Run:
         self._reporter = make_reporter(world.rank, num_steps, config.epochs, trainer.num_steps)
         try:
             self._trackers.start(mapping)
-            yield
+            with self._watchdog:
+                yield
         finally:
             self._reporter.close()
             self._trackers.close()
@@ -183,7 +189,9 @@ class Run:
         if start == 0:
             self._interval.begin()
         goes_on = not self._is_evaluated(epoch)
+        self._watchdog.begin(self._trainer.num_steps)
         for step in self._trainer.epoch(epoch, start, goes_on):
+            self._watchdog.end()
             self._interval.add(step)
             self._progress.add(step)
             if step.skipped:
@@ -199,6 +207,8 @@ class Run:
             self._signals.log_ignored()
             with self._signals.saving():
                 self._checkpoints.after_step(self._progress, self._interval)
+            self._watchdog.begin(step.number + 1)
+        self._watchdog.rest()
         self._progress.end_interval(self._interval)
         return False
 

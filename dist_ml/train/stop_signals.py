@@ -7,7 +7,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 
 from dist_ml.launch.lead import LEAST_SECONDS
@@ -44,6 +44,7 @@ class StopSignals:
         self._end_asked: float | None = None  # when SIGTERM came
         self._safe_until = 0.0  # no end before then, for the sake of a save
         self._open: contextlib.ExitStack | None = None
+        self._calls: dict[int, Callable[[], object]] = {}  # by signal
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
@@ -79,6 +80,12 @@ class StopSignals:
             signal.signal(signal.SIGTERM, raise_exit if alone and is_free else before)
             if self._end_asked is not None:
                 signal.raise_signal(signal.SIGTERM)
+
+    def on(self, number: signal.Signals, call: Callable[[], object]) -> None:
+        """Have `call()` made, on a thread, when another signal comes, until the block ends."""
+        if self._open is not None:
+            self._calls[number] = call
+            self._open.enter_context(handled(lambda *_: None, number))
 
     def told(self) -> bool:
         """Is this rank to stop, and its run saved?"""
@@ -146,6 +153,8 @@ class StopSignals:
                 for number in _HEEDED:
                     if number in numbers:
                         self._on_signal(number)
+                for other in self._calls.keys() & numbers:
+                    self._calls[other]()
         os._exit(128 + signal.SIGTERM)
 
     def _is_overdue(self) -> bool:
@@ -157,5 +166,5 @@ class StopSignals:
         """In a forked child, which has the pipe, too: what ends the child must not end the run."""
         if self._open is not None:
             signal.set_wakeup_fd(-1)
-            for number in _HEEDED:
+            for number in (*_HEEDED, *self._calls):
                 signal.signal(number, signal.SIG_DFL)

@@ -23,6 +23,7 @@ from dist_ml.bench import (
     memory,
     overlap,
     overlap_part,
+    recorder_part,
     reproduce,
     selection,
     sharded,
@@ -85,10 +86,12 @@ def test_collectives(monkeypatch: pytest.MonkeyPatch) -> None:
     found = on_threads(2, collectives.measure, part)
     assert [sorted(times) for times in found] == [["dist_ml", "mpi4py"]] * 2
     wanted = bench_config("collectives", "sizes_bytes=[8,1048576]")
-    result = collectives.run(wanted, GivenWorlds({"collectives": found}))
+    recording = on_threads(2, recorder_part.measure, {"rounds": 2})
+    given = GivenWorlds({"collectives": found, "recorder": recording})
+    result = collectives.run(wanted, given)
     only_finite(result)
     assert [record["bytes"] for record in result.records] == [8, 1 << 20]
-    assert len(result.checks) == 2
+    assert len(result.checks) == 4
 
 
 def test_allreduce() -> None:

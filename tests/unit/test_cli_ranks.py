@@ -14,6 +14,7 @@ from dist_ml.cli import main, ranks, terminal
 from dist_ml.comm import mpi
 from dist_ml.comm.peer_monitor import Peer, this_process
 from dist_ml.errors import DataError, MachineError, NonFiniteError
+from dist_ml.flight.recorder import Recorder
 from dist_ml.train import logs
 
 
@@ -34,6 +35,7 @@ class FakeWorld:
     def __init__(self, rank: int, size: int, peers: tuple[Peer, ...] = ()) -> None:
         self.rank, self.size = rank, size
         self.transport = FakeTransport(peers)
+        self.recorder = Recorder(rank, size)
 
     def abort(self, status: int) -> None:
         raise Aborted(status)

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "dist_ml"
 # What each layer may import of the package, beside itself. A leaf may be used by all, and a layer's
 # siblings are not in its line.
 LEAVES = frozenset({"config", "errors", "partition", "placement"})
-LEAVES |= {"measure", "launch", "counter_random", "compiled"}
+LEAVES |= {"measure", "launch", "counter_random", "compiled", "flight"}
 _LOCAL = LEAVES | {"comm", "kernels"}
 _PARTS = _LOCAL | {"nn", "gemm", "models", "datasets"}
 _PARALLEL = frozenset({"data_parallel", "pipeline_parallel", "operator_parallel"})
@@ -46,6 +46,7 @@ BELOW["config"] = frozenset({"errors"})
 BELOW["launch"] = frozenset({"errors", "partition"})
 BELOW["measure"] = frozenset({"errors", "config"})
 BELOW["partition"] = BELOW["counter_random"] = BELOW["compiled"] = frozenset({"errors"})
+BELOW["flight"] = frozenset({"errors"})
 BELOW["placement"] = frozenset({"errors", "partition"})
 # Third-party packages that only these files or folders may import.
 ONLY_IN = {

@@ -17,6 +17,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Words
 from dist_ml.errors import CommunicationError
+from dist_ml.flight.recorder import Record
 
 Op: TypeAlias = Literal["sum", "mean"]
 
@@ -41,6 +42,7 @@ class Allreduce(ABC):
     def __init__(self, comm: Communicator) -> None:
         self.comm = comm
         self._started = 0
+        self._call = f"allreduce by {self.name}"
 
     def __call__(self, x: Tensor, op: Op = "sum") -> None:
         """Reduce `x` in place."""
@@ -93,6 +95,11 @@ class Allreduce(ABC):
         self.comm.compare_calls(f"allreduce {op} by {self.name}", buffer.dtype, buffer.array.size)
         return buffer.array
 
+    def record(self, n: int, item_bytes: int, op: Op) -> Record:
+        """Enter the call in the flight recorder, as one collective beside its messages."""
+        dtype = "float32" if item_bytes == 4 else "float64"
+        return self.comm.calls.collective(self._call, dtype, n, op)
+
 
 class MessageAllreduce(Allreduce):
     """A member of the family that is made of messages: it only says what they are."""
@@ -105,10 +112,11 @@ class MessageAllreduce(Allreduce):
         array = self.enter(x, op)
         if self.comm.size == 1 or array.size == 0:
             return Request()
+        record = self.record(array.size, array.itemsize, op)
         steps = self.steps(array, op, self.next_tag())
         request = GeneratorRequest(steps, self.comm, self.name, self._under_way)
         request.Test()
-        return Request([request], keep=x)
+        return Request([request], keep=x).recorded(record)
 
     @abstractmethod
     def steps(self, array: Array, op: Op, tag: int) -> Steps:

@@ -102,6 +102,7 @@ class Hierarchical(Allreduce):
                 comm.free()
 
     def _begin(self, shared: SharedBuffer, offset: int, n: int, op: Op) -> Request:
+        record = self.record(n, shared.copies.itemsize, op)
         epoch, tag = shared.next_epoch(), self.next_tag()
         self._loops.signal(shared.flags, self.intra_node.rank, epoch)
         steps = self._node_steps(
@@ -109,7 +110,7 @@ class Hierarchical(Allreduce):
         )
         request = GeneratorRequest(steps, self.comm, self.name)
         request.Test()
-        self._last[shared] = Request([request])
+        self._last[shared] = Request([request]).recorded(record)
         return self._last[shared]
 
     def _node_steps(

@@ -9,6 +9,7 @@ it reads n words and writes n words in all, as if it only scaled its own gradien
 """
 
 from collections.abc import Callable
+from time import monotonic_ns
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from dist_ml.comm.request import Request
 from dist_ml.comm.shared_buffer import SharedBuffer
 from dist_ml.comm.traffic import Words, allreduce_words
 from dist_ml.errors import ConfigError
+from dist_ml.flight.recorder import ENDED
 from dist_ml.partition import block
 
 _DONE = 3  # the last stage of `plain_loops.advance`
@@ -64,23 +66,27 @@ class SharedMemory(Allreduce):
             self.start(x, op).wait()
             return
         self.comm.traffic.count(self.comm.axis, self.name, plan.words, plan.word_bytes)
+        record = self.record(plan.n, plan.word_bytes, op)
         epoch = plan.shared.next_epoch()
         stage = plan.advance(0, *plan.place, epoch, *plan.share, plan.spins)
         if stage < _DONE:
             Reduction(plan, epoch, stage).Wait()
+        record[ENDED] = monotonic_ns()
 
     def start(self, x: Tensor, op: Op = "sum") -> Request:
         array = self.enter(x, op)
         if self.comm.size == 1 or array.size == 0:
             return Request()
         self.comm.traffic.count(self.comm.axis, self.name, self.words(array.size), array.itemsize)
+        record = self.record(array.size, array.itemsize, op)
         found = self._shared.find(array)
         if found is not None:
             plan = self._plan(*found, array.size, op)
             if isinstance(x, torch.Tensor):
                 self._plans[x.data_ptr(), x.numel(), x.dtype, op] = plan
-            return Request([self._begin(plan)], keep=x)
+            return Request([self._begin(plan)], keep=x).recorded(record)
         self._reduce_copy(array, op)
+        record[ENDED] = monotonic_ns()
         return Request()
 
     def words(self, n: int, item_bytes: int = 4) -> Words:  # noqa: ARG002
@@ -109,6 +115,7 @@ class SharedMemory(Allreduce):
             self.spins,
             self.words(n),
             shared.copies.itemsize,
+            n,
         )
 
     def _begin(self, plan: "Plan") -> "Reduction":
@@ -141,6 +148,7 @@ class Plan(NamedTuple):
     spins: int
     words: Words
     word_bytes: int
+    n: int  # elements
 
 
 class Reduction:
