@@ -117,6 +117,8 @@ class Group:
             child._parent = None
         self._children = []
         self.transport, self.rank, self.size = transport, transport.rank, transport.size
+        self.calls = self.recorder.group(self.axis, transport.members, transport.rank)
+        self.recorder.size = self.size
 
     def free(self) -> None:
         """Give back the group's resources, and first those of all groups split from it. Collective.

@@ -185,8 +185,8 @@ class MpiTransport(MpiMessages):
 
     def end_stuck(self, message: str) -> None:
         """End all ranks as `end_when_stuck` says; without it, at once. Does not return."""
-        if self._watch is not None:
-            self._watch.end(message)
+        if self.family.watch is not None:
+            self.family.watch.end(message)
         self.abort(1)
 
     def abort(self, status: int) -> None:
