@@ -44,17 +44,10 @@ def fit(
     from dist_ml.train.stop_signals import STOPPED, StopSignals
 
     world = started_world()
+    named = {"model": model, "data": dataset}
+    handed = [f"{key}=own" for key, it in named.items() if it is not None]
     with raise_on_all_ranks(world):
-        handed = [
-            f"{key}=own" for key, it in (("model", model), ("data", dataset)) if it is not None
-        ]
-        folder = [] if config_dir is None else ["--config-dir", str(config_dir)]
-        words = ["--config-name", config, *folder, *handed, *overrides]
-        request = arguments.parse(words, "dist_ml.fit", config_name=config)
-        if request.help or request.show or request.multirun:
-            raise ConfigError(
-                f"overrides={list(overrides)} must be key=value; for flags use dist-ml train"
-            )
+        request = _request(config, config_dir, [*handed, *overrides])
     composed = from_root(world, lambda: configuration(request))
     with StopSignals() as signals:
         summary = train_run(composed, world, Own(model, dataset, loss), signals)
@@ -62,3 +55,16 @@ def fit(
     if summary["status"] == "stopped":
         sys.exit(STOPPED)
     return summary
+
+
+def _request(
+    config: str, config_dir: str | Path | None, overrides: Sequence[str]
+) -> arguments.Request:
+    folder = [] if config_dir is None else ["--config-dir", str(config_dir)]
+    words = ["--config-name", config, *folder, *overrides]
+    request = arguments.parse(words, "dist_ml.fit", config_name=config)
+    if request.help or request.show or request.multirun:
+        raise ConfigError(
+            f"overrides={list(overrides)} must be key=value; for flags use dist-ml train"
+        )
+    return request

@@ -24,6 +24,29 @@ _NEEDS_NO_RANKS = frozenset(
 
 def main(arguments: Sequence[str]) -> int:
     """Run `dist-ml launch`; returns the job's exit status, 124 when its time was up."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not options.command:
+        parser.error("which command? For instance: dist-ml launch -n 2 train")
+    known = options.command[0] in COMMANDS
+    if known and not _NEEDS_NO_RANKS.isdisjoint(options.command):
+        from dist_ml.cli.main import main as dist_ml
+
+        if options.mpi:
+            os.environ["DIST_ML_MPI"] = options.mpi  # for the jobs that it starts
+        return dist_ml(_on_ranks(options.command, options.ranks))
+    program = [sys.executable, "-m", "dist_ml"] if known else _program(options.command[0])
+    program += options.command if known else options.command[1:]
+    return mpiexec.run(
+        program,
+        options.ranks,
+        options.mpi,
+        time_limit_seconds=options.time_limit,
+        survive=options.survive,
+    ).returncode
+
+
+def _parser() -> terminal.Parser:
     parser = terminal.Parser(
         prog="dist-ml launch",
         description="Start a dist-ml command, or any program, on several ranks.",
@@ -57,25 +80,7 @@ def main(arguments: Sequence[str]) -> int:
         help="a dist-ml command or a program and its arguments, as in: train data=mnist, or: "
         "python script.py",
     )
-    options = parser.parse_args(arguments)
-    if not options.command:
-        parser.error("which command? For instance: dist-ml launch -n 2 train")
-    known = options.command[0] in COMMANDS
-    if known and not _NEEDS_NO_RANKS.isdisjoint(options.command):
-        from dist_ml.cli.main import main as dist_ml
-
-        if options.mpi:
-            os.environ["DIST_ML_MPI"] = options.mpi  # for the jobs that it starts
-        return dist_ml(_on_ranks(options.command, options.ranks))
-    program = [sys.executable, "-m", "dist_ml"] if known else _program(options.command[0])
-    program += options.command if known else options.command[1:]
-    return mpiexec.run(
-        program,
-        options.ranks,
-        options.mpi,
-        time_limit_seconds=options.time_limit,
-        survive=options.survive,
-    ).returncode
+    return parser
 
 
 def _program(name: str) -> list[str]:

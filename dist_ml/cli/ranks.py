@@ -47,7 +47,6 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
     try:
         from dist_ml.comm import mpi
         from dist_ml.comm.mpi_transport import MpiTransport
-        from dist_ml.comm.peer_monitor import death_soon
         from dist_ml.comm.survivors import leave
 
         world = mpi.world()
@@ -70,8 +69,6 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
         raise
     except DistMLError as error:
         if error.agreed or world.size == 1:
-            if world.rank == 0:
-                _log_failure(error)
             status = _end_together(error, world.rank, debug)
             leave(world, status)
             return status
@@ -83,15 +80,22 @@ def run_on_ranks(body: "Callable[[Communicator], int]", debug: bool = False) -> 
         if world.size == 1:
             _log_failure(error)
             raise
-        # What MPI raises when it finds a dead rank's memory gone tells less than who died.
-        death = death_soon(world.transport.peers) if isinstance(error, RuntimeError) else None
-        cause = error if death is None else CommunicationError(death)
-        end_alone(world, cause, debug=death is None)
+        cause = _cause(world, error)
+        end_alone(world, cause, debug=cause is error)
     raise AssertionError("an abort returned")
+
+
+def _cause(world: "Communicator", error: Exception) -> Exception:
+    """What MPI raises when it finds a dead rank's memory gone tells less than who died."""
+    from dist_ml.comm.peer_monitor import death_soon
+
+    death = death_soon(world.transport.peers) if isinstance(error, RuntimeError) else None
+    return error if death is None else CommunicationError(death)
 
 
 def _end_together(error: DistMLError, rank: int, debug: bool) -> int:
     if rank == 0:
+        _log_failure(error)
         terminal.write_error(f"{_traceback(error) if debug else ''}error: {error}")
     return error.exit_status
 

@@ -65,13 +65,13 @@ def run_all(
     """Run `commands` at the same time and wait for their ends; when it returns or raises, no
     process of the job is left.
 
-    At the time limit the stacks of every rank that called `stacks.arm` are collected (and written
-    to stderr unless captured) and what still runs is ended with status 124. When one command fails,
-    the others are ended some seconds later; a rank that a signal killed is named on stderr.
+    At the time limit the stacks of all ranks that called `stacks.arm` are collected (and written to
+    stderr unless captured) and what still runs is ended with status 124. When one command fails the
+    others are ended some seconds later; a rank that a signal killed is named on stderr.
 
-    SIGINT and SIGTERM end the job, then raise KeyboardInterrupt or SystemExit: the ranks are sent
-    SIGTERM, and have `DIST_ML_LEAD_SECONDS`, 30 s at least, to save and end; a second one of these
-    signals ends them at once. SIGUSR1 is passed on, which asks a run to save and stop.
+    SIGINT and SIGTERM end the job, then raise KeyboardInterrupt or SystemExit: ranks are sent
+    SIGTERM, and have `DIST_ML_LEAD_SECONDS`, 30 s at least; a second such signal ends them at once.
+    SIGUSR1 is passed on, which asks a run to save and stop.
     """
     seconds_to_end = lead.seconds_to_stop()
     mark = uuid.uuid4().hex
@@ -94,24 +94,33 @@ def run_all(
             with signals_wait() as further:
                 first_death.close()
                 if is_told_to_end:
-                    if not capture:
-                        sys.stderr.write(_ENDING.format(seconds_to_end))
+                    sys.stderr.write("" if capture else _ENDING.format(seconds_to_end))
                     ask_to_stop(processes, f"{JOB_MARK}={mark}", seconds_to_end, further)
                 _end(processes, mark, timed_out or bool(further))
         dead = "" if timed_out else _first_death(first_death, processes)
         told = _limit_in_words(time_limit_seconds, standing) if timed_out else dead
-        if told and not capture:
-            sys.stderr.write(told)
-        return [
-            Completed(
-                TIMED_OUT if late[index] else _exit_status(process.returncode),
-                _text(folder / f"{index}.stdout"),
-                _text(folder / f"{index}.stderr") + (dead if capture and index == 0 else ""),
-                timed_out,
-                standing,
-            )
-            for index, process in enumerate(processes)
-        ]
+        sys.stderr.write("" if capture else told)
+        return _completed(folder, processes, late, dead if capture else "", standing)
+
+
+def _completed(
+    folder: Path,
+    processes: Sequence[subprocess.Popen[bytes]],
+    late: Sequence[bool],
+    dead: str,
+    standing: str,
+) -> list[Completed]:
+    """How the commands ended; who died first is told with the first one's."""
+    return [
+        Completed(
+            TIMED_OUT if late[index] else _exit_status(process.returncode),
+            _text(folder / f"{index}.stdout"),
+            _text(folder / f"{index}.stderr") + (dead if index == 0 else ""),
+            any(late),
+            standing,
+        )
+        for index, process in enumerate(processes)
+    ]
 
 
 @contextlib.contextmanager

@@ -15,12 +15,12 @@ class JumpDetector:
 
     def __init__(self, window: int, deviations: float) -> None:
         self._values: deque[float] = deque(maxlen=window)
-        self._enough, self._deviations = (window + 1) // 2, deviations
+        self._fewest, self._deviations = (window + 1) // 2, deviations
 
     def jumps(self, value: float) -> bool:
         if not math.isfinite(value):
             return True
-        if len(self._values) < self._enough:
+        if len(self._values) < self._fewest:
             return False
         median = statistics.median(self._values)
         deviation = statistics.median(abs(each - median) for each in self._values)

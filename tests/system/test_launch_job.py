@@ -109,8 +109,10 @@ def test_segments_of_a_killed_launcher_are_removed_at_the_next_start(
 ) -> None:
     removed: list[str] = []
     monkeypatch.setattr("dist_ml.launch.job.remove_orphans", lambda **_: removed.append("looked"))
-    run("pass")
-    assert removed == ["looked"]
+    monkeypatch.setattr("dist_ml.launch.job._start", lambda *_: removed.append("started"))
+    with pytest.raises(AttributeError):  # there is no process to wait for
+        run("pass")
+    assert removed[:2] == ["looked", "started"]
 
 
 def test_orphan_in_a_session_of_its_own_does_not_survive() -> None:

@@ -24,8 +24,13 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequence[str], int, str 
     started: list[tuple[Sequence[str], int, str | None, Any]] = []
 
     def run(
-        program: Sequence[str], ranks: int, mpi: str | None, time_limit_seconds: float | None
+        program: Sequence[str],
+        ranks: int,
+        mpi: str | None,
+        time_limit_seconds: float | None,
+        survive: bool,
     ) -> SimpleNamespace:
+        assert not survive
         started.append((program[1:], ranks, mpi, time_limit_seconds))
         return SimpleNamespace(returncode=7)
 
