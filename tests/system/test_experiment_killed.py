@@ -49,6 +49,12 @@ class Experiments:
             process.kill()
             process.communicate()
 
+    def wait_for_ends(self) -> None:
+        deadline = time.monotonic() + SECONDS
+        while self.left:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
     @property
     def left(self) -> list[int]:
         """Processes that they have left behind."""
@@ -86,6 +92,7 @@ def test_killed_half_way_it_goes_on(
     _, told = process.communicate(timeout=30)
     assert process.returncode != 0
     assert ("to go on: dist-ml experiment small" in told) == (ending != signal.SIGKILL)
+    experiments.wait_for_ends()  # of ranks that nobody waits for any more
     was_finished = (second / "summary.json").exists()  # it may have been quicker
     summary = (first / "summary.json").read_text()
 
