@@ -93,7 +93,7 @@ def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(
     run = tmp_path / "cancelled"
     _, output = submit_and_tell(slurm, flavour, run)
     assert json.loads((run / "summary.json").read_text())["status"] == "stopped", output
-    assert "queued again" not in output
+    assert "so it is queued again" not in output
 
 
 def test_singletons_are_refused_once_and_in_words(
