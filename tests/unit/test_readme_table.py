@@ -59,7 +59,7 @@ def test_the_readme_has_these_rows() -> None:
         assert (what, against) == (row.what, row.against)
         assert command == f"`{readme_table.command_of(row.label)}`"
         text = re.split(r"\{[^{}]*\}", row.measured)
-        form = r"[-+]?[\d.]+(e-?\d+)?".join(map(re.escape, text))
+        form = r"[-+]?[\d.]+(e-?\d+)?%?".join(map(re.escape, text))
         known = figures(row, None)
         assert measured == known or re.fullmatch(form, measured)
     assert not lines[start + len(rows())].startswith("|")
