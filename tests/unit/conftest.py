@@ -17,9 +17,10 @@ def no_log_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_signal_left() -> Iterator[None]:
-    """What a run does to signals until its process ends: a child that inherits an ignored one can't
-    heed it.
+    """What a run does to signals until its process ends, here or in a fixture of several tests: a
+    child that inherits an ignored one can't heed it.
     """
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.getsignal(number) for number in numbers}
     yield
