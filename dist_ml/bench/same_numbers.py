@@ -78,7 +78,9 @@ def runs_of(config: SameNumbersBench, mesh: tuple[int, ...]) -> Iterator[Run]:
     place = data, pipeline, operator
     schedules: list[str | None] = [None]
     if pipeline > 1:
-        schedules = [name for name in config.schedules if _takes(name, pipeline)]
+        alone = operator == 1  # which 2BW needs
+        able = [name for name in config.schedules if alone or name != DELAYED]
+        schedules = [name for name in able if _takes(name, pipeline)]
     layouts: Sequence[str | None] = [None]
     if operator > 1 and pipeline == 1:
         layouts = config.layouts

@@ -67,6 +67,7 @@ def test_all_that_should_be_run_is() -> None:
     taken = {run.schedule for run in runs_of(whole, (1, 8, 1))}
     assert taken == set(whole.schedules)
     assert "chimera" not in {run.schedule for run in runs_of(whole, (1, 7, 1))}
+    assert "pipedream_2bw" not in {run.schedule for run in runs_of(whole, (2, 2, 2))}
 
 
 ALONE = {"losses": [2.0, 1.0], "weights": {"a": [4.0, -8.0], "b": [0.5]}}
