@@ -1,6 +1,7 @@
 """`dist-ml plan [overrides]`: what a step of a training run would compute, move, hold and take."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from dist_ml.cli import arguments, compose, configured, terminal
 from dist_ml.cli.quantities import count
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
+from dist_ml.errors import ConfigError
 from dist_ml.measure.memory import physical_bytes, spell_bytes
 from dist_ml.plan.links import LINKS, link_named
 
@@ -47,22 +49,31 @@ def main(argv: Sequence[str]) -> int:
 def _plan(config: TrainConfig, options: Any) -> None:
     from dist_ml.plan.prediction import predict
 
-    threads = options.threads or int(os.environ.get("OMP_NUM_THREADS") or 1)
+    threads = options.threads or _threads(os.environ.get("OMP_NUM_THREADS", ""))
     link = link_named(options.network) if options.nodes > 1 else None
     found = predict(config, options.ranks or _ranks(config), options.nodes, link, threads)
     _show(found)
     if options.json is not None:
-        options.json.write_text(json.dumps(found.to_mapping(), indent=1))
+        try:
+            options.json.write_text(json.dumps(found.to_mapping(), indent=1))
+        except OSError as error:
+            raise ConfigError(
+                f"--json {options.json} can't be written ({error.strerror or error}); choose "
+                "another path"
+            ) from error
+
+
+def _threads(text: str) -> int:
+    """OpenMP takes a list, one number a level of nesting; the first is torch's."""
+    first = text.partition(",")[0].strip()
+    return int(first) if first.isascii() and first.isdecimal() and int(first) else 1
 
 
 def _ranks(config: TrainConfig) -> int:
     if config.ranks is not None:
         return config.ranks
     sizes = config.mesh.data, config.mesh.pipeline, config.mesh.operator
-    product = 1
-    for size in sizes:
-        product *= size or 1
-    return product
+    return math.prod(size or 1 for size in sizes)
 
 
 def _show(found: "Prediction") -> None:

@@ -72,3 +72,41 @@ class GradientReducer(ABC):
         """End threads, give back communicators and the memory that gradients lie in; nothing may be
         under way. Collective.
         """
+
+
+class ReducerWrapper(GradientReducer):
+    """Adds something to `inner`; whatever a subclass doesn't say is the inner one's."""
+
+    def __init__(self, inner: GradientReducer) -> None:
+        self._inner = inner
+        self.slots = inner.slots
+
+    def begin(self) -> None:
+        self._inner.begin()
+
+    def slots_of(self, microbatch: int) -> torch.Tensor:
+        return self._inner.slots_of(microbatch)
+
+    def after_backward(self, microbatch: int) -> None:
+        self._inner.after_backward(microbatch)
+
+    def start(self) -> None:
+        self._inner.start()
+
+    def finish(self) -> ReducedGradients:
+        return self._inner.finish()
+
+    def diagnostics(self) -> dict[str, float]:
+        return self._inner.diagnostics()
+
+    def tensors(self) -> list[FlatState]:
+        return self._inner.tensors()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], own: bool = True) -> None:
+        self._inner.load_state_dict(state, own)
+
+    def close(self) -> None:
+        self._inner.close()

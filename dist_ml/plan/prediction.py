@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_ml.config.train import TrainConfig
-from dist_ml.errors import MachineError
+from dist_ml.errors import ConfigError, MachineError
 from dist_ml.measure.cost_model import Link
 from dist_ml.plan import calibrated
 from dist_ml.plan.networked import Machine
 from dist_ml.plan.step_memory import rank_bytes
 from dist_ml.plan.step_plan import StepPlan, plan_step
 from dist_ml.plan.step_seconds import StepSeconds, step_seconds
+from dist_ml.train.axis_words import sums_all_gradients
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,18 @@ def predict(
     config: TrainConfig, num_ranks: int, num_nodes: int, link: Link | None, threads: int
 ) -> Prediction:
     """Of a run on so many ranks of nodes like this one, joined by `link`."""
+    if num_nodes > num_ranks:
+        raise ConfigError(
+            f"{num_nodes} nodes for {num_ranks} rank{'s' * (num_ranks > 1)}: every node has one at "
+            f"least; use --nodes {num_ranks} or fewer"
+        )
     plan = plan_step(config, num_ranks)
     held = [rank_bytes(plan, rank) for rank in range(plan.sizes["pipeline"])]
     memory = max(held, key=lambda parts: sum(parts.values()))
     ranks_per_node = -(-num_ranks // num_nodes)
+    if not sums_all_gradients(config):
+        why = "sparse exchange and local steps are not modelled"
+        return Prediction(plan, ranks_per_node, memory, None, why)
     try:
         processor = calibrated.load(ranks_per_node, threads)
     except MachineError as error:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from dist_ml.comm.mesh import resolve_sizes
-from dist_ml.comm.traffic import allreduce_words
 from dist_ml.config.train import TrainConfig
 from dist_ml.datasets import open_dataset
 from dist_ml.models import Samples, WholeLayers, build_model, choose_objective
@@ -18,26 +17,31 @@ from dist_ml.operator_parallel.layers import ParallelLayers
 from dist_ml.operator_parallel.objective import parallel_objective
 from dist_ml.partition import Range
 from dist_ml.pipeline_parallel.schedule import Schedule, one_stage
+from dist_ml.pipeline_parallel.stage_graph import (
+    Place,
+    Shape,
+    Stage,
+    cut_into_stages,
+    output_shapes,
+)
 from dist_ml.plan.model_work import BlockWork, block_works, objective_work
 from dist_ml.plan.planned_ranks import Collective, PlannedGrid, words_of
+from dist_ml.train.axis_words import gradient_words, stage_words, sums_all_gradients
+from dist_ml.train.build import checked
 from dist_ml.train.build_step import DTYPES
-from dist_ml.train.members import check_members
 from dist_ml.train.microbatches import largest_microbatch
-from dist_ml.train.operator_axis import check_operator_axis, choose_layout
-from dist_ml.train.pipeline import make_schedule
-from dist_ml.train.pipeline_checks import check_asynchronous, check_axes
+from dist_ml.train.operator_axis import choose_layout
+from dist_ml.train.pipeline import make_schedule, shared_by_ranks
+from dist_ml.train.pipeline_checks import check_asynchronous
 from dist_ml.train.stage_cuts import planned_cuts
 from dist_ml.train.step import num_slots
 
 
 class StageWork(NamedTuple):
-    """One stage, for one micro-batch."""
+    """One stage, for one micro-batch; `num_parameters`: each once, however many blocks use it."""
 
     blocks: tuple[BlockWork, ...]
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(block.num_parameters for block in self.blocks)
+    num_parameters: int
 
     @property
     def kept_bytes(self) -> int:
@@ -49,6 +53,14 @@ class StageWork(NamedTuple):
         return [one for block in self.blocks for one in (*block.forward.sent, *block.backward.sent)]
 
 
+class Graph(NamedTuple):
+    """How the stages hang together."""
+
+    stages: tuple[Stage, ...]
+    shapes: dict[str, Shape]
+    shared: list[tuple[Place, ...]]  # parameters that stages of several ranks use
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """`stages` in order; `microbatch`: samples of the largest one."""
@@ -57,6 +69,7 @@ class StepPlan:
     sizes: dict[str, int]
     schedule: Schedule
     stages: tuple[StageWork, ...]
+    graph: Graph
     microbatch: int
     batch_bytes: int  # of one micro-batch's samples and targets
     slots: int  # summed beside gradients
@@ -79,33 +92,28 @@ class StepPlan:
 
     @cached_property
     def words(self) -> dict[str, int]:
-        """A step's words of the rank that sends most, along each axis of more than one rank."""
-        pipeline = range(self.sizes["pipeline"])
-        by_axis = {
-            "data": max(map(self.data_words, pipeline)),
-            "pipeline": max(map(self.pipeline_words, pipeline)),
-            "operator": max(map(self.operator_words, pipeline)),
+        """A step's words of the rank that sends most, along each axis of more than one rank whose
+        words are known beforehand.
+        """
+        known = [axis for axis, size in self.sizes.items() if size > 1]
+        if not sums_all_gradients(self.config):
+            known = [axis for axis in known if axis != "data"]
+        ways = {
+            "data": self.data_words,
+            "pipeline": self.pipeline_words,
+            "operator": self.operator_words,
         }
-        return {axis: words for axis, words in by_axis.items() if self.sizes[axis] > 1}
+        return {axis: max(map(ways[axis], range(self.sizes["pipeline"]))) for axis in known}
 
     def data_words(self, rank: int) -> int:
-        """Of a dense or sharded sum of a pipeline rank's gradients over its replicas."""
-        stages = self.schedule.stages_of(rank)
-        copies = len(self.schedule.holders(stages[0])) if stages else 1
-        ranks, n = self.sizes["data"] * copies, self.num_parameters(rank) + self.slots
-        return allreduce_words(n, -(-n // ranks), ranks).sent if ranks > 1 else 0
+        """Of the sum of a pipeline rank's gradients over the ranks that hold the same ones."""
+        holders = self.schedule.holders(self.schedule.stages_of(rank)[0])
+        n = self.num_parameters(rank) + self.slots
+        return gradient_words(self.config, n, self.sizes["data"] * len(holders), 0)
 
     def pipeline_words(self, rank: int) -> int:
-        """Activations and their gradients that leave a rank for its neighbours."""
-        words = 0
-        for other, actions in enumerate(self.schedule.actions):
-            for stage, kind, microbatch in actions if other != rank else ():
-                pipe = self.schedule.pipe(microbatch)
-                if kind == "F" and stage and pipe[stage - 1] == rank:
-                    words += self.boundary_words(stage - 1)
-                if kind in "BI" and stage + 1 < len(pipe) and pipe[stage + 1] == rank:
-                    words += self.boundary_words(stage)
-        return words
+        sizes = [self.microbatch] * self.schedule.num_microbatches
+        return stage_words(self.schedule, rank, *self.graph, sizes)
 
     def boundary_words(self, stage: int) -> int:
         """Of a micro-batch's activations from a stage to the next."""
@@ -132,9 +140,7 @@ def plan_step(config: TrainConfig, num_ranks: int) -> StepPlan:
     """`ConfigError` or `MeshError` for what a run on so many ranks would refuse, before it does."""
     wanted = {axis: getattr(config.mesh, axis) for axis in ("data", "pipeline", "operator")}
     sizes = resolve_sizes(wanted, num_ranks)
-    check_members(config)
-    check_axes(config, sizes)
-    check_operator_axis(config, sizes)
+    config = checked(config, sizes)
     schedule = one_stage(config.accumulation)
     if sizes["pipeline"] > 1:
         schedule = make_schedule(config.pipeline, sizes["pipeline"])
@@ -162,16 +168,22 @@ def _planned(config: TrainConfig, sizes: dict[str, int], schedule: Schedule) -> 
     cuts = [Range(0, len(model.blocks()))]
     if sizes["pipeline"] > 1:
         cuts = planned_cuts(config.pipeline, model, schedule)
+    shapes = output_shapes(model, example.inputs)
     sent = grid.sent if grid is not None else []
     autocast = config.precision == "bf16"
     works, outputs = block_works(model, example.inputs, microbatch, autocast, sent)
-    stages = [list(works[cut.slice]) for cut in cuts]
-    stages[-1].append(objective_work(objective, outputs, example.targets, microbatch, sent))
+    works.append(objective_work(objective, outputs, example.targets, microbatch, sent))
+    cuts[-1] = Range(cuts[-1].start, len(works))
+    stages = cut_into_stages(model, cuts)
     return StepPlan(
         config,
         sizes,
         schedule,
-        tuple(StageWork(tuple(blocks)) for blocks in stages),
+        tuple(
+            StageWork(tuple(works[cut.slice]), sum(p.numel() for p in stage.parameters()))
+            for cut, stage in zip(cuts, stages, strict=True)
+        ),
+        Graph(stages, shapes, shared_by_ranks(model, stages, schedule)),
         microbatch,
         microbatch * sum(part.numel() * part.element_size() for part in example[:2]),
         num_slots(objective),

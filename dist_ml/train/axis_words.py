@@ -9,7 +9,7 @@ puts beside those that its ledger holds.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from torch import nn
@@ -24,6 +24,8 @@ from dist_ml.operator_parallel.objective import ParallelObjective
 from dist_ml.operator_parallel.words import SharedLayer
 from dist_ml.partition import block
 from dist_ml.pipeline_parallel.message_keys import used_by
+from dist_ml.pipeline_parallel.schedule import Schedule
+from dist_ml.pipeline_parallel.stage_graph import Place, Shape, Stage
 from dist_ml.train.microbatches import num_microbatches
 from dist_ml.train.pipeline import Pipeline
 from dist_ml.train.reproducible import by_shards
@@ -37,8 +39,7 @@ def planned_words(config: TrainConfig, trainer: Trainer) -> dict[str, float]:
     """
     mesh, pipeline = trainer.mesh, trainer.pipeline
     planned: dict[str, float] = {}
-    summed = config.data_parallel.name in ("dense", "zero1", "zero2")
-    if mesh.sizes["data"] > 1 and summed and config.sparse.allreduce == "none":
+    if mesh.sizes["data"] > 1 and sums_all_gradients(config):
         planned["data"] = data_words(config, trainer.model, num_slots(trainer.objective), mesh)
     cut = num_microbatches(by_shards(config, mesh.sizes), mesh.sizes)
     sampler, data = trainer.sampler, mesh.comm("data")
@@ -61,26 +62,52 @@ def planned_words(config: TrainConfig, trainer: Trainer) -> dict[str, float]:
 def data_words(config: TrainConfig, model: BlockModel, slots: int, mesh: Mesh) -> int:
     """Of one step with every gradient summed over the data axis."""
     own = [parameter.numel() for parameter in model.parameters() if not parameter.is_meta]
-    n, comm = sum(own) + slots, mesh.comm("data")
-    if comm.size == 1:
+    comm = mesh.comm("data")
+    return gradient_words(config, sum(own) + slots, comm.size, comm.rank)
+
+
+def sums_all_gradients(config: TrainConfig) -> bool:
+    """Over the data axis, every step: then the words are known beforehand."""
+    dense = config.data_parallel.name in ("dense", "zero1", "zero2")
+    return dense and config.sparse.allreduce == "none"
+
+
+def gradient_words(config: TrainConfig, n: int, size: int, rank: int) -> int:
+    """Of a sum of n numbers over so many replicas."""
+    if size == 1:
         return 0
     if config.reproduce.shards is not None:
-        return tree_exchange.words(n, config.reproduce.shards, comm.size, comm.rank)
-    return allreduce_words(n, block(n, comm.size, comm.rank).size, comm.size).sent
+        return tree_exchange.words(n, config.reproduce.shards, size, rank)
+    return allreduce_words(n, block(n, size, rank).size, size).sent
 
 
 def pipeline_words(pipeline: Pipeline | None, sizes: Sequence[int]) -> int:
     """Of one step of micro-batches of so many samples."""
     if pipeline is None:
         return 0
-    schedule, rank, words = pipeline.schedule, pipeline.comm.rank, 0
+    schedule, stages, shapes, shared, comm = pipeline[:5]
+    return stage_words(schedule, comm.rank, stages, shapes, shared, sizes)
+
+
+def stage_words(
+    schedule: Schedule,
+    rank: int,
+    stages: Sequence[Stage],
+    shapes: Mapping[str, Shape],
+    shared: Sequence[Sequence[Place]],
+    sizes: Sequence[int],
+) -> int:
+    """What leaves a rank of the pipeline along the edges of its stages, both ways, and for the
+    gradients of parameters that it shares.
+    """
+    words = 0
     for other, actions in enumerate(schedule.actions):
         for action in actions if other != rank else ():
             pipe = schedule.pipe(action.microbatch)
-            for edge, backward, m in used_by(action, pipeline.stages):
+            for edge, backward, m in used_by(action, stages):
                 if pipe[edge.destination if backward else edge.source] == rank:
-                    words += prod(pipeline.shapes[edge.value].sizes) * sizes[m % len(sizes)]
-    for places in pipeline.shared:
+                    words += prod(shapes[edge.value].sizes) * sizes[m % len(sizes)]
+    for places in shared:
         users = sorted({user for place in places for user in schedule.holders(place.stage)})
         if rank in users:
             n = places[0].parameter.numel()

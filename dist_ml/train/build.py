@@ -125,6 +125,18 @@ def _require_end(epochs: int, num_steps: int) -> None:
         )
 
 
+def checked(config: TrainConfig, sizes: Mapping[str, int], own: Own = Own()) -> TrainConfig:  # noqa: B008
+    """`config` as a run on a mesh of these sizes takes it; `ConfigError` for what can't be told by
+    its model alone.
+    """
+    check_members(config)
+    check_axes(config, sizes)
+    check_recovery(config, sizes, own)
+    check_operator_axis(config, sizes)
+    check_reproducible(config, sizes)
+    return by_shards(config, sizes)
+
+
 def build_trainer(
     config: TrainConfig,
     mesh: Mesh,
@@ -137,12 +149,7 @@ def build_trainer(
     anything is timed. Collective.
     """
     with raise_on_all_ranks(mesh.world):
-        check_members(config)
-        check_axes(config, mesh.sizes)
-        check_recovery(config, mesh.sizes, own)
-        check_operator_axis(config, mesh.sizes)
-        check_reproducible(config, mesh.sizes)
-    config = by_shards(config, mesh.sizes)
+        config = checked(config, mesh.sizes, own)
     task = build_task(config, mesh, own)
     train = task.dataset.train
     shards = config.reproduce.shards

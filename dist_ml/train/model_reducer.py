@@ -2,16 +2,13 @@
 that hold the same part, and what all holders of one model must agree on.
 """
 
-from typing import Any
-
 import numpy as np
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.mesh import Mesh
-from dist_ml.data_parallel.flat_state import FlatState
 from dist_ml.data_parallel.gradients import places
 from dist_ml.data_parallel.reduced_gradients import Counted, ReducedGradients, root
-from dist_ml.data_parallel.reducer import GradientReducer
+from dist_ml.data_parallel.reducer import GradientReducer, ReducerWrapper
 from dist_ml.models import BlockModel
 from dist_ml.placement import share_of
 from dist_ml.train.pipeline import Pipeline
@@ -19,7 +16,7 @@ from dist_ml.train.shared_parameters import SharedParameters
 from dist_ml.train.slot_relay import SlotRelay
 
 
-class ModelReducer(GradientReducer):
+class ModelReducer(ReducerWrapper):
     """Sums this rank's gradients over the ranks that hold the same part of the model, by `inner`,
     and has the ranks of the model agree on the rest.
 
@@ -43,7 +40,8 @@ class ModelReducer(GradientReducer):
         with_norm: bool = True,
         relay: SlotRelay | None = None,
     ) -> None:
-        self._inner, self._with_norm = inner, with_norm
+        super().__init__(inner)
+        self._with_norm = with_norm
         self._comm = mesh.comm("pipeline", "operator")
         self._shared = SharedParameters(pipeline) if pipeline else None
         copies = pipeline.num_copies if pipeline else 1
@@ -56,19 +54,12 @@ class ModelReducer(GradientReducer):
         self._eager = copies == 1 and not (pipeline and pipeline.shared)
         self._started = False
         self._relay = relay
-        self.slots = inner.slots
-
-    def begin(self) -> None:
-        self._inner.begin()
 
     def start(self) -> None:
         """Gradients become final: where that may be told at once, exchanges begin."""
         if self._eager:
             self._started = True
             self._inner.start()
-
-    def after_backward(self, microbatch: int) -> None:
-        self._inner.after_backward(microbatch)
 
     def finish(self) -> ReducedGradients:
         if self._shared is not None:
@@ -84,20 +75,8 @@ class ModelReducer(GradientReducer):
             squares = [self._share * square for square in reduced.squares(self._counted)]
         return ModelGradients(reduced, self._comm, self._slot_share, squares)
 
-    def diagnostics(self) -> dict[str, float]:
-        return self._inner.diagnostics()
-
-    def tensors(self) -> list[FlatState]:
-        return self._inner.tensors()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._inner.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], own: bool = True) -> None:
-        self._inner.load_state_dict(state, own)
-
     def close(self) -> None:
-        self._inner.close()
+        super().close()
         if self._relay is not None:
             self._relay.close()
         if self._shared is not None:

@@ -2,6 +2,7 @@
 holds the same ones.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,11 +62,7 @@ def build_pipeline(
     cuts = choose_cuts(config, mesh, model, schedule, shapes, sample, num_samples)
     with raise_on_all_ranks(mesh.world):
         stages = cut_into_stages(model, cuts)
-        shared = [
-            places
-            for places in shared_parameters(model, stages)
-            if len({schedule.holders(place.stage) for place in places}) > 1
-        ]
+        shared = shared_by_ranks(model, stages, schedule)
         copies = _copies(schedule, comm.rank)
         own = [block for number in schedule.stages_of(comm.rank) for block in stages[number].blocks]
         _require_fits(own, schedule.weight_versions)
@@ -78,6 +75,17 @@ def build_pipeline(
     else:
         replicas = mesh.comm("data")
     return Pipeline(schedule, stages, shapes, shared, comm, replicas, len(copies))
+
+
+def shared_by_ranks(
+    model: BlockModel, stages: Sequence[Stage], schedule: Schedule
+) -> list[tuple[Place, ...]]:
+    """The uses of each parameter that stages of several ranks use."""
+    return [
+        places
+        for places in shared_parameters(model, stages)
+        if len({schedule.holders(place.stage) for place in places}) > 1
+    ]
 
 
 def make_schedule(config: PipelineConfig, num_ranks: int) -> Schedule:

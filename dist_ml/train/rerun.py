@@ -12,14 +12,13 @@ loss jump is larger.
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.fault import FaultConfig
 from dist_ml.config.train import TrainConfig
-from dist_ml.data_parallel.flat_state import FlatState
 from dist_ml.data_parallel.reduced_gradients import ReducedGradients
-from dist_ml.data_parallel.reducer import GradientReducer
+from dist_ml.data_parallel.reducer import GradientReducer, ReducerWrapper
 from dist_ml.errors import ConfigError, MachineError
 from dist_ml.models import BlockModel
 from dist_ml.train.jump_detector import JumpDetector
@@ -44,7 +43,7 @@ class Outcome(NamedTuple):
         return f"loss {self.loss:.6g}, norm {self.norm:.6g}"
 
 
-class RerunReducer(GradientReducer):
+class RerunReducer(ReducerWrapper):
     """`inner`, whose sums are held against those of the steps before.
 
     `compute(shift)` runs the step's passes again, on the share of the rank so many after this one
@@ -56,16 +55,13 @@ class RerunReducer(GradientReducer):
     def __init__(
         self, inner: GradientReducer, data: Communicator, config: FaultConfig, microbatches: int
     ) -> None:
-        self._inner, self._data, self._num_microbatches = inner, data, microbatches
-        self.slots = inner.slots
+        super().__init__(inner)
+        self._data, self._num_microbatches = data, microbatches
         self.compute: Callable[[int], None] = lambda _shift: None
         self._losses, self._norms = (
             JumpDetector(config.rerun_window, config.rerun_deviations) for _ in range(2)
         )
         self._own_loss = self._own_stop = 0.0
-
-    def begin(self) -> None:
-        self._inner.begin()
 
     def start(self) -> None:
         """Slots are final, and not yet summed."""
@@ -120,27 +116,6 @@ class RerunReducer(GradientReducer):
         error.agreed = True
         log.error("%s", error)
         return error
-
-    def slots_of(self, microbatch: int) -> Any:
-        return self._inner.slots_of(microbatch)
-
-    def after_backward(self, microbatch: int) -> None:
-        self._inner.after_backward(microbatch)
-
-    def diagnostics(self) -> dict[str, float]:
-        return self._inner.diagnostics()
-
-    def tensors(self) -> list[FlatState]:
-        return self._inner.tensors()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._inner.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], own: bool = True) -> None:
-        self._inner.load_state_dict(state, own)
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 def suspects(losses: Sequence[tuple[float, float]]) -> list[int]:

@@ -173,4 +173,10 @@ def test_the_command(tmp_path: object, monkeypatch: pytest.MonkeyPatch, capsys: 
         found = json.load(stream)
     assert found["seconds"] == pytest.approx(sum(found["seconds_by_phase"].values()))
     assert main(["plan", "-n", "3", "mesh.data=2"]) == 2
-    assert main(["plan", "--nodes", "2", "--network", "wet string"]) == 2
+    assert main(["plan", "-n", "2", "--nodes", "2", "--network", "wet string"]) == 2
+    assert main(["plan", "-n", "2", "--nodes", "3"]) == 2
+    assert main(["plan", "--json", "/nowhere/plan.json"]) == 2
+    assert main(["plan", "-n", "4", "reproduce=bitwise", "reproduce.shards=6"]) == 2
+    assert "Traceback" not in capsys.readouterr().err  # type: ignore[attr-defined]
+    monkeypatch.setenv("OMP_NUM_THREADS", "four")
+    assert main(["plan"]) == 0

@@ -8,11 +8,13 @@ import pytest
 import torch
 from operator_world import SHALLOW, on_mesh
 from pipeline_world import settings
+from text_world import text_config
 from thread_world import run_ranks
 
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.model import ModelConfig
-from dist_ml.config.train import TrainConfig
+from dist_ml.config.pipeline import PipelineConfig
+from dist_ml.config.train import MeshConfig, TrainConfig
 from dist_ml.errors import DistMLError
 from dist_ml.models import Samples, build_model
 from dist_ml.models.blocks import INPUTS, BlockRun
@@ -59,6 +61,26 @@ def test_words_are_those_of_the_rank_that_sends_most(
     found = run_ranks(data * pipeline * operator, lambda comm: counted(comm, config))
     for axis, words in planned.items():
         assert words == max(ledger[axis] for ledger in found), axis
+
+
+def test_a_parameter_that_stages_share_is_counted_and_sent_once() -> None:
+    config = on_mesh(text_config(model={"tied": True}), 1, 2, 1, schedule="one_f_one_b")
+    config = dataclasses.replace(config, batch_size=8)
+    plan = plan_step(config, 2)
+    alone = plan_step(
+        dataclasses.replace(config, mesh=MeshConfig(1, 1, 1), pipeline=PipelineConfig()), 1
+    )
+    (places,) = plan.graph.shared
+    shared = places[0].parameter.numel()
+    assert plan.num_parameters(0) + plan.num_parameters(1) == alone.num_parameters(0) + shared
+    found = run_ranks(2, lambda comm: counted(comm, config))
+    assert plan.words["pipeline"] == max(ledger["pipeline"] for ledger in found)
+
+
+def test_words_that_depend_on_the_run_are_not_told() -> None:
+    local = dataclasses.replace(settings().data_parallel, name="periodic")
+    config = dataclasses.replace(on_mesh(settings(model=SHALLOW), 2, 1, 1), data_parallel=local)
+    assert plan_step(config, 2).words == {}
 
 
 def test_operators_are_recorded_with_their_products() -> None:
