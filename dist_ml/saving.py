@@ -7,6 +7,7 @@ The optimizer's numbers (learning rates, betas) and what the script adds are in 
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from dist_ml.errors import ConfigError, DataError
 from dist_ml.placement import whole
 
 MODEL, OPTIMIZER = "model", "optimizer"
+_KEPT = frozenset({"kind", "names", "groups", "numbers"})  # of an optimizer, in the header
 
 
 class Saved(NamedTuple):
@@ -81,7 +83,8 @@ def load(
     mesh: Mesh | Communicator,
 ) -> Saved | None:
     """Fill model and optimizer from the newest sound checkpoint in `folder`, whatever number of
-    ranks wrote it; None where there is none. Collective.
+    ranks wrote it; None where there is none. Newer ones that are damaged are warned of, by rank 0.
+    Collective.
 
     `DataError` on all ranks, before the model is changed, for another model's or optimizer's.
     """
@@ -89,6 +92,8 @@ def load(
     checkpoint = newest(Path(folder).absolute(), comm)
     if checkpoint is None:
         return None
+    for path, problem in checkpoint.passed_over if comm.rank == 0 else ():
+        warnings.warn(f"{path} is damaged ({problem}); {checkpoint.path} is loaded", stacklevel=2)
     with raise_on_all_ranks(comm):
         state = module.state_dict()
         _require_same(checkpoint, state)
@@ -149,6 +154,8 @@ def _fill_optimizer(
     saved, names = checkpoint.header.get(OPTIMIZER), _names(module, optimizer)
     now, groups = optimizer.state_dict(), optimizer.param_groups
     kind = type(optimizer).__name__
+    if not isinstance(saved, dict) or not _KEPT.issubset(saved):  # of a run, or of another program
+        saved = None
     if saved is None or (saved["kind"], saved["names"]) != (kind, names):
         held = "no optimizer" if saved is None else f"a {saved['kind']}"
         raise DataError(

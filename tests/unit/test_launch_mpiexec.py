@@ -8,7 +8,8 @@ import pytest
 from dist_ml.cli import launch
 from dist_ml.errors import ConfigError, MachineError
 from dist_ml.launch import mpiexec
-from dist_ml.launch.emulated_network import EmulatedNetwork, network
+from dist_ml.launch.emulated_network import EmulatedNetwork
+from dist_ml.launch.emulated_network.rates import bits_per_second
 from dist_ml.launch.job import Completed
 from dist_ml.launch.mpi_installation import Flavour, MpiInstallation
 
@@ -78,7 +79,7 @@ def test_emulated_network_fills_one_host_after_the_other() -> None:
     ("rate", "bits"), [("1gbit", 1e9), ("2.5gbit", 2.5e9), ("100mbit", 1e8), ("500kbit", 5e5)]
 )
 def test_rates(rate: str, bits: float) -> None:
-    assert network._parse_rate(rate) == bits
+    assert bits_per_second(rate) == bits
 
 
 @pytest.mark.parametrize("rate", ["", "gbit", "0gbit", "1", "fast", "-1mbit", "1 gbps"])

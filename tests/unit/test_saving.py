@@ -110,3 +110,21 @@ def test_what_cannot_be_saved_is_told(tmp_path: Path) -> None:
     stranger = torch.optim.SGD(module().parameters(), lr=0.1)
     with pytest.raises(ConfigError, match="a parameter that the model hasn't"):
         dist_ml.save(tmp_path, 1, module(), stranger, mesh=LONE)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path) -> None:
+    model = module()
+    for step in (1, 2):
+        dist_ml.save(tmp_path, step, model, mesh=LONE)
+    (file,) = (tmp_path / "step-2").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="step-2 is damaged .*step-1 is loaded"):
+        assert dist_ml.load(tmp_path, model, mesh=LONE) == (1, {})
+
+
+def test_a_checkpoint_without_an_optimizer_is_told(tmp_path: Path) -> None:
+    model = module()
+    dist_ml.save(tmp_path, 1, model, mesh=LONE)
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with pytest.raises(DataError, match="holds no optimizer"):
+        dist_ml.load(tmp_path, model, optimizer, mesh=LONE)

@@ -12,11 +12,11 @@ from types import TracebackType
 
 from dist_ml.errors import MachineError
 from dist_ml.launch.emulated_network.hosts import Host, LinkCounters, run_tool
+from dist_ml.launch.emulated_network.rates import bits_per_second
 from dist_ml.launch.job import Command, Completed, run_all
 from dist_ml.partition import counts
 
 _TOOLS = ("ip", "tc", "unshare", "nsenter")
-_UNITS = {"gbit": 1e9, "mbit": 1e6, "kbit": 1e3}
 _FORWARDING_SECONDS = 10.0
 _MOST_HOSTS = 200
 
@@ -63,7 +63,7 @@ class EmulatedNetwork:
             raise MachineError(f"an emulated network has 1 to {_MOST_HOSTS} hosts, not {hosts}")
         self.num_hosts = hosts
         self.rate = rate
-        self._rate_bits_per_second = _parse_rate(rate) if rate is not None else None
+        self._rate_bits_per_second = bits_per_second(rate) if rate is not None else None
         self.hosts: list[Host] = []
         self._switch: Host | None = None
 
@@ -100,7 +100,7 @@ class EmulatedNetwork:
 
     def set_rate(self, rate: str | None) -> None:
         """Change the rate of all links, in both directions."""
-        self._rate_bits_per_second = _parse_rate(rate) if rate is not None else None
+        self._rate_bits_per_second = bits_per_second(rate) if rate is not None else None
         self.rate = rate
         for index, host in enumerate(self.hosts):
             self._shape(host, "eth0")
@@ -293,12 +293,3 @@ def _host_lines(index: int) -> list[str]:
         f"addr add 10.78.0.{10 + index}/24 dev mg0",
     ]
     return [*addresses, *(f"link set {interface} up" for interface in ("lo", "eth0", "mg0"))]
-
-
-def _parse_rate(rate: str) -> float:
-    """Bits per second of a rate as `tc` writes it: 1gbit, 100mbit, 500kbit."""
-    for unit, factor in _UNITS.items():
-        number = rate.removesuffix(unit)
-        if number != rate and number.replace(".", "", 1).isdigit() and float(number) > 0:
-            return float(number) * factor
-    raise MachineError(f"rate={rate} is not a rate; write it as 1gbit, 100mbit or 500kbit")
