@@ -149,6 +149,7 @@ def leave(world: Communicator, status: int) -> None:
     """
     transport = world.transport
     if isinstance(transport, MpiTransport) and transport.family.survives:
+        transport.blocked_since = monotonic()  # the watch's limit holds here, too
         with contextlib.suppress(RuntimeError):  # another death
             transport.comm.Agree(1)  # a barrier that ends whoever dies
         logging.shutdown()
