@@ -3,8 +3,7 @@
     python benchmarks/readme_table.py [--write] [FOLDER]
 
 Prints, or writes into the README, the rows of readme_table.toml with the figures that
-`reproduce.sh` left in FOLDER. A row whose benchmark has no result there keeps the README's figure;
-one that the README lacks says what was known before, and that it was not measured again.
+`reproduce.sh` left in FOLDER. A row whose benchmark has no result there keeps the README's figure.
 """
 
 import json
@@ -28,7 +27,6 @@ class Row(NamedTuple):
     measured: str
     against: str
     label: str
-    before: str | None = None
 
     @property
     def checks(self) -> list[str]:
@@ -97,7 +95,7 @@ def figures(row: Row, values: Mapping[str, float] | None) -> str:
     result.
     """
     if values is None:
-        return "not measured yet" if row.before is None else f"{row.before}; not measured again"
+        return "not measured yet"
     for name in row.checks:
         if name not in values:
             raise SystemExit(f"{row.label}.json has no check {name!r}, which {row.what!r} shows")
