@@ -60,10 +60,11 @@ def main(argv: Sequence[str]) -> int:
 
 def table(rows: list[Row]) -> str:
     """The rows as text, as wide as the terminal; below it a line for each run that has a
-    problem.
+    problem, and what was predicted.
     """
     from rich.console import Console
 
+    from dist_ml.cli.predicted import print_predicted
     from dist_ml.cli.tables import print_table
     from dist_ml.train.display.terminal import on_terminal
 
@@ -80,14 +81,16 @@ def table(rows: list[Row]) -> str:
     headers = [name if roomy else name.rpartition(".")[2] for name, _ in columns]
     cells = [[row.cell(name) for name, _ in columns] for row in rows]
     numeric = [is_number for _, is_number in columns]
+    gap = 2 if roomy else 1
     with console.capture() as capture:
         # A run's name is cut first: its number leads it, and the other columns tell runs apart too.
-        print_table(console, headers, cells, numeric, 2 if roomy else 1, _SHORTEST_NAME)
+        print_table(console, headers, cells, numeric, gap, _SHORTEST_NAME)
         for entry in rows:
             if entry.run.problem:
                 console.print(
                     f"{entry.name}: {entry.run.status}: {entry.run.problem}", soft_wrap=True
                 )
+        print_predicted(console, rows, gap, _SHORTEST_NAME)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 

@@ -1,8 +1,8 @@
 """`dist-ml train`: compose the configuration, make the world, train."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dist_ml.cli import arguments, compose, configured, ranks
 from dist_ml.cli.arguments import Request
@@ -12,6 +12,7 @@ from dist_ml.train.stop_signals import STOPPED, StopSignals
 
 if TYPE_CHECKING:
     from dist_ml.comm.communicator import Communicator
+    from dist_ml.train.trainer import Trainer
 
 PROGRAM = "dist-ml train"
 
@@ -39,8 +40,20 @@ def train(world: "Communicator", request: Request, signals: StopSignals) -> int:
     from dist_ml.comm.agreement import from_root
     from dist_ml.train.run import train_run
 
-    summary = train_run(from_root(world, lambda: configuration(request)), world, signals=signals)
+    config = from_root(world, lambda: configuration(request))
+    summary = train_run(config, world, signals=signals, predict=_beside_measured)
     return STOPPED if summary["status"] == "stopped" else 0
+
+
+def _beside_measured(
+    config: TrainConfig, trainer: "Trainer", summary: Mapping[str, Any], ranks_per_node: int
+) -> dict[str, Any]:
+    """What was predicted, for the summary of a run that has ended: planning is imported no
+    earlier.
+    """
+    from dist_ml.plan.deviations import beside_measured
+
+    return beside_measured(config, trainer, summary, ranks_per_node)
 
 
 def configuration(request: Request) -> TrainConfig:

@@ -11,7 +11,7 @@ import torch
 
 from dist_ml.comm.mesh import resolve_sizes
 from dist_ml.config.train import TrainConfig
-from dist_ml.datasets import open_dataset
+from dist_ml.datasets import Split, open_dataset
 from dist_ml.models import Samples, WholeLayers, build_model, choose_objective
 from dist_ml.operator_parallel.layers import ParallelLayers
 from dist_ml.operator_parallel.objective import parallel_objective
@@ -136,8 +136,10 @@ class StepPlan:
         return words_of(one for stage in passes for one in stage.sent) + words_of(repeated)
 
 
-def plan_step(config: TrainConfig, num_ranks: int) -> StepPlan:
-    """`ConfigError` or `MeshError` for what a run on so many ranks would refuse, before it does."""
+def plan_step(config: TrainConfig, num_ranks: int, train: Split | None = None) -> StepPlan:
+    """`ConfigError` or `MeshError` for what a run on so many ranks would refuse, before it does.
+    `train`: the samples to train on, where they are open already.
+    """
     wanted = {axis: getattr(config.mesh, axis) for axis in ("data", "pipeline", "operator")}
     sizes = resolve_sizes(wanted, num_ranks)
     config = checked(config, sizes)
@@ -145,12 +147,14 @@ def plan_step(config: TrainConfig, num_ranks: int) -> StepPlan:
     if sizes["pipeline"] > 1:
         schedule = make_schedule(config.pipeline, sizes["pipeline"])
         check_asynchronous(config, schedule, sizes)
-    return _planned(config, sizes, schedule)
+    if train is None:
+        train = open_dataset(config.data, DTYPES[config.precision]).train
+    return _planned(config, sizes, schedule, train)
 
 
-def _planned(config: TrainConfig, sizes: dict[str, int], schedule: Schedule) -> StepPlan:
-    dtype = DTYPES[config.precision]
-    train = open_dataset(config.data, dtype).train
+def _planned(
+    config: TrainConfig, sizes: dict[str, int], schedule: Schedule, train: Split
+) -> StepPlan:
     samples = Samples(train.sample_shape, train.num_outputs, train.task)
     example = train.batch(np.zeros(1, np.int64))
     microbatch = largest_microbatch(config, sizes, train.num_samples)
@@ -161,7 +165,7 @@ def _planned(config: TrainConfig, sizes: dict[str, int], schedule: Schedule) -> 
         grid = PlannedGrid(sides)
         layers = ParallelLayers(grid, layout, config.operator_parallel.layers, "torch")
     with torch.device("meta"):
-        model = build_model(config.model, samples, config.seed, dtype, layers)
+        model = build_model(config.model, samples, config.seed, DTYPES[config.precision], layers)
     objective = choose_objective(config.model, train.task, samples.items)
     if grid is not None:
         objective = parallel_objective(objective, model.output_spread, grid, train.num_outputs)

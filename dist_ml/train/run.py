@@ -28,7 +28,7 @@ from dist_ml.train.results import leave_results
 from dist_ml.train.resume import Earlier, begin, find, require_epochs_left
 from dist_ml.train.step import Step
 from dist_ml.train.stop_signals import StopSignals
-from dist_ml.train.summary import evaluation_values, figures
+from dist_ml.train.summary import Predict, evaluation_values, figures, predicted
 from dist_ml.train.trackers import open_trackers
 from dist_ml.train.trainer import Trainer
 from dist_ml.train.watchdog import Watchdog
@@ -41,10 +41,11 @@ def train_run(
     world: Communicator,
     own: Own = Own(),  # noqa: B008 - immutable
     signals: StopSignals | None = None,
+    predict: Predict | None = None,
 ) -> dict[str, Any]:
     """Train as configured on all ranks of `world`, or go on with a run that was begun; the summary,
     the same on all of them. Its `status` is `stopped` where one of `signals` ended the run. `own`:
-    in place of what the configuration names. Collective.
+    in place of what the configuration names; `predict`: for the summary. Collective.
     """
     survivors = Survivors(world) if config.fault.recover == "shrink" else None
     signals = signals or StopSignals()
@@ -56,7 +57,8 @@ def train_run(
             make_reporter(mesh.world.rank, 0, 0).finish(earlier.summary)
             return earlier.summary
         agree = survivors.agree if survivors is not None else lambda: None
-        run = Run(config, build_trainer(config, mesh, signals.told, own, agree), signals)
+        trainer = build_trainer(config, mesh, signals.told, own, agree)
+        run = Run(config, trainer, signals, predict=predict)
         if survivors is not None:
             return train_on(run, run.opened(earlier, claimed), survivors)
         with run.opened(earlier, claimed):
@@ -72,8 +74,10 @@ class Run:
         trainer: Trainer,
         signals: StopSignals,
         progress: Progress | None = None,
+        predict: Predict | None = None,
     ) -> None:
         self._config, self._trainer, self._signals = config, trainer, signals
+        self._predict = predict
         self._world = trainer.mesh.world
         self._interval, self._progress = Interval(trainer), progress or Progress()
         self._last_line: tuple[int, dict[str, Any]] | None = None  # of metrics
@@ -107,7 +111,7 @@ class Run:
         """
         trainer = make(self._config, self._trainer, self._signals)
         self._progress.end_interval(self._interval)
-        run = Run(self._config, trainer, self._signals, self._progress)
+        run = Run(self._config, trainer, self._signals, self._progress, self._predict)
         run._interval.load_state_dict(self._interval.state_dict())
         run._last_line = self._last_line
         return run
@@ -178,6 +182,7 @@ class Run:
             self._checkpoints.close()
             left = leave_results(self._trainer, self._folder, self._config)
             summary = {"status": "finished", **self._summary(evaluation), **left}
+            summary |= predicted(self._predict, self._config, self._trainer, summary)
             from_root(self._world, lambda: self._folder.write_summary(summary))
         self._signals.log_ignored()
         self._reporter.finish(summary)

@@ -1,10 +1,11 @@
 """What a run comes to, in figures: its summary.json."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from dist_ml.comm.agreement import from_root
 from dist_ml.config.train import TrainConfig
 from dist_ml.measure.environment import environment
 from dist_ml.train.axis_words import planned_words
@@ -12,6 +13,10 @@ from dist_ml.train.evaluator import Evaluation
 from dist_ml.train.progress import Progress
 from dist_ml.train.run_folder import RunFolder
 from dist_ml.train.trainer import Trainer
+
+# What a finished run's summary is to hold of predictions: made of the configuration, the trainer,
+# the summary, and the ranks of a node, on rank 0 alone; it never raises.
+Predict = Callable[[TrainConfig, Trainer, Mapping[str, Any], int], dict[str, Any]]
 
 
 def evaluation_values(evaluation: Evaluation) -> dict[str, Any]:
@@ -60,3 +65,16 @@ def figures(
         "bytes_sent": total["bytes_sent"],
         "environment": environment(),
     }
+
+
+def predicted(
+    predict: Predict | None, config: TrainConfig, trainer: Trainer, summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `predict` makes of a finished run, on all ranks. Collective; nothing without one."""
+    if predict is None:
+        return {}
+    world = trainer.mesh.world
+    node = world.split_by_node()
+    ranks_per_node = node.size
+    node.free()
+    return from_root(world, lambda: predict(config, trainer, summary, ranks_per_node))

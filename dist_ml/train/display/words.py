@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dist_ml.train.display.predicted import predicted_lines
+
 
 def describe(values: Mapping[str, float]) -> list[str]:
     """The values that are known, in a few words each: short enough for 80 columns together."""
@@ -46,6 +48,7 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
             f"bubble          {summary['bubble']:.1%} of the last step, "
             f"{summary['planned_bubble']:.1%} planned ({summary['schedule']})"
         )
+    lines += predicted_lines(summary)
     if summary.get("folder") is not None:
         lines.append(f"run folder      {summary['folder']}")
     return lines
