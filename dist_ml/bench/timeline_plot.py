@@ -14,11 +14,18 @@ _SHORTEST_LABELLED = 0.008  # of the step: in a shorter action its number has no
 
 
 def draw(timelines: Mapping[str, Timeline], file: str, unit: str) -> None:
-    """A panel for each timeline, a row a rank; lighter boxes are later stages of a rank."""
+    """`figure` in a file."""
+    save(load_pyplot(), figure(timelines, unit), file)
+
+
+def figure(timelines: Mapping[str, Timeline], unit: str) -> Any:
+    """A panel for each timeline, a row a rank; lighter boxes are later stages of a rank. The caller
+    closes it.
+    """
     pyplot = load_pyplot()
     num_ranks = max(len(timeline.ranks) for timeline in timelines.values())
     height = 0.9 + len(timelines) * (0.5 + 0.32 * num_ranks)
-    figure, panels = pyplot.subplots(
+    drawn, panels = pyplot.subplots(
         len(timelines), figsize=(9.0, height), sharex=True, layout="constrained", squeeze=False
     )
     for axes, (title, timeline) in zip(panels[:, 0], timelines.items(), strict=True):
@@ -30,14 +37,14 @@ def draw(timelines: Mapping[str, Timeline], file: str, unit: str) -> None:
         for rank in timeline.ranks
         for timed in rank
     }
-    figure.legend(
+    drawn.legend(
         handles=[pyplot.Rectangle((0, 0), 1, 1, color=_COLOURS[kind]) for kind in sorted(kinds)],
         labels=[_NAMES[kind] for kind in sorted(kinds)],
         loc="outside lower center",
         ncols=4,
         fontsize="small",
     )
-    save(pyplot, figure, file)
+    return drawn
 
 
 def _panel(axes: Any, title: str, timeline: Timeline) -> None:

@@ -1,7 +1,7 @@
 """Runs side by side: what was configured differently, and what came of it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Row:
     def cell(self, column: str) -> str:
         """What the table shows under `column`; `-` for what isn't known."""
         if column in self.differing:
-            return _spell(self.differing[column])
+            return spell(self.differing[column])
         formats = {
             "accuracy": "{:.2%}",
             "loss": "{:.4g}",
@@ -72,9 +72,7 @@ class Row:
         if column in formats:
             value = self.results()[column]
             return "-" if value is None else formats[column].format(value)
-        return _spell(
-            {"run": self.name, "ranks": self.ranks, "status": self.run.status}.get(column)
-        )
+        return spell({"run": self.name, "ranks": self.ranks, "status": self.run.status}.get(column))
 
     def results(self) -> dict[str, float | None]:
         return {
@@ -108,7 +106,7 @@ def compare(runs: list[StoredRun]) -> list[Row]:
     readable = [row for row in rows if row.run.config]
     flat = [_comparable(row.run.config) for row in readable]
     keys = list(dict.fromkeys(key for config in flat for key in config))
-    differing = [key for key in keys if len({_spell(config.get(key)) for config in flat}) > 1]
+    differing = [key for key in keys if len({spell(config.get(key)) for config in flat}) > 1]
     for row, config in zip(readable, flat, strict=True):
         row.differing = {key: config.get(key) for key in differing}
     _add_speed_ups(readable)
@@ -126,6 +124,13 @@ def columns(rows: list[Row]) -> list[tuple[str, bool]]:
         *((name, True) for name in results),
         ("status", False),
     ]
+
+
+def shared(rows: Sequence[Row]) -> dict[str, Any]:
+    """The configuration keys that all these runs have alike, of those that are compared."""
+    flat = [_comparable(row.run.config) for row in rows]
+    differing = {key for row in rows for key in row.differing}
+    return {key: value for key, value in flat[0].items() if key not in differing} if flat else {}
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +151,7 @@ def _add_speed_ups(rows: list[Row]) -> None:
             and row.number("samples_per_second")
         ):
             families.setdefault(
-                tuple((key, _spell(value)) for key, value in row.differing.items()), []
+                tuple((key, spell(value)) for key, value in row.differing.items()), []
             ).append(row)
     for family in families.values():
         base = min(family, key=lambda row: row.ranks or 0)
@@ -165,7 +170,8 @@ def _short_names(folders: list[Path]) -> list[str]:
     return [os.path.relpath(folder.absolute(), common) for folder in folders]
 
 
-def _spell(value: Any) -> str:
+def spell(value: Any) -> str:
+    """As a table shows a value."""
     if value is None:
         return "-"
     if isinstance(value, bool):

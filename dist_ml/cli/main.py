@@ -30,7 +30,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dist_ml.cli.submit",
         "send a run, or with --multirun a sweep, to Slurm, or print the command that does",
     ),
-    "report": ("dist_ml.cli.report", "tabulate runs, and plot their losses and step times"),
+    "report": (
+        "dist_ml.cli.report",
+        "tabulate runs, plot their losses and step times, or write all of it as an HTML page",
+    ),
     "verify": (
         "dist_ml.cli.verify",
         "tell whether two runs are the same to the last bit, or where they first differ; no MPI",

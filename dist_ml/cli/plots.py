@@ -1,4 +1,4 @@
-"""Loss curves and step-time breakdown, as PNG files. Needs matplotlib: the `plot` extra."""
+"""Loss curves and step-time breakdown of runs. Needs matplotlib: the `plot` extra."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 import matplotlib
 
 from dist_ml.cli.comparison import Row
+from dist_ml.cli.step_phases import step_phases
 from dist_ml.errors import ConfigError, DataError
+from dist_ml.experiment.plots import literal
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -14,11 +16,12 @@ from matplotlib import pyplot as plt
 _DPI = 120
 _WIDTH = 8.0
 _NAMED_RUNS = 12  # more would cover the curves
+_LONGEST_LABEL = 56  # characters, which leave the plot its place
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
-    """Draw what the runs have to show and return the files; `DataError` when no run has logged a
-    step.
+    """Draw what the runs have to show as PNG files and return these; `DataError` when no run has
+    logged a step.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -26,16 +29,23 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
         raise ConfigError(
             f"--plot {folder} can't be made ({error.strerror or error}); choose another folder"
         ) from error
-    figures = {"loss.png": _losses(rows), "step_time.png": _step_times(rows)}
-    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    drawn = figures(rows)
     if not drawn:
         raise DataError(
             "nothing to plot: none of these runs has a readable step in its metrics.jsonl"
         )
     for name, figure in drawn.items():
-        figure.savefig(folder / name, dpi=_DPI)
+        figure.savefig(folder / f"{name}.png", dpi=_DPI)
         plt.close(figure)
-    return [folder / name for name in drawn]
+    return [folder / f"{name}.png" for name in drawn]
+
+
+def figures(rows: list[Row]) -> dict[str, Any]:
+    """`loss` and `step_time`, of which those that the runs have something for. The caller closes
+    them.
+    """
+    made = {"loss": _losses(rows), "step_time": _step_times(rows)}
+    return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def _losses(rows: list[Row]) -> Any:
@@ -62,7 +72,7 @@ def _losses(rows: list[Row]) -> Any:
 
 def _step_times(rows: list[Row]) -> Any:
     """Milliseconds of a step by phase, a bar a run."""
-    breakdowns = [(row, phases) for row in rows if (phases := step_phases(row))]
+    breakdowns = [(row, phases) for row in rows if (phases := step_phases(row.run))]
     if not breakdowns:
         return None
     names = list(dict.fromkeys(name for _, phases in breakdowns for name in phases))
@@ -85,34 +95,22 @@ def _step_times(rows: list[Row]) -> Any:
     return figure
 
 
-def step_phases(row: Row) -> dict[str, float]:
-    """Mean seconds of a step by phase: the summary's, or of a run that has none the logged
-    lines'.
-    """
-    totals, num_steps = (
-        row.run.summary.get("seconds_by_phase"),
-        row.run.summary.get("num_steps"),
-    )
-    if not isinstance(totals, dict) or not num_steps:
-        lines = [line for line in row.run.steps if isinstance(line.get("seconds"), dict)]
-        names = dict.fromkeys(name for line in lines for name in line["seconds"])
-        totals = {name: sum(line["seconds"].get(name) or 0.0 for line in lines) for name in names}
-        num_steps = 1 + max((line["step"] for line in lines), default=0)
-    return {name: seconds / num_steps for name, seconds in totals.items()}
-
-
 def _curve(row: Row, name: str) -> tuple[list[int], list[float]]:
     points = [
         (line["step"], line[name])
         for line in row.run.steps
-        if line.get(name) is not None and "step" in line
+        if isinstance(line.get(name), (int, float)) and "step" in line
     ]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def _label(row: Row) -> str:
-    """What tells this run from the others, shortly."""
+    """What tells this run from the others, shortly: its name where that takes many words."""
     words = [f"{key}={row.cell(key)}" for key in row.differing]
     if row.ranks is not None:
         words.insert(0, f"{row.ranks} rank{'s' if row.ranks > 1 else ''}")
-    return " ".join(words) if row.differing else f"{row.name} ({' '.join(words)})"
+    text = " ".join(words)
+    if not row.differing or len(text) > _LONGEST_LABEL:
+        name = row.name if len(row.name) <= _LONGEST_LABEL else f"…{row.name[1 - _LONGEST_LABEL :]}"
+        text = name if row.differing else f"{name} ({text})"
+    return literal(text)

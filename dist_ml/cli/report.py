@@ -1,4 +1,4 @@
-"""`dist-ml report`: runs in a table, as JSON, and as plots."""
+"""`dist-ml report`: runs in a table, as JSON, as plots, and as a document of all of it."""
 
 import io
 import json
@@ -22,29 +22,7 @@ _PLAIN_WIDTH = 200  # of a table that doesn't go to a terminal: nothing should b
 
 def main(argv: Sequence[str]) -> int:
     """Table the given runs; 0 even when some of them failed, because the report didn't."""
-    parser = Parser(
-        prog="dist-ml report",
-        description="Compare runs: accuracy, speed, communication, and what was configured "
-        "differently.",
-    )
-    parser.add_argument(
-        "folders",
-        nargs="*",
-        type=Path,
-        default=[_DEFAULT],
-        help="runs, or folders of runs (default: runs)",
-    )
-    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
-    parser.add_argument(
-        "--plot",
-        type=Path,
-        metavar="DIR",
-        help="draw loss.png and step_time.png there (extra: plot)",
-    )
-    parser.add_argument(
-        "--debug", action="store_true", help="show tracebacks of errors that are the user's, too"
-    )
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     found = {
         folder.resolve(): folder for path in options.folders for folder in stored_run.find(path)
     }
@@ -55,6 +33,12 @@ def main(argv: Sequence[str]) -> int:
     )
     if options.plot is not None:
         _plot(rows, options.plot, quiet=options.json)
+    if options.html is not None or options.markdown is not None:
+        from dist_ml.cli.document import files
+
+        for file in files.write(rows, options.folders, options.html, options.markdown):
+            if not options.json:
+                terminal.say(f"written: {file}")
     return 0
 
 
@@ -104,3 +88,41 @@ def _plot(rows: list[Row], folder: Path, quiet: bool) -> None:
     for file in plots.draw(rows, folder):
         if not quiet:
             terminal.say(f"drawn: {file}")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="dist-ml report",
+        description="Compare runs: accuracy, speed, communication, and what was configured "
+        "differently.",
+    )
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        default=[_DEFAULT],
+        help="runs, or folders of runs (default: runs)",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="DIR",
+        help="draw loss.png and step_time.png there (extra: plot)",
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write tables and plots as one page that needs nothing beside it, not even a network",
+    )
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="write the same as Markdown, its plots beside it",
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show tracebacks of errors that are the user's, too"
+    )
+    return parser

@@ -1,4 +1,4 @@
-"""A report's plots, as PNG files. Needs matplotlib: the `plot` extra."""
+"""A report's plots. Needs matplotlib: the `plot` extra."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 
 from dist_ml.errors import ConfigError
+from dist_ml.experiment.markdown_table import printable
 from dist_ml.experiment.report import Report
 from dist_ml.measure.scaling import ScalingFit
 
@@ -20,28 +21,37 @@ _SHOWN_FITS = 4  # curves whose laws are drawn, too; more would cover each other
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Draw what the report has and return the files; none where nothing was measured."""
-    figures = {
-        "speed_up.png": _over_ranks(report, "speed_up", "speed-up"),
-        "efficiency.png": _over_ranks(report, "efficiency", "efficiency"),
-        "samples_per_second.png": _rates(report),
-        "communication.png": _shares(report, {"communication": "communication_share"}),
-        "bubble.png": _shares(report, {"measured": "bubble", "planned": "planned_bubble"}),
-    }
+    """Draw what the report has as PNG files and return these; none where nothing was measured."""
     drawn = []
-    for name, figure in figures.items():
-        if figure is None:
-            continue
+    for name, figure in figures(report).items():
+        file = folder / f"{name}.png"
         try:
-            figure.savefig(folder / name, dpi=_DPI)
+            figure.savefig(file, dpi=_DPI)
         except OSError as error:
             raise ConfigError(
-                f"{folder / name} can't be written: {error.strerror or error}; make room there"
+                f"{file} can't be written: {error.strerror or error}; make room there"
             ) from error
         finally:
             plt.close(figure)
-        drawn.append(folder / name)
+        drawn.append(file)
     return drawn
+
+
+def figures(report: Report) -> dict[str, Any]:
+    """Of each plot that the report has something for, by name. The caller closes them."""
+    made = {
+        "speed_up": _over_ranks(report, "speed_up", "speed-up"),
+        "efficiency": _over_ranks(report, "efficiency", "efficiency"),
+        "samples_per_second": _rates(report),
+        "communication": _shares(report, {"communication": "communication_share"}),
+        "bubble": _shares(report, {"measured": "bubble", "planned": "planned_bubble"}),
+    }
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def literal(text: str) -> str:
+    """The text as matplotlib shows it as it stands: a dollar would begin a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def _over_ranks(report: Report, name: str, label: str) -> Any:
@@ -65,7 +75,7 @@ def _over_ranks(report: Report, name: str, label: str) -> Any:
             capsize=3,
             linestyle="none" if fitted else "-",
             linewidth=1.2,
-            label=curve["title"] or "measured",
+            label=literal(curve["title"]) or "measured",
         )
         if fitted:
             fit = _fit(curve["fits"][0])
@@ -81,7 +91,7 @@ def _over_ranks(report: Report, name: str, label: str) -> Any:
     ideal = [1, most / fewest] if name == "speed_up" else [1, 1]
     axes.plot([fewest, most], ideal, ":", color="grey", linewidth=1, label="ideal")
     axes.set(xlabel="ranks", ylabel=label, ylim=(0, None))
-    axes.set_title(f"{report['experiment']['name']}: {label} over ranks")
+    axes.set_title(literal(f"{report['experiment']['name']}: {label} over ranks"))
     axes.set_xticks(sorted({point["ranks"] for _, points in curves for point in points}))
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.legend(fontsize="small")
@@ -128,7 +138,7 @@ def _bars(points: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
 
 
 def _label(point: Mapping[str, Any]) -> str:
-    words = [f"{key}={value}" for key, value in point["settings"].items()]
+    words = [literal(f"{key}={value}") for key, value in point["settings"].items()]
     return " ".join(words if "ranks" in point["settings"] else [*words, f"{point['ranks']} ranks"])
 
 

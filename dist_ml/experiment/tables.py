@@ -1,9 +1,10 @@
 """A report's figures in tables, and report.md."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from dist_ml.experiment.axes import spell
+from dist_ml.experiment.markdown_table import Table, escaped, markdown_table
 from dist_ml.experiment.report import Report
 from dist_ml.measure.scaling import USL
 
@@ -25,14 +26,6 @@ _FORMATS = {
 _SPEEDS = ("seconds", "samples_per_second")  # which speed-ups stand beside
 _WHOLE = "{:,.0f}"  # of words
 _NOTHING = "-"
-
-
-class Table(NamedTuple):
-    """Cells as text, a header for each, and which columns hold numbers."""
-
-    headers: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numeric: Sequence[bool]
 
 
 def points_table(report: Report) -> Table:
@@ -97,30 +90,37 @@ def conclusions(report: Report) -> list[str]:
     ]
 
 
+def failures(report: Report) -> list[str]:
+    """A line for each run that failed."""
+    return [
+        f"{each['point']}, repetition {each['repetition']}: {each['problem']}"
+        for each in report["failures"]
+    ]
+
+
 def markdown(report: Report, plots: Sequence[str], without_plots: str) -> str:
     """report.md. `plots`: names of files beside it; `without_plots`: why there are none."""
     config = report["experiment"]
-    failures = [f"- {each['point']}, repetition {each['repetition']}: {each['problem']}"
-                for each in report["failures"]]  # fmt: skip
+    failed = [f"- {escaped(line)}" for line in failures(report)]
     fits = fits_table(report)
     parts = [
-        f"# {config['name']}: {config['kind']} scaling",
-        _what_ran(config),
+        f"# {escaped(config['name'])}: {config['kind']} scaling",
+        escaped(what_ran(config)),
         *_environment_lines(report),
-        *report["notes"],
-        _markdown_table(points_table(report)),
-        _LEGEND,
+        *map(escaped, report["notes"]),
+        markdown_table(points_table(report)),
+        LEGEND,
         "## Over ranks" if conclusions(report) else "",
-        _markdown_table(fits) if fits.rows else "",
-        "\n\n".join(conclusions(report)),
-        "## Failed" if failures else "",
-        "\n".join(failures),
+        markdown_table(fits) if fits.rows else "",
+        "\n\n".join(map(escaped, conclusions(report))),
+        "## Failed" if failed else "",
+        "\n".join(failed),
         "\n\n".join(f"![{name}]({name})" for name in plots) or without_plots,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-_LEGEND = (
+LEGEND = (
     "Medians over the finished runs, with the spread of their middle half (of all, where there are "
     "fewer than four) in brackets. Speed-up: samples/s over those of the fewest ranks of the same "
     "settings; efficiency: speed-up over the ratio of ranks, which in weak scaling is the rate "
@@ -128,7 +128,8 @@ _LEGEND = (
 )
 
 
-def _what_ran(config: Mapping[str, Any]) -> str:
+def what_ran(config: Mapping[str, Any]) -> str:
+    """Configuration, axes, place and settings in a sentence."""
     place = {
         "local": "on one machine",
         "emulated": f"on {config['network']['hosts']} emulated hosts, "
@@ -141,9 +142,9 @@ def _what_ran(config: Mapping[str, Any]) -> str:
     fixed = " ".join(f"{key}={spell(value)}" for key, value in config["fixed"].items())
     a_rank = " ".join(f"{key}={value}" for key, value in config["per_rank"].items())
     return (
-        f"`{config['base']}` with {varied} varied, {runs}, {place}"
-        + (f"; fixed: `{fixed}`" if fixed else "")
-        + (f"; times the ranks: `{a_rank}`" if a_rank else "")
+        f"{config['base']} with {varied} varied, {runs}, {place}"
+        + (f"; fixed: {fixed}" if fixed else "")
+        + (f"; times the ranks: {a_rank}" if a_rank else "")
         + "."
     )
 
@@ -153,24 +154,6 @@ def _environment_lines(report: Report) -> list[str]:
         ", ".join(f"{key} {value}" for key, value in each.items() if value)
         for each in report["environments"][:1]
     ]
-
-
-def _markdown_table(table: Table) -> str:
-    widths = [max(map(len, column)) for column in zip(table.headers, *table.rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(cells, widths, table.numeric, strict=True)
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [
-        "-" * (width - 1) + (":" if number else "-")
-        for width, number in zip(widths, table.numeric, strict=True)
-    ]
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
-    return "\n".join([line(table.headers), f"| {' | '.join(rule)} |", *map(line, rows)])
 
 
 def _header(name: str) -> str:

@@ -9,6 +9,7 @@ import yaml
 from rich.text import Text
 
 from dist_ml.cli import comparison, main, report
+from dist_ml.cli.step_phases import step_phases
 from dist_ml.errors import DataError
 from dist_ml.train import logs, stored_run
 
@@ -160,7 +161,7 @@ def test_the_table_fits_the_terminal(
 
 
 def test_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plots = pytest.importorskip("dist_ml.cli.plots", reason="the extra plot is not installed")
+    pytest.importorskip("dist_ml.cli.plots", reason="the extra plot is not installed")
     make_run(tmp_path / "a", 1, 0.1, 100.0)
     make_run(
         tmp_path / "b",
@@ -171,8 +172,8 @@ def test_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         num_steps=8,
     )
     rows = rows_of(tmp_path)
-    assert plots.step_phases(rows["a"]) == {"forward": 0.25, "exchange": 0.75}
-    assert plots.step_phases(rows["b"]) == {"forward": 0.25, "exchange": 0.5}
+    assert step_phases(rows["a"].run) == {"forward": 0.25, "exchange": 0.75}
+    assert step_phases(rows["b"].run) == {"forward": 0.25, "exchange": 0.5}
     assert main.main(["report", str(tmp_path), "--plot", str(tmp_path / "plots")]) == 0
     assert all(
         (tmp_path / "plots" / name).read_bytes()[:4] == b"\x89PNG"
