@@ -16,6 +16,7 @@ from dist_ml.bench.allreduce_worlds import World, emulated_worlds
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.candidates import GLOO, LIMIT, ORDINARY, RAW, Call, Candidates
 from dist_ml.bench.form import Check, Record, Result
+from dist_ml.bench.osu import Series
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
@@ -88,6 +89,15 @@ def run(config: AllreduceBench, worlds: Worlds) -> Result:
 
         time_against_size(records, config.plot)
     return Result("allreduce", records, checks)
+
+
+def latencies(result: Result) -> list[Series]:
+    """One for each algorithm on each world, in the order of the table."""
+    found: dict[str, dict[int, float]] = {}
+    for row in result.records:
+        title = "{algorithm}, {mpi}, {setting}, {ranks} ranks, hosts: {hosts}".format(**row)
+        found.setdefault(title, {})[row["bytes"]] = 1e3 * row["ms"]
+    return [Series(title, microseconds) for title, microseconds in found.items()]
 
 
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
@@ -164,4 +174,5 @@ BENCH = Bench(
     run,
     {"allreduce": measure},
     ranks=2,
+    latencies=latencies,
 )

@@ -1,10 +1,11 @@
 """What a benchmark is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from dist_ml.bench.form import Result
+from dist_ml.bench.osu import Series
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 
@@ -25,3 +26,4 @@ class Bench:
     run: Callable[[Any, Worlds], Result]
     parts: Mapping[str, Part]
     ranks: int  # that it starts when the user names no number
+    latencies: Callable[[Result], Sequence[Series]] | None = None  # of allreduces, for --format osu

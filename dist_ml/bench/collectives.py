@@ -10,6 +10,7 @@ import torch
 from dist_ml.bench import recorder_part
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.form import Check, Record, Result, most
+from dist_ml.bench.osu import Series
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm import mpi
 from dist_ml.comm.communicator import Communicator
@@ -77,6 +78,14 @@ def recorder_checks(seconds: Mapping[str, Sequence[float]]) -> list[Check]:
     ]
 
 
+def latencies(result: Result) -> list[Series]:
+    """Ours first."""
+    return [
+        Series(name, {row["bytes"]: row[f"{name}_us"] for row in result.records})
+        for name in (OURS, RAW)
+    ]
+
+
 def measure(comm: Communicator, arguments: Mapping[str, Any]) -> list[dict[str, list[float]]]:
     """Seconds a call of the slowest rank, by candidate and round, for each size."""
     return [
@@ -103,4 +112,5 @@ BENCH = Bench(
     run,
     {"collectives": measure, "recorder": recorder_part.measure},
     ranks=2,
+    latencies=latencies,
 )

@@ -24,6 +24,8 @@ _FLAGS = """\
   -n RANKS               ranks that it starts (default: what the benchmark is made for)
   --mpi mpich|openmpi    the MPI that it starts them with
   --json FILE            write environment, records and checks to FILE
+  --format table|osu     of what is printed; osu: latencies alone, as the OSU micro-benchmarks
+                         print them (allreduce, collectives)
   --check                exit with status 1 when a check fails
   --time-limit SECONDS   for each world that it starts (default 600)"""
 
@@ -34,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("-n", dest="ranks", type=number_of_ranks)
     parser.add_argument("--mpi", choices=("mpich", "openmpi", "system"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--format", choices=("table", "osu"), default="table")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--time-limit", type=time_limit, default=600.0)
     options, rest = parser.parse_known_args(list(argv))
@@ -51,6 +54,12 @@ class _Command:
             raise ConfigError(f"unknown benchmark {name!r}; there are {', '.join(BENCHES)}")
         self.bench = BENCHES[name]
         self.name = name
+        if options.format == "osu" and self.bench.latencies is None:
+            able = [each for each, bench in BENCHES.items() if bench.latencies is not None]
+            raise ConfigError(
+                f"--format osu has no effect on {name}: it tells latencies of allreduces by size; "
+                f"use it with {' or '.join(able)}"
+            )
         self.options = options
         self.request = arguments.parse(rest, f"{PROGRAM} {name}", config_name=f"bench/{name}")
 
@@ -83,9 +92,13 @@ class _Command:
 
     def _end(self, result: "Result") -> int:
         """Show the result, on the one rank that does."""
+        from dist_ml.bench.osu import allreduce_text
         from dist_ml.measure.environment import environment
 
-        show(result)
+        if self.options.format == "osu" and self.bench.latencies is not None:
+            terminal.say(allreduce_text(self.bench.latencies(result)))
+        else:
+            show(result)
         if self.options.json is not None:
             try:
                 self.options.json.write_text(
