@@ -31,7 +31,11 @@ class MeshError(DistMLError):
 
 
 class CommunicationError(DistMLError):
-    """A buffer, a dtype or a sequence of collectives that can't be communicated correctly."""
+    """A buffer, a dtype or a sequence of collectives that can't be communicated correctly, or a
+    rank that others wait for in vain.
+    """
+
+    exit_status = 69  # EX_UNAVAILABLE: started again, the job may come to its end
 
 
 class PeerLostError(CommunicationError):

@@ -9,17 +9,17 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from dist_ml.cli import terminal
 from dist_ml.cli.main import COMMANDS
-from dist_ml.cli.quantities import number_of_ranks, time_limit
+from dist_ml.cli.quantities import count, number_of_ranks, time_limit
 from dist_ml.errors import ConfigError
 from dist_ml.launch import mpi_installation, mpiexec
 
 # With one of these the command only shows something, or starts MPI jobs of its own.
-_NEEDS_NO_RANKS = frozenset(
-    {"-m", "--multirun", "-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"}
-)
+_SWEEP = frozenset({"-m", "--multirun"})
+_NEEDS_NO_RANKS = _SWEEP | {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,20 +28,37 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if not options.command:
         parser.error("which command? For instance: dist-ml launch -n 2 train")
-    known = options.command[0] in COMMANDS
+    command, *words = options.command
+    known = command in COMMANDS
+    if options.restarts and (command != "train" or not _SWEEP.isdisjoint(words)):
+        parser.error(
+            "--restarts goes on with a single run of dist-ml train, as in: dist-ml launch "
+            "--restarts 3 train checkpoint.every=100"
+        )
     if known and not _NEEDS_NO_RANKS.isdisjoint(options.command):
         from dist_ml.cli.main import main as dist_ml
 
         if options.mpi:
             os.environ["DIST_ML_MPI"] = options.mpi  # for the jobs that it starts
         return dist_ml(_on_ranks(options.command, options.ranks))
-    program = [sys.executable, "-m", "dist_ml"] if known else _program(options.command[0])
-    program += options.command if known else options.command[1:]
+    program = [sys.executable, "-m", "dist_ml", command] if known else _program(command)
+    if options.restarts:
+        from dist_ml.cli import restarts
+
+        return restarts.run(words, options.restarts, partial(_start, options, program))
+    return _start(options, program, words)
+
+
+def _start(
+    options: argparse.Namespace, program: list[str], words: Sequence[str], gone_seconds: float = 0.0
+) -> int:
+    """Run the job to its end; `gone_seconds` of its time limit have passed."""
+    limit = None if options.time_limit is None else max(0.0, options.time_limit - gone_seconds)
     return mpiexec.run(
-        program,
+        [*program, *words],
         options.ranks,
         options.mpi,
-        time_limit_seconds=options.time_limit,
+        time_limit_seconds=limit,
         survive=options.survive,
     ).returncode
 
@@ -68,6 +85,14 @@ def _parser() -> terminal.Parser:
         type=time_limit,
         metavar="SECONDS",
         help="end the job then, after printing every rank's stack",
+    )
+    parser.add_argument(
+        "--restarts",
+        type=count,
+        default=0,
+        metavar="N",
+        help="train: start again from the last checkpoint, up to N times, where a rank or a node "
+        "fails",
     )
     parser.add_argument(
         "--survive",
@@ -101,9 +126,8 @@ def _program(name: str) -> list[str]:
 
 def _on_ranks(command: list[str], ranks: int) -> list[str]:
     """A sweep starts its own jobs: each point that names no `ranks` has those of -n."""
-    sweep = {"-m", "--multirun"} & set(command)
     return (
         [*command, f"ranks={ranks}"]
-        if sweep and not any(word.startswith("ranks=") for word in command)
+        if not _SWEEP.isdisjoint(command) and not any(word.startswith("ranks=") for word in command)
         else command
     )

@@ -30,6 +30,12 @@ _FATAL = frozenset(
 )
 
 
+def fatal_signal(exit_status: int) -> int | None:
+    """The signal that has killed a rank of a job with this status; None where none has."""
+    number = exit_status - 128 if exit_status > 128 else exit_status  # MPICH gives the signal
+    return number if number in _FATAL else None
+
+
 class FirstDeath:
     """A thread that knows a job's ranks and notes which of them ends first."""
 
@@ -52,8 +58,8 @@ class FirstDeath:
         """The rank that was killed, for a job that ended with `exit_status`; empty where no signal
         ended it, or where several ranks went at the same moment.
         """
-        number = exit_status - 128 if exit_status > 128 else exit_status  # MPICH gives the signal
-        if number not in _FATAL or self._first is None:
+        number = fatal_signal(exit_status)
+        if number is None or self._first is None:
             return ""
         rank = self._ranks[self._first]
         what = signal.strsignal(number) or "killed"

@@ -73,11 +73,16 @@ def sigterm_raises() -> Iterator[None]:
 def passed_on(
     number: signal.Signals, processes: Sequence[subprocess.Popen[bytes]]
 ) -> Iterator[None]:
-    """Within the block a signal to this process is one to `processes`, as they are then."""
+    """Within the block a signal to this process is one to `processes`, as they are then, beside
+    what a handler makes of it.
+    """
+    before = signal.getsignal(number)
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
+    def pass_on(number: int, frame: FrameType | None) -> None:
         for process in processes:
             process.send_signal(number)
+        if callable(before):
+            before(number, frame)
 
     with handled(pass_on, number):
         yield

@@ -5,9 +5,9 @@ that ask.
 import json
 import os
 import random
-import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from dist_ml.bench.killed_run import steps_gone_on_from
+from dist_ml.cli import restarts
 from dist_ml.launch import mpiexec
+from dist_ml.launch.job import Completed
 from dist_ml.train import stored_run
 from dist_ml.train.stop_signals import STOPPED
 
@@ -98,7 +101,7 @@ def body(world):
 sys.exit(ranks.run_on_ranks(body))
 """
 OVERRIDES = (
-    "resume=auto", "checkpoint.every=4", "checkpoint.asynchronous=true", "epochs=2",
+    "checkpoint.every=4", "checkpoint.asynchronous=true", "epochs=2",
     "data=synthetic", "data.num_train=320", "data.num_test=32", "batch_size=16", "log_every=1",
     "model.hidden=[8,6]", "model.dropout=0.1",
 )  # fmt: skip
@@ -120,11 +123,6 @@ def assert_same(folder: Path, whole: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
-def steps_gone_on_from(folder: Path) -> list[int]:
-    text = (folder / "log" / "rank-0000.log").read_text()
-    return [int(step) for step in re.findall(r"goes on from step (\d+) of", text)]
-
-
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_at_random_it_ends_like_one_that_was_not(seed: int, tmp_path: Path) -> None:
     """Every loss and weight to the last bit, and each life goes on from a committed checkpoint."""
@@ -143,18 +141,25 @@ def test_killed_at_random_it_ends_like_one_that_was_not(seed: int, tmp_path: Pat
 
 
 def test_ranks_are_killed_and_told_to_stop_and_go_on_bitwise(
-    flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flavour: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One dies by SIGKILL, which ends the job; one is asked, and all save and end with status 75;
-    then they come to the end.
+    """One dies by SIGKILL, then the other, and each time the job is started again; one is asked,
+    and all save and end with status 75, which nobody starts again; then they come to the end.
     """
     monkeypatch.delenv("MPI4PY_LIBMPI", raising=False)  # of another MPI that a test has chosen
     program = tmp_path / "program.py"
     program.write_text(RANK)
+    # The save after step 8 waits for the one after step 4.
+    at = random.Random(flavour).randrange(9, 14)
+    ends: list[Completed] = []
 
-    def start(who: str = "0:-1:0", **environment: str) -> Any:
-        return mpiexec.run(
-            [sys.executable, str(program), *OVERRIDES],
+    def start(words: Sequence[str], gone_seconds: float = 0.0) -> int:
+        whole = {} if ends else {"WHOLE": str(tmp_path / "whole")}
+        done = mpiexec.run(
+            [sys.executable, str(program), *words],
             2,
             flavour,
             time_limit_seconds=60.0,
@@ -162,27 +167,24 @@ def test_ranks_are_killed_and_told_to_stop_and_go_on_bitwise(
             environment={
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": str(REPOSITORY),
-                "WHO": who,
+                "WHO": [f"1:{at}:9", f"0:{at + 9}:9", f"1:{at + 18}:15", "0:-1:0"][len(ends)],
                 "KILLED": str(tmp_path / "killed"),
-                **environment,
+                **whole,
             },
         )
+        ends.append(done)
+        return done.returncode
 
-    at = random.Random(flavour).randrange(
-        9, 20
-    )  # the save after step 8 waits for the one after step 4
-    killed = start(f"1:{at}:9", WHOLE=str(tmp_path / "whole"))
-    assert killed.returncode not in (0, STOPPED), killed.stderr
-    stopped = start(f"1:{at + 9}:15")
-    assert stopped.returncode == STOPPED, stopped.stderr
-    (start_again,) = steps_gone_on_from(tmp_path / "killed")
-    assert 4 <= start_again <= at
-    assert start_again % 4 == 0
-    assert f"stopped by SIGTERM after step {at + 10}" in stopped.stdout
+    words = [*OVERRIDES, f"folder={tmp_path / 'killed'}"]
+    assert restarts.run(words, 3, start) == STOPPED, ends[-1].stderr
+    assert len(ends) == 3
+    assert "restart, 1 left: the job ended with status" in capsys.readouterr().err
+    first, second = steps_gone_on_from(tmp_path / "killed")
+    assert 4 <= first <= at <= second <= at + 9
+    assert f"stopped by SIGTERM after step {at + 19}" in ends[-1].stdout
     summary = json.loads((tmp_path / "killed" / "summary.json").read_text())
     assert summary["status"] == "stopped"
     assert summary["waited_seconds"] + summary["saved_in_seconds"] < 5
-    last = start()
-    assert last.returncode == 0, last.stderr
-    assert f"goes on from step {at + 10}" in last.stdout
+    assert start([*OVERRIDES, "resume=auto"]) == 0, ends[-1].stderr
+    assert f"goes on from step {at + 19}" in ends[-1].stdout
     assert_same(tmp_path / "killed", tmp_path / "whole")

@@ -3,7 +3,6 @@ damaged, another program's, longer than the run is to be.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from resume_worlds import BrokenOffError, break_off, broken_off, told, train, weights
 from train_worlds import changed
 
+from dist_ml.bench.killed_run import steps_gone_on_from
 from dist_ml.checkpoint import writer
 from dist_ml.checkpoint.checksum import checksum
 from dist_ml.checkpoint.piece import Piece
@@ -43,11 +43,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     train(folder, every=3)
     return folder
-
-
-def steps_gone_on_from(folder: Path) -> list[int]:
-    text = (folder / "log" / "rank-0000.log").read_text()
-    return [int(step) for step in re.findall(r"goes on from step (\d+) of", text)]
 
 
 def same(folder: Path, other: Path) -> bool:
