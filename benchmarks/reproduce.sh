@@ -69,6 +69,7 @@ operator_words      | operator_words
 operator_crossover  | operator_crossover
 checkpoint          | checkpoint
 checkpoint_run      | checkpoint_run
+kills               | kills
 gemm                | gemm
 gemm_words          | gemm_words
 '
