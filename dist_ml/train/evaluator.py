@@ -1,7 +1,8 @@
 """Means over all samples of a split; needs a model and an objective, and nothing that trains."""
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,18 +43,9 @@ class SplitShare:
     def __init__(
         self, num_samples: int, rows: int, data: Communicator, num_sums: int, num_shards: int | None
     ) -> None:
-        if num_shards is None:
-            own = [(0, block(num_samples, data.size, data.rank))]
-        else:
-            shards = block(num_shards, data.size, data.rank)
-            own = [(shard, block(num_samples, num_shards, shard)) for shard in range(*shards)]
         self._sums = torch.zeros(num_shards or 1, num_sums, dtype=torch.float64)
-        # Each with the number of its shard.
-        self.pieces = [
-            (shard, Range(mine.start + piece.start, mine.start + piece.stop))
-            for shard, mine in own
-            for piece in pieces(mine.size, rows)
-        ]
+        self.pieces = _pieces_of(data.rank, num_samples, rows, data.size, num_shards)
+        self.most_pieces = len(_pieces_of(0, num_samples, rows, data.size, num_shards))
 
     def add(self, shard: int, sums: Iterable[torch.Tensor]) -> None:
         """Those of a piece."""
@@ -66,6 +58,38 @@ class SplitShare:
         for sums in self._sums:
             total += sums
         return total
+
+
+def _pieces_of(
+    rank: int, num_samples: int, rows: int, num_ranks: int, num_shards: int | None
+) -> list[tuple[int, Range]]:
+    """The pieces of one rank, each with the number of its shard; the first rank has the most."""
+    if num_shards is None:
+        own = [(0, block(num_samples, num_ranks, rank))]
+    else:
+        shards = block(num_shards, num_ranks, rank)
+        own = [(shard, block(num_samples, num_shards, shard)) for shard in range(*shards)]
+    return [
+        (shard, Range(mine.start + piece.start, mine.start + piece.stop))
+        for shard, mine in own
+        for piece in pieces(mine.size, rows)
+    ]
+
+
+@contextlib.contextmanager
+def evaluating(model: BlockModel) -> Iterator[None]:
+    """Within the block the model computes as it does where nothing is trained."""
+    model.context.clear()
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train()
+
+
+def no_border() -> None:
+    """What to do before each batch of an evaluation that is made to its end."""
 
 
 class Evaluator:
@@ -85,28 +109,31 @@ class Evaluator:
         self._data = data
         self._autocast = autocast
 
-    def evaluate(self, split: Split, batch_size: int = 1024) -> Evaluation:
-        """Mean loss and accuracy, of about `batch_size` items at once. Collective."""
+    def evaluate(
+        self,
+        split: Split,
+        batch_size: int = 1024,
+        at_border: Callable[[], None] = no_border,
+    ) -> Evaluation:
+        """Mean loss and accuracy, of about `batch_size` items at once. Collective, as `at_border`
+        may be, which all ranks call before each of their batches, equally often; what it raises
+        ends the evaluation.
+        """
         rows = max(1, batch_size // self._objective.items_per_sample)
         num_sums = self._objective.num_slots
         share = SplitShare(split.num_samples, rows, self._data, num_sums, self._num_shards)
-        self.model.context.clear()
-        self.model.eval()
-        with torch.inference_mode():
-            for shard, piece in share.pieces:
-                batch = split.batch(np.arange(piece.start, piece.stop, dtype=np.int64))
-                outputs = forward(self.model, batch.inputs, self._autocast)
-                share.add(shard, self._objective.sums(outputs, batch.targets))
-        self.model.train()
+        with evaluating(self.model):
+            for number in range(share.most_pieces):
+                at_border()
+                for shard, piece in share.pieces[number : number + 1]:
+                    batch = split.batch(np.arange(piece.start, piece.stop, dtype=np.int64))
+                    outputs = forward(self.model, batch.inputs, self._autocast)
+                    share.add(shard, self._objective.sums(outputs, batch.targets))
         return Evaluation.of(share.total(self._data), self._objective, split.num_samples)
 
     def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
         """The model's outputs for inputs that all ranks have. Collective along the operator
         axis.
         """
-        self.model.context.clear()
-        self.model.eval()
-        with torch.inference_mode():
-            outputs = self._objective.whole(forward(self.model, inputs, self._autocast))
-        self.model.train()
-        return outputs
+        with evaluating(self.model):
+            return self._objective.whole(forward(self.model, inputs, self._autocast))

@@ -1,6 +1,6 @@
 """Means over a split by a model that is spread over the pipeline axis: forward passes only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,10 +13,12 @@ from dist_ml.partition import Range
 from dist_ml.pipeline_parallel.messages import StageMessages
 from dist_ml.pipeline_parallel.schedule import Action, Schedule, one_pipe
 from dist_ml.pipeline_parallel.stage_graph import Stage
-from dist_ml.train.evaluator import Evaluation, SplitShare
+from dist_ml.train.evaluator import Evaluation, SplitShare, evaluating, no_border
 from dist_ml.train.pipeline import Pipeline
 
-_PIECES_AT_ONCE = 256  # micro-batches of one pass through the pipe, each with tags of its own
+# Micro-batches of one pass through the pipe, each with tags of its own: few enough that a run that
+# is told to stop needn't wait long, and so many that the pipe is full most of the time.
+_PIECES_AT_ONCE = 64
 
 
 class PipelineEvaluator:
@@ -40,17 +42,21 @@ class PipelineEvaluator:
         self._autocast = autocast
         self._dtype = dtype
 
-    def evaluate(self, split: Split, batch_size: int = 1024) -> Evaluation:
-        """Mean loss and accuracy, of about `batch_size` items at once. Collective."""
+    def evaluate(
+        self,
+        split: Split,
+        batch_size: int = 1024,
+        at_border: Callable[[], None] = no_border,
+    ) -> Evaluation:
+        """As `Evaluator.evaluate`; `at_border` is called before each pass."""
         rows = max(1, batch_size // self._objective.items_per_sample)
         data, num_sums = self._mesh.comm("data"), self._objective.num_slots
         share = SplitShare(split.num_samples, rows, data, num_sums, self._num_shards)
-        self.model.context.clear()
-        self.model.eval()
-        with torch.inference_mode():
-            for start in range(0, len(share.pieces), _PIECES_AT_ONCE):
-                self._pass(split, share, share.pieces[start : start + _PIECES_AT_ONCE])
-        self.model.train()
+        with evaluating(self.model):
+            for start in range(0, share.most_pieces, _PIECES_AT_ONCE):
+                at_border()
+                if own := share.pieces[start : start + _PIECES_AT_ONCE]:
+                    self._pass(split, share, own)
         sums = share.total(self._mesh.comm("data", "pipeline"))
         return Evaluation.of(sums, self._objective, split.num_samples)
 
@@ -73,17 +79,14 @@ class PipelineEvaluator:
         words: those of the outputs, beside those between the stages.
         """
         pipeline = self._pipeline
-        self.model.context.clear()
-        self.model.eval()
         schedule, messages = self._begin([len(inputs)])
         found = torch.empty(0)
-        with torch.inference_mode():
+        with evaluating(self.model):
             for number, _, m in schedule.actions[pipeline.comm.rank]:
                 outputs = self._run(pipeline.stages[number], m, messages, inputs)
                 if outputs is not None:
                     found = outputs.contiguous()
         messages.end()
-        self.model.train()
         root = schedule.pipes[0][-1]
         if pipeline.comm.rank != root:
             shape = pipeline.shapes[pipeline.stages[-1].output].sizes

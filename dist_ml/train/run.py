@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
+import numpy as np
+
 from dist_ml.comm.agreement import from_root
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.peer_monitor import Peer
@@ -20,6 +22,7 @@ from dist_ml.train import metrics, open_folder
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.checkpoints import Checkpoints, go_on
 from dist_ml.train.display import make_reporter
+from dist_ml.train.evaluator import no_border
 from dist_ml.train.interval import Interval
 from dist_ml.train.own import Own
 from dist_ml.train.progress import Progress
@@ -63,6 +66,10 @@ def train_run(
             return train_on(run, run.opened(earlier, claimed), survivors)
         with run.opened(earlier, claimed):
             return run.train()
+
+
+class StopError(Exception):
+    """Some rank was told to stop, between two batches of an evaluation."""
 
 
 class Run:
@@ -174,6 +181,9 @@ class Run:
                 if self._epoch(epoch):
                     return self._stopped(evaluation)
                 evaluation = self._evaluate(epoch) or evaluation
+        except StopError:
+            self._interval.restart()  # evaluations are no training
+            return self._stopped(evaluation)
         except DistMLError as error:
             if not (isinstance(error, PeerLostError) and self._config.fault.recover == "shrink"):
                 self._tell_failure(error, evaluation)
@@ -255,11 +265,22 @@ class Run:
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
         if self._is_evaluated(epoch):
-            values = evaluation_values(self._trainer.evaluate(self._trainer.dataset.test))
+            at_border = self._stop_if_told if self._config.saves else no_border
+            test = self._trainer.dataset.test
+            values = evaluation_values(self._trainer.evaluate(test, at_border=at_border))
             self._trackers.log(self._trainer.num_steps, {"epoch": epoch + 1, **values})
             log.info("epoch %d: %s", epoch + 1, values)
         self._reporter.epoch(epoch + 1, values)
         return values
+
+    def _stop_if_told(self) -> None:
+        """`StopError` on all ranks where one was told to stop: the run that goes on makes the
+        evaluation again. Cost: an allreduce of one integer. Collective.
+        """
+        told = np.array([self._signals.told()], np.int32)
+        self._world.allreduce(told, "max")
+        if told[0]:
+            raise StopError
 
     def _log(self, step: Step) -> dict[str, Any]:
         """Write a line of metrics for the steps since the last one; what the progress bar shows of

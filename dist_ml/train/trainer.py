@@ -1,7 +1,7 @@
 """Training and evaluating one model on the ranks of a mesh, step by step."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from dist_ml.datasets.dataset import Dataset, Split
 from dist_ml.measure.timer import Phases
 from dist_ml.models import BlockModel, Objective
 from dist_ml.pipeline_parallel.dry_run import TimedAction
-from dist_ml.train.evaluator import Evaluation, Evaluator
+from dist_ml.train.evaluator import Evaluation, Evaluator, no_border
 from dist_ml.train.model_weights import gather_state
 from dist_ml.train.pipeline import Pipeline
 from dist_ml.train.pipeline_evaluator import PipelineEvaluator
@@ -82,10 +82,15 @@ class Trainer:
         """
         return self._train_step.run(epoch, index)
 
-    def evaluate(self, split: Split, batch_size: int = 1024) -> Evaluation:
-        """Mean loss and accuracy over a split. Collective."""
+    def evaluate(
+        self,
+        split: Split,
+        batch_size: int = 1024,
+        at_border: Callable[[], None] = no_border,
+    ) -> Evaluation:
+        """Mean loss and accuracy over a split. Collective; `at_border`: before each batch."""
         self._train_step.drop_next()
-        return self._evaluator.evaluate(split, batch_size)
+        return self._evaluator.evaluate(split, batch_size, at_border)
 
     def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
         """The model's outputs for inputs [b, ...] that all ranks have; on all ranks. Collective."""

@@ -1,9 +1,11 @@
 """Runs on MPI that one rank is told to stop: saved, and gone on with on this mesh and on others."""
 
 import dataclasses
+import itertools
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import pytest
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.checkpoint import CheckpointConfig
 from dist_ml.config.train import MeshConfig, TrainConfig
+from dist_ml.datasets.dataset import Split
 from dist_ml.errors import ConfigError
-from dist_ml.train import logs, metrics
+from dist_ml.train import logs, metrics, pipeline_evaluator
+from dist_ml.train.evaluator import Evaluation
 from dist_ml.train.run import train_run
 from dist_ml.train.step import TrainStep
 from dist_ml.train.stop_signals import StopSignals
+from dist_ml.train.trainer import Trainer
 from tests.unit.train_worlds import changed
 
 pytestmark = pytest.mark.mpi
@@ -139,4 +144,49 @@ def test_other_settings_are_refused_by_all_ranks(world: Communicator, tmp_path: 
     with pytest.raises(ConfigError, match="seed: 3 -> 4") as caught:
         train(world, config(f"{place}/run", epochs=1, seed=4))
     assert caught.value.agreed
+    world.barrier()
+
+
+def told_in_evaluation(monkeypatch: pytest.MonkeyPatch, is_told: bool) -> None:
+    """Evaluations are made sample by sample; in that after step 6 a signal may come."""
+    evaluate = Trainer.evaluate
+
+    def evaluated(self: Trainer, split: Split, *, at_border: Callable[[], None]) -> Evaluation:
+        borders = itertools.count()
+
+        def border() -> None:
+            at_border()
+            if is_told and self.num_steps == 6 and next(borders) == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        return evaluate(self, split, 1, border)
+
+    monkeypatch.setattr(pipeline_evaluator, "_PIECES_AT_ONCE", 2)
+    monkeypatch.setattr(Trainer, "evaluate", evaluated)
+
+
+def evaluations(world: Communicator, folder: str) -> list[dict[str, Any]]:
+    lines = metrics.read(Path(folder) / "metrics.jsonl") if world.rank == 0 else []
+    return world.broadcast_object([line for line in lines if "test_loss" in line])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("axis", ["data", "pipeline"])
+def test_one_rank_is_told_in_an_evaluation_and_all_stop_before_its_end(
+    axis: str, world: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that goes on makes that evaluation again, and comes to the same."""
+    place = world.broadcast_object(str(tmp_path))
+    sizes = (world.size, 1, 1) if axis == "data" else (1, world.size, 1)
+    whole, stopped = (on(config(f"{place}/{name}"), *sizes) for name in ("whole", "stopped"))
+    with monkeypatch.context() as undisturbed:
+        told_in_evaluation(undisturbed, False)
+        expected = train(world, whole)
+    with monkeypatch.context() as signalled:
+        told_in_evaluation(signalled, world.rank == world.size - 1)
+        assert train(world, stopped) == expected[:6]
+    assert [line["epoch"] for line in evaluations(world, stopped.folder)] == [1]
+    with monkeypatch.context() as undisturbed:
+        told_in_evaluation(undisturbed, False)
+        assert train(world, stopped) == expected
+    assert evaluations(world, stopped.folder) == evaluations(world, whole.folder)
     world.barrier()
