@@ -48,6 +48,7 @@ allreduce-node      | allreduce
 allreduce-1gbit     | allreduce network=emulated_1gbit worlds=3 rounds=2
 allreduce_words     | allreduce_words
 startup             | startup
+trace               | trace
 overlap-node        | overlap
 overlap-1gbit       | overlap network=1gbit ranks=4 rounds=5 steps=1
 data_parallel       | data_parallel

@@ -33,6 +33,7 @@ from dist_ml.bench import (
     sparse_scaling,
     startup,
     step,
+    trace,
     validation_loss,
 )
 from dist_ml.bench.bench import Bench, Part
@@ -69,6 +70,7 @@ BENCHES: dict[str, Bench] = {
     "checkpoint_run": checkpoint_run.BENCH,
     "kills": kills.BENCH,
     "startup": startup.BENCH,
+    "trace": trace.BENCH,
     "gemm": gemm.BENCH,
     "gemm_words": gemm_words.BENCH,
 }

@@ -144,6 +144,9 @@ def _lenient(override: Override, known_groups: Mapping[str, list[str]]) -> str:
             f"{line} must name one option of the group {override.key_or_group}: {options}"
         )
     chooses = override.key_or_group in known_groups and not isinstance(override.value(), dict)
+    if chooses and isinstance(override.value(), bool):  # the name of an option, as of trace=true
+        key, _, name = line.partition("=")
+        return f"{key}='{name.strip().lower()}'"
     plain = override.type == OverrideType.CHANGE and override.package is None and not chooses
     return f"++{line}" if plain else line
 

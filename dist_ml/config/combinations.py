@@ -195,6 +195,18 @@ TABLE: tuple[Row, ...] = (
         lambda config: config.fault.watchdog > 0,
     ),
     Row(
+        ("trace.skip", "trace.steps", "trace.folder", "trace.profiler"),
+        "with trace=false",
+        "set trace=true",
+        lambda config: config.trace.enabled,
+    ),
+    Row(
+        ("trace.enabled",),
+        "with fault.recover=shrink, under which ranks and their numbers change",
+        "use fault.recover=none",
+        lambda config: config.fault.recover == "none",
+    ),
+    Row(
         ("resume_force",),
         "with resume=null",
         "set resume=auto",

@@ -14,6 +14,7 @@ from dist_ml.config.operator import OperatorConfig
 from dist_ml.config.pipeline import PipelineConfig
 from dist_ml.config.reproduce import ReproduceConfig
 from dist_ml.config.sparse import SparseConfig
+from dist_ml.config.trace import TraceConfig
 from dist_ml.errors import ConfigError
 
 AUTO = "auto"
@@ -128,6 +129,7 @@ class TrainConfig:
     resume_force: bool = False  # also with settings that change its results
     reproduce: ReproduceConfig = field(default_factory=ReproduceConfig)
     fault: FaultConfig = field(default_factory=FaultConfig)
+    trace: TraceConfig = field(default_factory=TraceConfig)
 
     @property
     def place(self) -> str:

@@ -82,6 +82,19 @@ class Recorder:
         """What the ring holds, the oldest first; other threads may go on recording."""
         return sorted((record for record in list(self.ring) if record), key=lambda r: r[NUMBER])
 
+    def mark(self) -> int:
+        """A number between those of the calls so far and those of the calls to come."""
+        return next(self.numbers)
+
+    def between(self, first: int, last: int) -> list[Record]:
+        """The calls between two marks, as far as the ring still holds them, the oldest first."""
+        capacity = len(self.ring)
+        if last - first >= capacity:
+            return [r for r in self.records() if first < r[NUMBER] < last]
+        start, stop = first % capacity, last % capacity
+        part = self.ring[start:stop] if start <= stop else self.ring[start:] + self.ring[:stop]
+        return [r for r in part if r is not None and first < r[NUMBER] < last]
+
 
 def _listed(members: Sequence[int]) -> str:
     """Few ranks in full; of many the ends, and a checksum that tells them from others."""

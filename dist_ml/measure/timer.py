@@ -2,6 +2,7 @@
 
 import time
 from types import TracebackType
+from typing import NamedTuple
 
 
 class Phases:
@@ -36,3 +37,34 @@ class Phases:
         """The seconds since the last `take`, by phase."""
         taken, self.seconds = self.seconds, {}
         return taken
+
+
+class Span(NamedTuple):
+    """One time that a phase lasted, in nanoseconds of `time.monotonic_ns`."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class RecordedPhases(Phases):
+    """Phases of which each time is kept as well, while `spans` is a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spans: list[Span] | None = None
+        self._start_ns = 0
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._start_ns = time.monotonic_ns()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.spans is not None:
+            self.spans.append(Span(self._name, self._start_ns, time.monotonic_ns()))
+        super().__exit__(kind, error, trace)

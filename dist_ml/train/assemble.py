@@ -9,7 +9,7 @@ from dist_ml.comm.mesh import Mesh
 from dist_ml.config.train import TrainConfig
 from dist_ml.data_parallel.same_values import equalise
 from dist_ml.data_parallel.sampler import GlobalSampler
-from dist_ml.measure.timer import Phases
+from dist_ml.measure.timer import Phases, RecordedPhases
 from dist_ml.train.build_step import DTYPES, StepParts, Task, pipelined, whole
 from dist_ml.train.evaluator import Evaluator
 from dist_ml.train.exchange import Setting, build_exchange
@@ -38,7 +38,7 @@ def assemble(
     setting = _setting(config, mesh, task, pipeline, num_steps)
     exchange = build_exchange(setting)
     updater = exchange.updater(build_lr_schedule(config.lr_schedule, exchange.optimizer, num_steps))
-    phases = Phases()
+    phases = RecordedPhases() if config.trace.enabled else Phases()
     guard = Guard(mesh.world, config.clip_norm, config.nonfinite)
     parts = StepParts(
         config, mesh, task, sampler, exchange.reducer, guard, phases, exchange.versions

@@ -33,6 +33,7 @@ from dist_ml.train.reproducible import (
     check_reproducible_pipeline,
 )
 from dist_ml.train.rerun import check_rerun
+from dist_ml.train.step_trace import require_traced
 from dist_ml.train.trainer import Trainer
 
 _MOST_STEPS = 1 << 33  # of a run
@@ -158,6 +159,8 @@ def build_trainer(
     with raise_on_all_ranks(mesh.world):
         _check_layers(config.sparse.densities, task.model)
         _require_end(config.epochs, config.epochs * sampler.steps_per_epoch)
+        if config.trace.enabled:
+            require_traced(config.trace.skip, config.epochs * sampler.steps_per_epoch)
         require_share_fits(share, train, DTYPES[config.precision])
     tune(task.model, {share * task.model.rows_per_sample}, mesh.world)
     pipeline = _build_pipeline(config, mesh, task, share)

@@ -40,6 +40,7 @@ _SAME_RESULT_GROUPS = (
     "pipeline",
     "operator_parallel",
     "fault",
+    "trace",
 )
 
 

@@ -30,6 +30,7 @@ from dist_ml.train.recovery import train_on
 from dist_ml.train.results import leave_results
 from dist_ml.train.resume import Earlier, begin, find, require_epochs_left
 from dist_ml.train.step import Step
+from dist_ml.train.step_trace import StepTrace
 from dist_ml.train.stop_signals import StopSignals
 from dist_ml.train.summary import Predict, evaluation_values, figures, predicted
 from dist_ml.train.trackers import open_trackers
@@ -159,6 +160,9 @@ class Run:
         self._checkpoints = Checkpoints(
             config.checkpoint, trainer, self._folder.checkpoints, mapping
         )
+        self._trace = (
+            StepTrace(config.trace, trainer, self._folder.trace) if config.trace.enabled else None
+        )
         self._trackers = open_trackers(config.tracker, self._folder, world, trainer.num_steps)
         num_steps = config.epochs * trainer.sampler.steps_per_epoch
         self._reporter = make_reporter(world.rank, num_steps, config.epochs, trainer.num_steps)
@@ -188,6 +192,8 @@ class Run:
             if not (isinstance(error, PeerLostError) and self._config.fault.recover == "shrink"):
                 self._tell_failure(error, evaluation)
             raise
+        if self._trace is not None:
+            self._trace.close()
         with self._signals.saving():
             self._checkpoints.close()
             left = leave_results(self._trainer, self._folder, self._config)
@@ -204,9 +210,11 @@ class Run:
         if start == 0:
             self._interval.begin()
         goes_on = not self._is_evaluated(epoch)
-        self._watchdog.begin(self._trainer.num_steps)
+        self._begin_step(self._trainer.num_steps)
         for step in self._trainer.epoch(epoch, start, goes_on):
             self._watchdog.end()
+            if self._trace is not None:
+                self._trace.after_step(step.number)
             self._interval.add(step)
             self._progress.add(step)
             if step.skipped:
@@ -222,10 +230,21 @@ class Run:
             self._signals.log_ignored()
             with self._signals.saving():
                 self._checkpoints.after_step(self._progress, self._interval)
-            self._watchdog.begin(step.number + 1)
+            self._begin_step(step.number + 1)
         self._watchdog.rest()
         self._progress.end_interval(self._interval)
         return False
+
+    def _begin_step(self, number: int) -> None:
+        """The step that comes, by its number. What a timeline takes is no part of an interval."""
+        trace = self._trace
+        if trace is not None and trace.is_due:
+            self._progress.end_interval(self._interval)
+            trace.turn()
+            self._interval.restart()
+        if trace is not None:
+            trace.before_step()
+        self._watchdog.begin(number)
 
     def _stopped(self, evaluation: Mapping[str, Any]) -> dict[str, Any]:
         """Save, and say what it took beside the time that there was."""
@@ -250,6 +269,8 @@ class Run:
             )
             summary = {"status": "stopped", **took, **self._summary(evaluation)}
             from_root(self._world, lambda: self._folder.write_summary(summary))
+        if self._trace is not None:
+            self._trace.close()
         self._trainer.close()
         return summary
 

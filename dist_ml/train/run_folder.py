@@ -5,6 +5,7 @@
     summary.json          how the run ended
     sample.txt            what a model of text writes
     timeline.json         of a pipeline: when each rank computed what in the last step
+    trace/                with trace=true: timelines of some steps (docs/timeline.md)
     log/rank-0000.log …   one a rank
     checkpoints/          step-40/ …: the state after so many steps (docs/checkpoints.md);
                           model.safetensors: the trained weights, a plain state dict
@@ -46,6 +47,10 @@ class RunFolder:
     @property
     def timeline(self) -> Path:
         return self.path / "timeline.json"
+
+    @property
+    def trace(self) -> Path:
+        return self.path / "trace"
 
     @property
     def sample(self) -> Path:

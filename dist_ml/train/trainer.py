@@ -110,7 +110,7 @@ class Trainer:
         comm = self.pipeline.comm
         comm.barrier()
         now = time.perf_counter()  # the same moment for all ranks, whatever their clocks say
-        timed = self._train_step.stages.timed_actions
+        timed = self.own_timed_actions
         own = [(action, start - now, stop - now) for action, start, stop in timed]
         ranks = comm.allgather_objects(own)
         first = min((start for rank in ranks for _, start, _ in rank), default=0.0)
@@ -118,6 +118,13 @@ class Trainer:
             [TimedAction(action, start - first, stop - first) for action, start, stop in rank]
             for rank in ranks
         ]
+
+    @property
+    def own_timed_actions(self) -> list[TimedAction]:
+        """What this rank computed when in the last step of a pipeline, in seconds of
+        `time.perf_counter`.
+        """
+        return self._train_step.stages.timed_actions
 
     def close(self) -> None:
         """Let no exchange be under way any more, end threads, and give back communicators and the

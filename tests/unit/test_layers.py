@@ -27,7 +27,8 @@ BELOW: dict[str, frozenset[str]] = {
     "pipeline_parallel": _PARTS,
     "operator_parallel": _PARTS,
     "checkpoint": LEAVES | {"comm"},
-    "train": _PARTS | _PARALLEL | {"checkpoint"},
+    "trace": LEAVES | {"comm"},
+    "train": _PARTS | _PARALLEL | {"checkpoint", "trace"},
     "bench": _PARTS
     | _PARALLEL
     | {"checkpoint", "process_group", "train", "plan"},  # it measures what train composes
