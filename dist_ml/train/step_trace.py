@@ -22,7 +22,7 @@ from dist_ml.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-MOST_CALLS = 100_000  # of a rank: 50 MB with what is made of them; further ones are left out
+MOST_CALLS = 50_000  # of a rank: 100 MB with what is made of them; further ones are left out
 
 
 def require_traced(skip: int, num_steps: int) -> None:

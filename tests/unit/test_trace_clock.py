@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 
 from dist_ml.comm.communicator import Communicator
@@ -61,3 +62,25 @@ def test_the_same_clock_has_the_same_name_and_needs_a_file_to_have_it(
 def test_without_time_between_the_readings_there_is_no_drift() -> None:
     times = Clock(Reading(5, 10, 2), Reading(5, 14, 1))
     assert (times.reference(100), times.error) == (110, 2)
+
+
+def test_the_offset_is_the_middle_of_the_shortest_round_trip() -> None:
+    moments = iter([0, 100, 130, 200, 210, *(n * 1000 for n in range(1, 31))])
+
+    class Asking:
+        """Rank 1 of 2, whose rank 0 answers with 5000, then 5100, and so on."""
+
+        rank, asked = 1, 0
+
+        def allgather_objects(self, value: object) -> list[object]:
+            return [value if isinstance(value, Reading) else "rank 0", value]
+
+        def send(self, number: object, rank: int, tag: int) -> None:
+            assert rank == 0
+
+        def receive(self, number: np.ndarray, rank: int, tag: int) -> None:
+            number[0] = 5000 + 100 * self.asked
+            self.asked += 1
+
+    found = clock.read(Asking(), lambda: next(moments), "rank 1")  # type: ignore[arg-type]
+    assert found == Reading(200, 5100 - 205, 5)
