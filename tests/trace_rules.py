@@ -36,7 +36,9 @@ class Timeline(NamedTuple):
     told: dict[str, Any]
 
     def of(self, rank: int, track: str) -> list[Shown]:
-        return [each for each in self.slices if (each.rank, each.track) == (rank, track)]
+        """In the order of their beginnings, of all lanes."""
+        own = [s for s in self.slices if s.rank == rank and s.track.rstrip(" 0123456789") == track]
+        return sorted(own, key=lambda each: each.start)
 
 
 def read(file: Path) -> Timeline:
