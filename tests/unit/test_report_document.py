@@ -92,11 +92,19 @@ def make_runs(folder: Path) -> None:
         "planned_words_by_axis": {"data": 100.0},
         "words_sent": 1500,
         "messages": 3,
+        "predicted": [
+            {"name": "step", "unit": "s", "predicted": 0.01, "measured": 0.015, "why": "<s>io</s>"}
+        ],
         "environment": {"processor": "<i>fast</i>", "cores": 2},
     }
     make_run(folder / "a", 2, 0.1, 100.0, **words)
     with_pipeline(make_run(folder / EVIL, 4, 0.2, 150.0))
-    broken = {"words_by_axis": 3, "seconds_by_phase": {"forward": "x"}, "environment": []}
+    broken = {
+        "words_by_axis": 3,
+        "seconds_by_phase": {"forward": "x"},
+        "environment": [],
+        "not_predicted": "no <tt>",
+    }
     make_run(folder / "c", 8, 0.1, 1.0, **broken, status="failed", error="<u>bad</u>")
     config = yaml.safe_load((folder / "a" / "config.yaml").read_text())
     config["data"] = {"root": "<img src=http://in.a.value onerror=y>"}
@@ -113,12 +121,14 @@ def make_experiment(folder: Path) -> None:
 def test_a_page_is_whole_and_shows_names_as_they_are(tmp_path: Path) -> None:
     make_runs(tmp_path)
     page = page_of(tmp_path)
-    assert not {"b", "i", "u", "img"} & set(page.tags)
+    assert not {"b", "i", "u", "s", "tt", "img"} & set(page.tags)
     for text in (EVIL, "<img src=http://in.a.value onerror=y>", "<u>bad</u>", "<i>fast</i>"):
         assert text in page.text
     lines = [" ".join(line.split()) for line in page.text.splitlines()]
     assert "adata100150+50.00%" in lines
     assert "aoperator-7-" in lines
+    assert "astep10 ms15 ms+50%<s>io</s>" in lines
+    assert "c: not predicted: no <tt>" in lines
 
 
 @pytest.mark.parametrize("form", ["html", "markdown"])
