@@ -41,6 +41,7 @@ step-kernel         | step kernel=auto rounds=7
 models              | models
 validation_loss     | validation_loss
 kernel              | kernel
+dataflow            | dataflow
 memory              | memory
 collectives-mpich   | collectives --mpi mpich
 collectives-openmpi | collectives --mpi openmpi

@@ -58,7 +58,7 @@ def measure(_comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]
         )
         rates[text][BF16] = _bf16_rate(shape, arguments["rounds"])
     words = {name: 2 if name == BF16 else 4 for by_kernel in rates.values() for name in by_kernel}
-    measured = {"rates": rates, "bytes_per_second": _copy_rate(), "words": words, "chosen": chosen}
+    measured = {"rates": rates, "bytes_per_second": copy_rate(), "words": words, "chosen": chosen}
     return {**measured, "peak": peak.flops_per_second()}
 
 
@@ -83,7 +83,8 @@ def _bf16_rate(shape: Shape, rounds: int) -> float:
     return 2.0 * math.prod(shape[:3]) / statistics.median(times) / 1e9
 
 
-def _copy_rate() -> float:
+def copy_rate() -> float:
+    """Bytes that a copy of a large array reads and writes in a second."""
     source, target = torch.ones(_COPY_WORDS), torch.empty(_COPY_WORDS)
     times = [own_seconds(lambda: target.copy_(source)) for _ in range(_COPIES)]
     return 8.0 * _COPY_WORDS / statistics.median(times)

@@ -32,11 +32,14 @@ class Operator(NamedTuple):
 
 
 class Call(NamedTuple):
-    """An operator and what it was called with; tensors have shapes, but no data."""
+    """An operator, what it was called with and where its results lie; tensors have shapes, but no
+    data.
+    """
 
     function: Any
     arguments: tuple[Any, ...]
     named: dict[str, Any]
+    results: "tuple[Memory, ...]" = ()
 
     def on_real_tensors(self) -> Callable[[], Any]:
         """The call, on tensors of small random numbers, and of zeros where they are indices."""
@@ -52,6 +55,23 @@ class Call(NamedTuple):
 
         arguments, named = tree_map_only(torch.Tensor, real, (self.arguments, self.named))
         return lambda: self.function(*arguments, **named)
+
+
+class Memory(NamedTuple):
+    """Where a tensor's elements lie: bytes of them that there are, from `offset` on. It holds the
+    storage, so that no other tensor comes to lie there.
+    """
+
+    storage: torch.UntypedStorage
+    offset: int
+    num_bytes: int
+
+
+def memory(tensor: torch.Tensor) -> Memory:
+    """Of a tensor; an expanded one has fewer elements in memory than it shows."""
+    storage = tensor.untyped_storage()
+    num_bytes = min(tensor.numel() * tensor.element_size(), storage.nbytes())
+    return Memory(storage, int(tensor.storage_offset()), num_bytes)
 
 
 class Record(NamedTuple):
@@ -114,7 +134,9 @@ def _operator(function: Any, arguments: tuple[Any, ...], named: Any, result: Any
         for tensor in tree_iter((arguments, named, result))
         if isinstance(tensor, torch.Tensor)
     )
-    call = Call(function, arguments, named)
+    # Not the results themselves: autograd copies gradients that somebody else holds.
+    places = (memory(x) for x in tree_iter(result) if isinstance(x, torch.Tensor))
+    call = Call(function, arguments, named, tuple(places))
     if name not in _FACTORS:
         return Operator(name, flops, num_bytes, call=call)
     left, right = (arguments[place] for place in _FACTORS[name])
