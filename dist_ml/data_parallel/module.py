@@ -19,6 +19,7 @@ from dist_ml.data_parallel.averaged_gradients import AveragedGradients
 from dist_ml.data_parallel.join import Exchange, Join
 from dist_ml.data_parallel.module_checks import require_alike, require_exchangeable
 from dist_ml.data_parallel.same_values import equalise
+from dist_ml.data_parallel.sparse_choice import sparse_config
 from dist_ml.errors import CommunicationError, ConfigError
 
 
@@ -45,8 +46,9 @@ class DataParallel(torch.nn.Module):
     each training forward pass.
 
     Words a step: the allreduce's for all gradients. Memory: one buffer as large as the gradients,
-    which are views of it. `ConfigError` on all ranks where the ranks' models differ, or a parameter
-    is where MPI can't take it from. Collective.
+    which are views of it. `ConfigError` on all ranks where parameters or buffers differ among ranks
+    in name, order, shape or dtype (compared by a hash; the first is named), or where a parameter is
+    where MPI can't take it from. Collective.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class DataParallel(torch.nn.Module):
         self._join: Join | None = None
         with raise_on_all_ranks(self.comm):
             dense = AllreduceConfig(allreduce, wire, overlap, bucket_bytes)  # type: ignore[arg-type]
-            chosen = _sparse_config(sparse)
+            chosen = sparse_config(sparse)
             require_exchangeable(module)
             if any(isinstance(part, DataParallel) for part in module.modules()):
                 raise ConfigError(
@@ -172,14 +174,6 @@ class DataParallel(torch.nn.Module):
         self._under_way = False
         for group in self._groups:
             group.finish(self._find_unused)
-
-
-def _sparse_config(sparse: float | SparseConfig | None) -> SparseConfig:
-    if sparse is None:
-        return SparseConfig()
-    if isinstance(sparse, SparseConfig):
-        return sparse
-    return SparseConfig(allreduce="auto", density=sparse)
 
 
 def _by_dtype(module: torch.nn.Module) -> list[dict[str, torch.nn.Parameter]]:

@@ -1,11 +1,11 @@
 """What must hold of a user's model before ranks train it together."""
 
-from itertools import chain
-from typing import Any
+import hashlib
+from collections.abc import Sequence
+from itertools import chain, zip_longest
 
 import torch
 
-from dist_ml.comm.agreement import raise_on_all_ranks
 from dist_ml.comm.buffer import is_strided, overlaps
 from dist_ml.comm.communicator import Communicator
 from dist_ml.errors import ConfigError
@@ -52,24 +52,43 @@ def _require_memory(name: str, tensor: torch.Tensor) -> None:
 
 
 def require_alike(module: torch.nn.Module, comm: Communicator) -> None:
-    """`ConfigError` on all ranks, naming the first difference to rank 0's model."""
-    mine = [
-        (name, tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
-        for name, tensor in chain(module.named_parameters(), module.named_buffers())
+    """`ConfigError` on all ranks unless all have the same parameters and buffers, in the same
+    order: names, shapes, dtypes, and which are trained. Ranks compare a hash of these, and tell
+    them in full only where hashes differ. The error names the first that differs, and on which
+    ranks. Values aren't compared: rank 0's are given to all.
+    """
+    mine = _tensors_of(module)
+    told = comm.allgather_objects(hashlib.blake2b("\n".join(mine).encode()).digest())
+    if len(set(told)) == 1:
+        return
+    error = ConfigError(_first_difference(comm.allgather_objects(mine)))
+    error.agreed = True
+    raise error
+
+
+def _tensors_of(module: torch.nn.Module) -> list[str]:
+    """What the model has, in words; tied parameters once."""
+    kinds = (("parameter", module.named_parameters()), ("buffer", module.named_buffers()))
+    return [
+        f"{kind} {name} {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        + ("" if tensor.requires_grad or kind == "buffer" else ", not trained")
+        for kind, named in kinds
+        for name, tensor in named
     ]
-    theirs = comm.broadcast_object(mine)
-    with raise_on_all_ranks(comm):
-        if mine != theirs:
-            differ = (pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1])
-            here, there = next(differ, (f"{len(mine)} tensors", f"{len(theirs)} tensors"))
-            raise ConfigError(
-                f"the model differs from rank 0's: {_describe(here)} here, {_describe(there)} "
-                "there; build the same model on every rank"
-            )
 
 
-def _describe(tensor: Any) -> str:
-    if isinstance(tensor, str):
-        return tensor
-    name, shape, dtype, trained = tensor
-    return f"{name} {list(shape)} {dtype}{'' if trained else ', not trained'}"
+def _first_difference(models: Sequence[Sequence[str]]) -> str:
+    """Of the ranks' models, where they first differ: what which ranks have there."""
+    places = zip_longest(*models, fillvalue="nothing more")
+    found = next(place for place in places if len(set(place)) > 1)
+    who: dict[str, list[str]] = {}
+    for rank, tensor in enumerate(found):
+        who.setdefault(tensor, []).append(str(rank))
+    parts = [
+        f"{tensor} on rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}"
+        for tensor, ranks in who.items()
+    ]
+    return (
+        f"the model is not the same on all ranks; first that differs: {'; '.join(parts)}. Build "
+        "the same model on every rank (values may differ: rank 0's are taken)"
+    )

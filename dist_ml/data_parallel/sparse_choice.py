@@ -10,6 +10,15 @@ from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.selection import SELECTIONS, count_of
 
 
+def sparse_config(sparse: float | SparseConfig | None) -> SparseConfig:
+    """What users pass as `sparse`: nothing, a share of the elements, or all settings."""
+    if sparse is None:
+        return SparseConfig()
+    if isinstance(sparse, SparseConfig):
+        return sparse
+    return SparseConfig(allreduce="auto", density=sparse)
+
+
 def resolve(
     config: SparseConfig, length: int, comm: Communicator, dtype: str = "float32"
 ) -> SparseConfig:

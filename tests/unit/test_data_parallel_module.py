@@ -2,6 +2,7 @@
 loop does with its gradients.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from thread_world import run_ranks
 from dist_ml import DataParallel, SparseConfig
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
+from dist_ml.data_parallel.module_checks import require_alike
 from dist_ml.errors import CommunicationError, ConfigError
 
 NUM_STEPS = 4
@@ -182,15 +184,13 @@ class Quarter(torch.nn.Module):
 @pytest.mark.parametrize(
     ("build", "options", "words"),
     [
-        (lambda rank: torch.nn.Linear(2 + rank, 2), {}, r"differs from rank 0's: weight \[2, 3\]"),
-        (lambda rank: torch.nn.Linear(2, 2, bias=not rank), {}, "1 tensors here, 2 tensors there"),
         (lambda _: torch.nn.Linear(2, 2).requires_grad_(False), {}, "no parameter that is"),
         (lambda _: torch.nn.Linear(2, 2, device="meta"), {}, "weight is on meta"),
         (lambda _: Quarter(), {}, "can't be summed"),
         (lambda _: torch.nn.Linear(2, 2), {"allreduce": "fastest"}, "allreduce.name=fastest"),
         (lambda _: torch.nn.Linear(2, 2), {"sparse": 2.0}, "density=2.0 must be"),
     ],
-    ids=["shape", "number", "frozen", "device", "dtype", "allreduce", "density"],
+    ids=["frozen", "device", "dtype", "allreduce", "density"],
 )
 def test_what_cannot_be_wrapped_is_told_to_all_ranks(
     build: Callable[[int], torch.nn.Module], options: dict[str, Any], words: str
@@ -200,6 +200,54 @@ def test_what_cannot_be_wrapped_is_told_to_all_ranks(
             DataParallel(build(comm.rank), comm, **options)
 
     run_ranks(2, body)
+
+
+def named(**layers: torch.nn.Module) -> torch.nn.Module:
+    return torch.nn.ModuleDict(layers)
+
+
+def linear(*sizes: int, **options: Any) -> torch.nn.Module:
+    return torch.nn.Linear(*sizes, **options)
+
+
+def tied(tie: bool) -> torch.nn.Module:
+    model = named(a=linear(2, 2, bias=False), b=linear(2, 2, bias=False))
+    if tie:
+        model["b"].weight = model["a"].weight  # type: ignore[index]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "words"),
+    [
+        (linear(2, 2), linear(3, 2), "[2, 2] float32 on ranks 0, 2; parameter weight [2, 3]"),
+        (linear(2, 2), linear(2, 2).double(), "on ranks 0, 2; parameter weight [2, 2] float64"),
+        (linear(2, 2), linear(2, 2, bias=False), "bias [2] float32 on ranks 0, 2; nothing more"),
+        (
+            named(a=linear(2, 2), b=linear(2, 2)),
+            named(b=linear(2, 2), a=linear(2, 2)),
+            "parameter a.weight [2, 2] float32 on ranks 0, 2; parameter b.weight",
+        ),
+        (linear(2, 2), linear(2, 2).requires_grad_(False), "on rank 1"),
+        (
+            torch.nn.BatchNorm1d(2),
+            torch.nn.BatchNorm1d(2, track_running_stats=False),
+            "buffer running_mean [2] float32 on ranks 0, 2; nothing more on rank 1",
+        ),
+        (tied(True), tied(False), "nothing more on ranks 0, 2; parameter b.weight"),
+    ],
+    ids=["shape", "dtype", "number", "order", "trained", "buffer", "tied"],
+)  # fmt: skip
+def test_models_that_differ_among_ranks_are_told_to_all_of_them(
+    first: torch.nn.Module, other: torch.nn.Module, words: str
+) -> None:
+    def body(comm: Communicator) -> None:
+        with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+            require_alike(other if comm.rank == 1 else first, comm)
+        assert caught.value.agreed
+        require_alike(first, comm)
+
+    run_ranks(3, body)
 
 
 def test_one_rank_alone_is_the_module_as_it_is() -> None:
