@@ -15,6 +15,7 @@ from dist_ml.comm.group import expect
 from dist_ml.comm.reduction import is_half, narrow, widen
 from dist_ml.comm.request import Request
 from dist_ml.comm.traffic import Words
+from dist_ml.comm.transport import Staging
 from dist_ml.errors import CommunicationError
 from dist_ml.flight.recorder import ANY_PEER, COUNT, ENDED
 
@@ -34,7 +35,13 @@ class Communicator(AccountedGroup):
 
     bfloat16 and float16 are summed in float32 and rounded once, because a raw MPI sum of bfloat16
     returns garbage on Open MPI and aborts on MPICH.
+
+    `staging`: what gathers and reduce-scatters of long equal parts go through in place of MPI,
+    where all ranks are on one node (`node_staging.py`). All ranks set it at once; the setter frees
+    it.
     """
+
+    staging: Staging | None = None
 
     def allreduce(self, x: Tensor, op: Op = "sum") -> None:
         """Reduce `x` (same shape and dtype on all ranks) over the group, in place. Words: 2n(P-1)/P
@@ -82,8 +89,7 @@ class Communicator(AccountedGroup):
         source, target, counts, record = self._enter_reduce_scatter(send, receive, op, counts)
         if not is_half(source):
             with self.traffic.timed(self.axis, "reduce_scatter"):
-                self.transport.reduce_scatter(source.array, target.array, counts, _mpi_op(op))
-            self._divide(target.array, op)
+                self._reduce_scatter(source.array, target.array, op, counts)
         else:
             wide = np.empty(target.array.size, dtype=np.float32)
             with self.traffic.timed(self.axis, "reduce_scatter"):
@@ -116,7 +122,8 @@ class Communicator(AccountedGroup):
         """
         source, target, counts, record = self._enter_allgather(send, receive, counts)
         with self.traffic.timed(self.axis, "allgather"):
-            self.transport.allgather(source, target, counts)
+            if self.staging is None or not self.staging.allgather(source, target, counts):
+                self.transport.allgather(source, target, counts)
         record[ENDED] = monotonic_ns()
 
     def iallgather(
@@ -230,6 +237,13 @@ class Communicator(AccountedGroup):
         record = self.calls.message("receive", dtype, array.size, ANY_PEER, tag, depth=2)
         request, source = self.transport.ireceive_any(array, tag)
         return request.recorded(record), source
+
+    def _reduce_scatter(self, source: Array, target: Array, op: Op, counts: Sequence[int]) -> None:
+        divisor = self.size if op == "mean" else 1
+        staging = self.staging if _mpi_op(op) == "sum" else None
+        if staging is None or not staging.reduce_scatter(source, target, counts, divisor):
+            self.transport.reduce_scatter(source, target, counts, _mpi_op(op))
+            self._divide(target, op)
 
     def _allreduce_half(self, buffer: Buffer, op: Op) -> None:
         for piece in partition.pieces(buffer.array.size, HALF_PIECE):

@@ -21,6 +21,16 @@ class SharedBytes(Protocol):
     def free(self) -> None: ...
 
 
+class Staging(Protocol):
+    """Another way for long collectives; each says whether it has made the call."""
+
+    def allgather(self, send: Array | None, receive: Array, counts: Sequence[int]) -> bool: ...
+    def reduce_scatter(
+        self, send: Array, receive: Array, counts: Sequence[int], divisor: int
+    ) -> bool: ...
+    def free(self) -> None: ...
+
+
 class Transport(Protocol):
     """One group of ranks that can communicate."""
 

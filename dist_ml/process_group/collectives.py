@@ -15,9 +15,10 @@ Tensors = Sequence[torch.Tensor]
 
 
 class Collectives:
-    """Those of a process group that has `comm` and `reduce_into`."""
+    """Those of a process group that has `comm`, `stage` and `reduce_into`."""
 
     comm: Communicator
+    stage: Callable[[int], None]
     reduce_into: Callable[[torch.Tensor, Reduction], None]
 
     def broadcast(self, tensors: Tensors, opts: Any) -> dist.Work:
@@ -52,6 +53,7 @@ class Collectives:
             place = whole[self.comm.rank * own.numel() :]
             in_place = place.data_ptr() == own.data_ptr()  # FSDP's parameters are
             counts = [own.numel()] * self.comm.size
+            self.stage(whole.numel())
             self.comm.allgather(None if in_place else own, whole, counts)
         return done(output)
 
@@ -156,6 +158,7 @@ class Collectives:
             flat = flat * how.factor
         elif flat.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
             flat = flat.clone()
+        self.stage(flat.numel() * flat.element_size())
         with written(output) as own:
             self.comm.reduce_scatter(flat, own, how.op, [count] * self.comm.size)
 

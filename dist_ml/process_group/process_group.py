@@ -16,6 +16,7 @@ import torch.distributed as dist
 from dist_ml.comm.allreduce import family
 from dist_ml.comm.allreduce.base import Allreduce
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.node_staging import node_staging
 from dist_ml.process_group.collectives import Collectives
 from dist_ml.process_group.messages import Messages
 from dist_ml.process_group.reductions import Reduction, reduction
@@ -46,6 +47,7 @@ class MpiProcessGroup(Collectives, Messages, dist.ProcessGroup):  # type: ignore
         assert other is not None
         self._background = other
         self._large: Allreduce | None = None
+        self._staged = False
         self._names: dict[str, str] = {}
 
     @property
@@ -98,6 +100,8 @@ class MpiProcessGroup(Collectives, Messages, dist.ProcessGroup):  # type: ignore
             return
         if self._large is not None:
             self._large.free()
+        if self._main.staging is not None:
+            self._main.staging.free()
         self._main.free()  # and with it the communicators that were split from it
 
     # Torch keeps a group's name in its C++ backends, which there are none of here.
@@ -126,6 +130,14 @@ class MpiProcessGroup(Collectives, Messages, dist.ProcessGroup):  # type: ignore
     def _device_types(self) -> list[torch.device]:
         """Asked for by barriers and by torch's checkpoints."""
         return [torch.device("cpu")]
+
+    def stage(self, num_bytes: int) -> None:
+        """Before a gather or reduce-scatter of so many bytes in all: at the first large one, have
+        them go through the node's memory where there is but one node. Collective.
+        """
+        if num_bytes > _LARGE_BYTES and not self._staged and self.comm is self._main:
+            self._staged = True
+            self._main.staging = node_staging(self._main)
 
     def _family(self) -> Allreduce:
         """Made at the first large sum, which all ranks come to. Collective."""

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dist_ml import compiled
 from dist_ml.comm.allreduce.base import Allreduce, Op
 from dist_ml.comm.allreduce.shared_buffers import SharedBuffers, choose_loops, choose_spins
 from dist_ml.comm.allreduce.wire import Wire, WireName
 from dist_ml.comm.buffer import Array, Tensor
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.node_staging import NodeStaging
 from dist_ml.comm.peer_monitor import PeerMonitor
 from dist_ml.comm.request import Request
 from dist_ml.comm.shared_buffer import SharedBuffer
@@ -35,7 +37,7 @@ class SharedMemory(Allreduce):
     """All ranks on one node. Words, crossing from one copy to another: 2n(P-1)/P as the ledger's
     direct algorithm; no messages.
 
-    Tensors from `allocate` are reduced in place; others are copied into the node's memory and back,
+    Tensors from `allocate` are reduced in place; others pass through the node's memory in chunks,
     before `start` returns. `ConfigError` where the ranks are on several nodes. The wire has no
     meaning here and is accepted: nothing is sent.
     """
@@ -49,6 +51,7 @@ class SharedMemory(Allreduce):
         self.loops = choose_loops()
         self.spins = choose_spins(comm.size)
         self._shared = SharedBuffers(comm)
+        self._staging: NodeStaging | None = None  # of other tensors, once there is one
         self._last: dict[SharedBuffer, Reduction] = {}
         self._plans: dict[tuple[int, int, torch.dtype, Op], Plan] = {}
 
@@ -100,6 +103,8 @@ class SharedMemory(Allreduce):
         self._last.clear()
         self._plans.clear()
         self._shared.free()
+        if self._staging is not None:
+            self._staging.free()
 
     def _plan(self, shared: SharedBuffer, offset: int, n: int, op: Op) -> "Plan":
         mine = block(n, self.comm.size, self.comm.rank)
@@ -129,6 +134,12 @@ class SharedMemory(Allreduce):
         return last is not None and last.stage < _DONE
 
     def _reduce_copy(self, array: Array, op: Op) -> None:
+        """Chunk by chunk; by the plain loops whole."""
+        if self._staging is None and compiled.available():
+            self._staging = NodeStaging(self.comm)
+        if self._staging is not None:
+            self._staging.allreduce(array, self.comm.size if op == "mean" else 1)
+            return
         shared = self._shared.staging(array)
         place = shared.own.numpy()[: array.size]
         place[...] = array
