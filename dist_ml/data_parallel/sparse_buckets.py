@@ -16,7 +16,7 @@ from dist_ml.data_parallel.buckets import cut
 from dist_ml.data_parallel.density import DensityGroups
 from dist_ml.data_parallel.drivers import InlineDriver, ThreadDriver
 from dist_ml.data_parallel.flat_state import FlatState
-from dist_ml.data_parallel.gradients import FlatGradients
+from dist_ml.data_parallel.gradients import GradientBuffer
 from dist_ml.data_parallel.node_part import NodePart, split_nodes
 from dist_ml.data_parallel.small_tensors import SmallTensors
 from dist_ml.data_parallel.sparse_part import SparsePart
@@ -38,7 +38,7 @@ class SparseBuckets:
 
     def __init__(
         self,
-        gradients: FlatGradients,
+        gradients: GradientBuffer,
         groups: DensityGroups,
         small: SmallTensors,
         comm: Communicator,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dist_ml.comm.buffer import Array
-from dist_ml.data_parallel.gradients import FlatGradients
+from dist_ml.data_parallel.gradients import GradientBuffer
 from dist_ml.data_parallel.reduced_gradients import Counted, Full
 
 
@@ -20,7 +20,7 @@ class SparseGradients(Full):
 
     def __init__(
         self,
-        gradients: FlatGradients,
+        gradients: GradientBuffer,
         nonzero: Sequence[Array] | None,
         undo: Callable[[], None] | None,
     ) -> None:

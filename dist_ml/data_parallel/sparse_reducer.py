@@ -14,7 +14,7 @@ from dist_ml.comm.communicator import Communicator
 from dist_ml.config.sparse import SparseConfig
 from dist_ml.data_parallel.density import DensityWarmup, density_groups
 from dist_ml.data_parallel.flat_state import FlatState
-from dist_ml.data_parallel.gradients import FlatGradients
+from dist_ml.data_parallel.gradients import GradientBuffer
 from dist_ml.data_parallel.reducer import GradientReducer
 from dist_ml.data_parallel.small_tensors import SmallTensors
 from dist_ml.data_parallel.sparse_buckets import SparseBuckets
@@ -45,7 +45,7 @@ class SparseReducer(GradientReducer):
 
     def __init__(
         self,
-        gradients: FlatGradients,
+        gradients: GradientBuffer,
         names: Sequence[str],
         comm: Communicator,
         config: SparseConfig,

@@ -1,6 +1,6 @@
 """What users put around DDP and FSDP2, over our backend, against one process."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from dist_ml import SparseConfig
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm_hooks import AllreduceState, SparseState, allreduce_hook, sparse_hook
+from dist_ml.errors import DistMLError
 from tests.torch_group import batch, default_group, model
 
 pytestmark = pytest.mark.mpi
@@ -114,3 +117,67 @@ def test_fsdp2_in_mixed_precision(reduced: torch.dtype, world: Communicator) -> 
     for own, whole in zip(wrapped.parameters(), plain.parameters(), strict=True):
         assert own.dtype == torch.float32
         torch.testing.assert_close(own.full_tensor(), whole, rtol=0, atol=2e-3)  # type: ignore[attr-defined]
+
+
+def test_our_wire_as_a_hook(world: Communicator) -> None:
+    wrapped = DistributedDataParallel(model().float())
+    wrapped.register_comm_hook(AllreduceState("ring", "bf16"), allreduce_hook)
+    batches = [[x.float() for x in step] for step in dealt(range(world.size))]
+    found = train(wrapped, [[step[world.rank]] for step in batches])
+    plain = train(model().float(), batches, world.size)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(found[f"module.{name}"], tensor, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("allreduce", ["oktopk", "split_allgather"])
+def test_our_sparse_exchange_as_a_hook(allreduce: str, world: Communicator) -> None:
+    """Of all elements it is the exact mean; of some, what is held back still comes, and all ranks
+    stay alike.
+    """
+    plain = train(model(), dealt(range(world.size)), world.size)
+    for density, exact in ((1.0, True), (0.1, False)):
+        wrapped = DistributedDataParallel(model(), bucket_cap_mb=0.001)
+        sparse = SparseConfig(allreduce, density=density, dense_below=0)
+        wrapped.register_comm_hook(SparseState(sparse), sparse_hook)
+        found = train(wrapped, dealt([world.rank], steps=STEPS if exact else 20))
+        for name, tensor in plain.items():
+            own = found[f"module.{name}"]
+            dist.broadcast(first := own.clone(), 0)
+            assert torch.equal(own, first)
+            if exact:
+                torch.testing.assert_close(own, tensor)
+        assert wrapped(batch(0, 0)).square().mean() < model()(batch(0, 0)).square().mean()
+
+
+def test_a_bad_gradient_in_a_sparse_hook_is_seen_on_all_ranks(world: Communicator) -> None:
+    wrapped = DistributedDataParallel(model())
+    sparse = SparseConfig("allgather", density=0.5, dense_below=0)
+    wrapped.register_comm_hook(SparseState(sparse), sparse_hook)
+    train(wrapped, dealt([world.rank], steps=1))
+    wrapped.zero_grad()
+    x = batch(1, 0) * (float("nan") if world.rank == 0 else 1.0)
+    wrapped(x).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isnan().all() for p in wrapped.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: SparseState(SparseConfig("oktopk", clip_norm=1.0)),
+            "clip_norm=1.0 needs the norm",
+        ),
+        (lambda: SparseState(SparseConfig("oktopk", densities={"0": 0.1})), "names parameters"),
+        (lambda: SparseState(SparseConfig("oktopk", overlap=2)), "overlap=2 isn't needed"),
+        (lambda: SparseState(2.0), "density=2.0 must be above 0"),
+        (lambda: AllreduceState("ring", "fp8"), "wire=fp8 is not one of"),
+        (lambda: AllreduceState("fastest"), "allreduce.name=fastest"),
+        (lambda: SparseState(0.01, object()), "these hooks exchange over MPI"),  # type: ignore[arg-type]
+    ],
+)
+def test_hooks_that_cannot_be_made(
+    make: Callable[[], object], words: str, world: Communicator
+) -> None:
+    del world
+    with pytest.raises(DistMLError, match=words):
+        make()

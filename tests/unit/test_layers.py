@@ -31,13 +31,20 @@ BELOW: dict[str, frozenset[str]] = {
     "train": _PARTS | _PARALLEL | {"checkpoint", "trace"},
     "bench": _PARTS
     | _PARALLEL
-    | {"checkpoint", "process_group", "train", "plan"},  # it measures what train composes
+    | {
+        "checkpoint",
+        "comm_hooks",
+        "process_group",
+        "train",
+        "plan",
+    },  # it measures what train composes
     "networks": LEAVES,
     "plan": _PARTS | _PARALLEL | {"train", "networks"},  # what train would compose, and no more
     "experiment": LEAVES | {"comm", "train"},  # it starts runs and reads what they left
     "cli": _PARTS | _PARALLEL | {"checkpoint", "train", "plan", "bench", "experiment"},
     "process_group": LEAVES | {"comm"},
     "torch_backend": frozenset({"process_group", "script"}),
+    "comm_hooks": LEAVES | {"comm", "data_parallel", "process_group"},
     "script": LEAVES | {"comm", "cli"},  # what users' scripts begin with, beside the command line
     "saving": LEAVES | {"comm", "checkpoint", "data_parallel"},
     "own_training": LEAVES | {"comm", "cli", "script", "train"},
