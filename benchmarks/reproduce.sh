@@ -53,6 +53,9 @@ trace               | trace
 overlap-node        | overlap
 overlap-1gbit       | overlap network=1gbit ranks=4 rounds=5 steps=1
 data_parallel       | data_parallel
+torch_backend-node  | torch_backend
+torch_backend-1gbit | torch_backend network=1gbit ranks=4 rounds=5 steps=1
+torch_backend-100mbit | torch_backend network=100mbit ranks=4 rounds=3 steps=1
 sharded             | sharded
 bitwise             | bitwise
 daso                | daso

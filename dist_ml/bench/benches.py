@@ -35,6 +35,7 @@ from dist_ml.bench import (
     startup,
     step,
     trace,
+    torch_backend,
     validation_loss,
 )
 from dist_ml.bench.bench import Bench, Part
@@ -50,6 +51,7 @@ BENCHES: dict[str, Bench] = {
     "allreduce_words": allreduce_words.BENCH,
     "overlap": overlap.BENCH,
     "data_parallel": data_parallel.BENCH,
+    "torch_backend": torch_backend.BENCH,
     "sharded": sharded.BENCH,
     "daso": daso.BENCH,
     "memory": memory.BENCH,

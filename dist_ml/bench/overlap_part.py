@@ -63,7 +63,7 @@ def measure(comm: Communicator, arguments: Mapping[str, Any]) -> dict[str, Any]:
         arguments["widths"], arguments["batch"], "torch", _LEARNING_RATE, comm, plain.allocate
     )
     processor: dict[str, list[float]] = {name: [] for name in arguments["candidates"]}
-    steps: dict[str, Callable[[], None]] = {}
+    steps: dict[str, Callable[[], object]] = {}
     ddp: Ddp | None = None
     for name in arguments["candidates"]:
         if name in (DDP, DDP_ALONE):

@@ -56,10 +56,30 @@ class SharedModel:
         self._optimizer.step()
 
 
-class Ddp:
-    """The same model's code and samples under torch's DistributedDataParallel over gloo.
+class Wrapped:
+    """Steps of a model in one of torch's wrappers, on this rank's samples."""
 
-    hook: how torch's own communication hooks compress gradients (a name in `HOOKS`); None: fp32
+    def __init__(
+        self, model: torch.nn.Module, widths: Sequence[int], batch: int, lr: float, rank: int
+    ) -> None:
+        self._model = model
+        self._optimizer = torch.optim.SGD(model.parameters(), lr)
+        self._x, self._y = samples(widths, batch, rank)
+
+    def step(self) -> torch.Tensor:
+        """Gradients, their mean over ranks, update; this rank's loss before it."""
+        self._optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(self._model(self._x), self._y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return loss.detach()
+
+
+class Ddp(Wrapped):
+    """The same model's code and samples under torch's DistributedDataParallel.
+
+    group: over which backend; None: the default one, which is gloo unless there is one already.
+    hook: how communication hooks compress gradients; None: fp32
     """
 
     def __init__(
@@ -68,33 +88,30 @@ class Ddp:
         batch: int,
         lr: float,
         comm: Communicator,
-        hook: str | None = None,
+        hook: "Hook | None" = None,
+        group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         if not torch.distributed.is_initialized():
             join_gloo(comm)
-        model = MLP(widths, layers=WholeLayers(linear_factory(FALLBACK)))
-        chosen = None if hook is None else HOOKS[hook]
-        self._model = torch.nn.parallel.DistributedDataParallel(
-            model,
+        self._ddp = torch.nn.parallel.DistributedDataParallel(
+            torch_mlp(widths),
+            process_group=group,
             gradient_as_bucket_view=True,
-            bucket_cap_mb=None if chosen is None else chosen.bucket_megabytes,
+            bucket_cap_mb=None if hook is None else hook.bucket_megabytes,
         )
-        if chosen is not None:
-            self._model.register_comm_hook(*chosen.make())
-        self._optimizer = torch.optim.SGD(self._model.parameters(), lr)
-        self._x, self._y = samples(widths, batch, comm.rank)
-
-    def step(self) -> None:
-        """Gradients, their mean over ranks, update."""
-        self._optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(self._model(self._x), self._y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+        if hook is not None:
+            self._ddp.register_comm_hook(*hook.make())
+        super().__init__(self._ddp, widths, batch, lr, comm.rank)
 
     def step_alone(self) -> None:
         """The same without exchange: each rank's own gradients."""
-        with self._model.no_sync():
+        with self._ddp.no_sync():
             self.step()
+
+
+def torch_mlp(widths: Sequence[int]) -> MLP:
+    """The model of `SharedModel`, on torch's own kernels."""
+    return MLP(widths, layers=WholeLayers(linear_factory(FALLBACK)))
 
 
 def _power_sgd() -> tuple[Any, Any]:

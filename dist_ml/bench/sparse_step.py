@@ -37,7 +37,7 @@ _SETTLING_STEPS = 3  # before the first that is timed; dense ones have no state
 class Candidate(NamedTuple):
     """One way to train."""
 
-    step: Callable[[], None]
+    step: Callable[[], object]
     precision: str
     reducer: GradientReducer | None  # None: not ours, and not in the ledger
 
@@ -74,9 +74,9 @@ def measure(
                 functools.partial(shared.step, reducer), precision_of(chosen), reducer
             )
     if ddp:
-        for hook in (None, *HOOKS):
-            label = DDP if hook is None else f"{DDP}, {hook}"
-            step = Ddp(widths, batch, lr, comm, hook).step
+        hooks = {f"{DDP}, {name}": hook for name, hook in HOOKS.items()}
+        for label in (DDP, *hooks):
+            step = Ddp(widths, batch, lr, comm, hooks.get(label)).step
             candidates[label] = Candidate(step, BASELINES[label], None)
     figures: dict[str, dict[str, Any]] = {}
 
