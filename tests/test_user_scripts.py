@@ -45,6 +45,7 @@ def launch(mpi: str, ranks: int, *program: str) -> Completed:
         ("ddp.py", 2, "mpich"),
         ("ddp.py", 2, "openmpi"),
         ("from_horovod.py", 2, "mpich"),
+        ("sparse_cnn.py", 2, "openmpi"),
     ],
 )
 def test_an_example_trains_on_any_number_of_ranks(example: str, ranks: int, mpi: str) -> None:
@@ -164,3 +165,47 @@ def test_a_launcher_that_mpi_does_not_know_is_told_at_once(tmp_path: Path) -> No
     done = run_all([command], time_limit_seconds=TIME_LIMIT_SECONDS, capture=True)[0]
     assert done.returncode == 1
     assert "2 ranks were started, but MPICH joined them into 2 worlds of one" in done.stderr
+
+
+def test_a_product_of_shared_matrices_is_that_of_whole_ones() -> None:
+    done = launch("openmpi", 3, "python", str(EXAMPLES / "gemm.py"))
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"on 3 ranks: .* off by (\S+)", done.stdout)
+    assert found is not None
+    assert float(found[1]) < 1e-3
+
+
+def test_a_dataset_of_ones_own_is_trained_on(tmp_path: Path) -> None:
+    program = ["python", str(EXAMPLES / "own_dataset.py")]
+    done = launch("mpich", 2, *program, f"folder={tmp_path / 'run'}", "epochs=2")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["test_accuracy"] > 0.4
+
+
+def test_the_scaling_study_starts_its_ranks() -> None:
+    command = Command(
+        [sys.executable, str(EXAMPLES / "scaling_study.py"), "1", "2"], {**os.environ}
+    )
+    done = run_all([command], time_limit_seconds=TIME_LIMIT_SECONDS, capture=True)[0]
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"2 ranks: \d+ samples a second, .* efficiency", done.stdout)
+    assert "of the work is not shared out" in done.stdout
+
+
+@pytest.mark.parametrize("example", ["ddp.py", "from_horovod.py"])
+def test_a_script_moved_over_is_the_former_with_the_lines_that_are_shown(example: str) -> None:
+    """What the guide's diff adds is in the example; what it takes away is not."""
+    guide = (EXAMPLES.parent / "docs" / "library.md").read_text()
+    code = {
+        line.partition("  # ")[0].strip() for line in (EXAMPLES / example).read_text().splitlines()
+    }
+    (block,) = [
+        each for each in re.findall(r"```diff\n(.*?)```", guide, re.DOTALL) if example in each
+    ]
+    added = [line[1:].strip() for line in block.splitlines()[2:] if line.startswith("+")]
+    removed = [line[1:].strip() for line in block.splitlines()[2:] if line.startswith("-")]
+    assert 0 < len(added) <= 10
+    assert set(added) <= code
+    assert not set(removed) & code

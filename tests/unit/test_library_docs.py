@@ -1,4 +1,4 @@
-"""The Python of the README and of docs/library.md runs as it stands there."""
+"""The Python of the README and of docs runs as it stands there, and the site file is one."""
 
 import re
 import subprocess
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from thread_world import run_ranks
 from torch.utils.data import TensorDataset
 
 import dist_ml
@@ -15,12 +16,13 @@ from dist_ml import script
 from dist_ml.comm import mpi
 from dist_ml.comm.communicator import Communicator
 from dist_ml.comm.loopback import Loopback
+from dist_ml.config import site
 
 ROOT = Path(__file__).parents[2]
 
 
-def snippets(file: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+def snippets(file: str, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
 
 
 @pytest.fixture
@@ -89,8 +91,47 @@ def test_sharded_matrices_are_multiplied() -> None:
     assert isinstance(names["c"], dist_ml.ShardedMatrix)
 
 
-def test_every_block_is_run_above() -> None:
-    assert len(snippets("docs/library.md")) == 5
+def test_pieces_are_saved_and_read(tmp_path: Path) -> None:
+    def body(comm: Communicator) -> None:
+        half, parameter = torch.full((4, 4), float(comm.rank)), torch.empty(4, 4)
+        names = {"comm": comm, "folder": tmp_path, "step": 3, "half": half, "parameter": parameter}
+        exec(snippets("docs/checkpoints.md")[0], names)
+        assert names["weight"][:, 0].tolist() == [0.0, 0.0, 1.0, 1.0]  # type: ignore[index]
+        assert torch.equal(parameter, half)
+
+    run_ranks(2, body)
+
+
+def test_matrices_in_other_layouts_are_multiplied() -> None:
+    def body(comm: Communicator) -> None:
+        names: dict[str, Any] = {"comm": comm, "m": 60, "k": 70, "n": 80}
+        exec(snippets("docs/gemm.md")[0], names)
+        a, b, c = (names[name].gather() for name in "abc")
+        if comm.rank == 0:
+            torch.testing.assert_close(c, a @ b, rtol=1e-4, atol=1e-4)
+
+    run_ranks(2, body)
+
+
+def test_the_site_file_is_one(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(snippets("docs/cluster.md", "yaml")[0])
+    assert site.load(tmp_path / "site.yaml").options == ("--qos=high", "--exclusive")
+
+
+# Those of experiments.md are run by test_experiment_plan.py, diffs by tests/test_user_scripts.py.
+BLOCKS = {
+    "README.md": 1, "docs/library.md": 7, "docs/checkpoints.md": 1, "docs/gemm.md": 1,
+    "docs/cluster.md": 1, "docs/experiments.md": 1,
+}  # fmt: skip
+
+
+def test_every_block_is_run() -> None:
+    files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = {
+        file.relative_to(ROOT).as_posix(): len(re.findall("^```[a-z]", file.read_text(), re.M))
+        for file in files
+    }
+    assert {name: number for name, number in found.items() if number} == BLOCKS
 
 
 @pytest.mark.parametrize("name", dist_ml.__all__)
