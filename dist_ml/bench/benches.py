@@ -34,8 +34,8 @@ from dist_ml.bench import (
     sparse_scaling,
     startup,
     step,
-    trace,
     torch_backend,
+    trace,
     validation_loss,
 )
 from dist_ml.bench.bench import Bench, Part
