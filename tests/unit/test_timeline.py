@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from tests.operator_world import on_mesh
 from tests.pipeline_world import settings
 from tests.thread_world import run_ranks
 from tests.trace_rules import Timeline
+from tests.unit.resume_worlds import break_off
+from tests.unit.resume_worlds import train as resumable
 
 TRACE = TraceConfig(True, skip=1, steps=4)  # of 6 steps in two epochs
 
@@ -139,6 +143,19 @@ def test_a_run_that_ends_before_leaves_what_it_did_where_it_was_told(tmp_path: P
     timeline = trace_rules.read(tmp_path / "elsewhere/steps-4-5.json.gz")
     assert [each.name for each in timeline.of(0, "steps")] == ["step 4", "step 5"]
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "finished"
+
+
+def test_a_run_that_is_stopped_and_goes_on_has_a_timeline_of_each_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = TraceConfig(True, 1, 50)
+    with monkeypatch.context() as stopping:
+        break_off(stopping, 2, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        assert resumable(tmp_path / "run", trace=trace)["status"] == "stopped"
+    assert resumable(tmp_path / "run", trace=trace)["status"] == "finished"
+    files = sorted((tmp_path / "run/trace").glob("*.json.gz"))
+    assert [file.name for file in files] == ["steps-1-2.json.gz", "steps-4-8.json.gz"]
+    assert [len(trace_rules.read(file).told["steps"]) for file in files] == [2, 5]
 
 
 def test_too_many_calls_are_left_out_and_counted(
