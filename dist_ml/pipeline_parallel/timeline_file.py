@@ -1,6 +1,7 @@
 """A step as it ran, in one JSON file of a run's folder: when each rank computed each action."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,11 +82,20 @@ def read(file: Path) -> MeasuredStep:
         ]
         pipes = tuple(tuple(int(rank) for rank in pipe) for pipe in content["pipes"])
         pipe_of = tuple(int(pipe) for pipe in content["pipe_of"])
-        return MeasuredStep.of(Schedule(str(content["schedule"]), (), pipes, pipe_of), ranks)
+        step = MeasuredStep.of(Schedule(str(content["schedule"]), (), pipes, pipe_of), ranks)
+        if not any(ranks) or not all(map(_is_time, (each for rank in ranks for each in rank))):
+            raise ValueError("its actions have no times")
+        step.planned()  # who holds which stage is there, and nobody waits for ever
+        return step
     except FileNotFoundError:
         raise DataError(
             f"{file} does not exist: only runs with mesh.pipeline above 1 that came to their end "
             "leave it, and not with pipeline=pipedream_2bw"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, ScheduleError) as error:
+    except (OSError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError,
+            RecursionError, ScheduleError) as error:  # fmt: skip
         raise DataError(f"{file} holds no measured step ({error}); was it changed?") from error
+
+
+def _is_time(timed: TimedAction) -> bool:
+    return math.isfinite(timed.start) and math.isfinite(timed.stop) and timed.start <= timed.stop

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -163,6 +164,24 @@ class TestMeasuredStep:
     def test_a_damaged_file_is_refused(self, tmp_path: Path, text: str) -> None:
         file = tmp_path / "timeline.json"
         file.write_text(text)
+        with pytest.raises(DataError, match="holds no measured step"):
+            timeline_file.read(file)
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"ranks": [[], []]},
+            {"ranks": [[["0F0", 0, 1], ["0B0", 2, float("nan")]], []]},
+            {"ranks": [[["1F0", 0, 1], ["0F0", 1, 2]], []]},
+            {"pipes": []},
+            {"pipe_of": []},
+        ],
+    )
+    def test_a_step_that_nobody_could_have_run_is_refused(
+        self, tmp_path: Path, changed: dict[str, Any]
+    ) -> None:
+        file = self.step(tmp_path) / "timeline.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
         with pytest.raises(DataError, match="holds no measured step"):
             timeline_file.read(file)
 

@@ -34,7 +34,7 @@ def experiment_section(folder: Path, number: int, plots: Any) -> Section:
         return Section(f"Experiment {name}", list(_parts(report, number, plots)))
     except DataError as error:
         problem = str(error)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         problem = (
             f"{folder / _FILE} holds no report of an experiment ({type(error).__name__}: {error}); "
             "the same dist-ml experiment again writes it"
