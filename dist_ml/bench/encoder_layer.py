@@ -37,14 +37,18 @@ class EncoderLayer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(sizes.width) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        b, s, width = x.shape
-        size = width // self._heads
-        qkv = self.qkv(x).view(b, s, 3, self._heads, size).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)
-        scores = query @ key.transpose(-2, -1) / math.sqrt(size)
-        shares = functional.dropout(scores.softmax(-1), self._dropout)
-        mixed = (shares @ value).transpose(1, 2).reshape(b, s, width)
+        mixed = attention(self.qkv(x), self._heads, self._dropout)
         x = self.norms[0](x + functional.dropout(self.output(mixed), self._dropout))
         hidden = functional.dropout(self.expand(x).relu(), self._dropout)
         outputs: torch.Tensor = x + functional.dropout(self.contract(hidden), self._dropout)
         return self.norms[1](outputs)  # type: ignore[no-any-return]
+
+
+def attention(qkv: torch.Tensor, heads: int, dropout: float) -> torch.Tensor:
+    """[batch, tokens, 3 width] -> [batch, tokens, width], every score in memory."""
+    b, s, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    size = width // heads
+    query, key, value = qkv.view(b, s, 3, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+    scores = query @ key.transpose(-2, -1) / math.sqrt(size)
+    shares = functional.dropout(scores.softmax(-1), dropout)
+    return (shares @ value).transpose(1, 2).reshape(b, s, width)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from dist_ml.bench.encoder_layer import LayerSizes
+from dist_ml.bench.encoder_layer import LayerSizes, attention
 
 ROWS, COLUMNS = "rows", "columns"  # what is contiguous: a token's features, or a feature's tokens
 _LAYOUTS = (ROWS, COLUMNS)
@@ -62,11 +62,13 @@ def shortest(steps: Sequence[Costs], changes: Sequence[float]) -> Path:
 
 def layer_steps(sizes: LayerSizes) -> Iterator[Step]:
     """The forward pass on all tokens, one step's tensors at a time. Attention takes and gives rows,
-    and what it takes by itself is not part of the choice.
+    and has copies of its own in it.
     """
     tokens, width, hidden = sizes.batch * sizes.tokens, sizes.width, sizes.hidden
     yield Step("qkv", (tokens, width), _products(tokens, width, 3 * width))
-    yield Step("attention", (tokens, 3 * width), {(ROWS, ROWS): lambda: None})
+    qkv = torch.randn(sizes.batch, sizes.tokens, 3 * width)
+    whole = partial(attention, qkv, sizes.heads, 0.0)
+    yield Step("attention", (tokens, 3 * width), {(ROWS, ROWS): whole})
     yield Step("output", (tokens, width), _products(tokens, width, width))
     yield Step("add, norm", (tokens, width), _norms(tokens, width))
     yield Step("expand", (tokens, width), _products(tokens, width, hidden))
