@@ -68,10 +68,12 @@ pipeline            | pipeline
 pipeline_torch      | pipeline_torch
 pipeline_validation | pipeline_validation
 prediction          | prediction
+choice              | choice
 operator            | operator
 operator-kernel     | operator train.kernel=auto
 operator_words      | operator_words
 operator_crossover  | operator_crossover
+layouts             | layouts
 checkpoint          | checkpoint
 checkpoint_run      | checkpoint_run
 kills               | kills

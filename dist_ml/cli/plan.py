@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dist_ml.cli import arguments, compose, configured, terminal
-from dist_ml.cli.quantities import count
+from dist_ml.cli import arguments, compose, configured, plan_search, terminal
+from dist_ml.cli.quantities import count, size_in_bytes
 from dist_ml.config.convert import from_mapping
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError
@@ -24,6 +24,9 @@ _FLAGS = f"""\
   --nodes N              nodes that they are spread over (default 1)
   --network NAME         between nodes: {", ".join(LINKS)}
   --threads T            of a rank (default: OMP_NUM_THREADS, or 1)
+  --search               the ten best ways to spread the step over the ranks; keys that overrides
+                         name keep their values
+  --memory SIZE          of a node, for --search: 64GB (default: this machine's)
   --json FILE            write all figures there"""
 
 
@@ -34,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--nodes", type=count, default=1)
     parser.add_argument("--network", default="1gbit")
     parser.add_argument("--threads", type=count)
+    parser.add_argument("--search", action="store_true")
+    parser.add_argument("--memory", type=size_in_bytes)
     parser.add_argument("--json", type=Path)
     options, rest = parser.parse_known_args(list(argv))
     request = arguments.parse(rest, PROGRAM, config_name="train")
@@ -41,31 +46,52 @@ def main(argv: Sequence[str]) -> int:
         if request.help:
             terminal.say(_FLAGS)
         return configured.show(request, TrainConfig, PROGRAM)
+    if options.memory is not None and not options.search:
+        raise ConfigError("--memory has no effect without --search; leave it out")
     config = from_mapping(TrainConfig, compose.composed(request))
-    _plan(config, options)
+    found = _searched(config, request, options) if options.search else _planned(config, options)
+    if options.json is not None:
+        _write(options.json, found)
     return 0
 
 
-def _plan(config: TrainConfig, options: Any) -> None:
+def _planned(config: TrainConfig, options: Any) -> dict[str, Any]:
     from dist_ml.plan.prediction import predict
 
-    threads = options.threads or _threads(os.environ.get("OMP_NUM_THREADS", ""))
     link = link_named(options.network) if options.nodes > 1 else None
-    found = predict(config, options.ranks or _ranks(config), options.nodes, link, threads)
+    ranks = options.ranks or _ranks(config)
+    found = predict(config, ranks, options.nodes, link, _threads(options))
     _show(found)
-    if options.json is not None:
-        try:
-            options.json.write_text(json.dumps(found.to_mapping(), indent=1))
-        except OSError as error:
-            raise ConfigError(
-                f"--json {options.json} can't be written ({error.strerror or error}); choose "
-                "another path"
-            ) from error
+    return found.to_mapping()
 
 
-def _threads(text: str) -> int:
+def _searched(config: TrainConfig, request: arguments.Request, options: Any) -> dict[str, Any]:
+    link = link_named(options.network) if options.nodes > 1 else None
+    return plan_search.run(
+        config,
+        request.overrides,
+        options.ranks or _ranks(config),
+        options.nodes,
+        link,
+        _threads(options),
+        options.memory,
+    )
+
+
+def _write(file: Path, found: dict[str, Any]) -> None:
+    try:
+        file.write_text(json.dumps(found, indent=1))
+    except OSError as error:
+        raise ConfigError(
+            f"--json {file} can't be written ({error.strerror or error}); choose another path"
+        ) from error
+
+
+def _threads(options: Any) -> int:
     """OpenMP takes a list, one number a level of nesting; the first is torch's."""
-    first = text.partition(",")[0].strip()
+    if options.threads:
+        return int(options.threads)
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isascii() and first.isdecimal() and int(first) else 1
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 
 from dist_ml.launch.mpiexec import cores
 
@@ -38,3 +39,13 @@ def time_limit(text: str) -> float:
             f"{text} is not a time limit; give seconds above 0 and below 1e9"
         )
     return seconds
+
+
+def size_in_bytes(text: str) -> int:
+    """A number with a decimal unit: 64GB."""
+    units = {unit.lower(): 1000**power for power, unit in enumerate(("B", "kB", "MB", "GB", "TB"))}
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([kmgt]?b)", text.lower(), re.ASCII)
+    size = int(float(match[1]) * units[match[2]]) if match else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a size; give a number and a unit, as 64GB")
+    return size

@@ -51,6 +51,8 @@ class Dropout(nn.Module):
         """
         if not self._context.trains or not self._first_kept:
             return x
+        if not self._context.draws:
+            return x * torch.empty_like(x)
         exact = np.float64 if x.dtype == torch.float64 else np.float32
         keys = self._context.sample_keys(self._seed)
         keys = keys[self._spread.row_range(len(keys)).slice]

@@ -14,6 +14,7 @@ class StepContext:
     """
 
     def __init__(self) -> None:
+        self.draws = True  # False where tensors have no data: sizes are asked for, no numbers
         self._step = 0
         self._sample_ids: NDArray[np.int64] | None = None
         self._keys: dict[int, Words] = {}

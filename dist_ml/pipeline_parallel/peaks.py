@@ -16,14 +16,18 @@ class Memory(NamedTuple):
 
 def memory(schedule: Schedule) -> Memory:
     """Peaks a rank over the order in which `topological_order` runs everything."""
+    return Memory(peak_activations(schedule), _peak_messages(schedule))
+
+
+def peak_activations(schedule: Schedule) -> tuple[int, ...]:
+    """`Memory.activations` alone. O(actions)."""
     split = {
         (action.stage, action.microbatch)
         for actions in schedule.actions
         for action in actions
         if action.kind == "W"
     }
-    activations = tuple(_peak_activations(actions, split) for actions in schedule.actions)
-    return Memory(activations, _peak_messages(schedule))
+    return tuple(_peak_activations(actions, split) for actions in schedule.actions)
 
 
 def _peak_activations(actions: Sequence[Action], split: set[tuple[int, int]]) -> int:

@@ -11,6 +11,7 @@ Communication isn't written down: it follows from which rank computes what.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
 from dist_ml.errors import ScheduleError
@@ -91,7 +92,15 @@ class Schedule:
 
     def stages_of(self, rank: int) -> tuple[int, ...]:
         """The stages whose weights `rank` holds, in ascending order."""
-        return tuple(sorted({s for pipe in self.pipes for s, r in enumerate(pipe) if r == rank}))
+        return self._held[rank]
+
+    @cached_property
+    def _held(self) -> tuple[tuple[int, ...], ...]:
+        held: list[set[int]] = [set() for _ in self.actions]
+        for pipe in self.pipes:
+            for stage, rank in enumerate(pipe):
+                held[rank].add(stage)
+        return tuple(tuple(sorted(stages)) for stages in held)
 
     @property
     def weight_copies(self) -> float:

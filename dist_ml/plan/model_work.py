@@ -1,6 +1,6 @@
 """What a model's blocks compute and keep for one micro-batch."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from dist_ml.models import BlockModel, Objective
 from dist_ml.models.blocks import INPUTS, Block, bf16_products
+from dist_ml.plan.block_key import block_key
 from dist_ml.plan.operators import Operator, recorded, without_data
 from dist_ml.plan.planned_ranks import Collective
 
@@ -63,21 +64,35 @@ def block_works(
     num_samples: int,
     autocast: bool,
     sent: list[Collective] | None = None,
+    keys: Sequence[Hashable] | None = None,
 ) -> tuple[list[BlockWork], torch.Tensor]:
     """Of every block of a model on the meta device, and the outputs, without data. Layers are
     whole, or one planned rank's parts, whose collectives go to `sent`; dropout is on. `inputs`
-    [1, ...]: a sample. No arithmetic; a few milliseconds a layer.
+    [1, ...]: a sample. Blocks of the same `keys` (default: `block_key` of each) are recorded once.
+    No arithmetic; a few milliseconds a block that is recorded.
     """
+    keys = block_keys(model) if keys is None else keys
     model.context.set(0, np.arange(num_samples))
+    model.context.draws = False
     recording, works = _Recording([] if sent is None else sent), []
+    known: dict[Hashable, tuple[BlockWork, torch.Tensor]] = {}
     with without_data():
         values = {INPUTS: torch.empty(num_samples, *inputs.shape[1:], dtype=inputs.dtype)}
-        for block in model.blocks():
+        for block, key in zip(model.blocks(), keys, strict=True):
             taken = [values[source] for source in block.sources]
-            work, values[block.name] = _block_work(block, taken, autocast, recording)
-            works.append(work)
+            key = key, *((tuple(x.shape), x.dtype, x.requires_grad) for x in taken)
+            if key not in known:
+                known[key] = _block_work(block, taken, autocast, recording)
+            work, values[block.name] = known[key]
+            works.append(work._replace(name=block.name))
     model.context.clear()
+    model.context.draws = True
     return works, values[model.blocks()[-1].name]
+
+
+def block_keys(model: BlockModel) -> list[Hashable]:
+    """Equal for blocks that do the same work; of a model that has not run."""
+    return [block_key(block.module) for block in model.blocks()]
 
 
 def _block_work(

@@ -30,39 +30,58 @@ class Machine:
         return max(1.0, working / room)
 
     def crosses_nodes(self, axis: str, sizes: Mapping[str, int]) -> bool:
-        """Do neighbours along an axis lie on different nodes? The operator axis is innermost, then
-        the pipeline's.
-        """
-        inner = {"operator": 1, "pipeline": sizes["operator"]}
-        start = inner.get(axis, sizes["operator"] * sizes["pipeline"])
-        return start * sizes[axis] > self.ranks_per_node
+        """Do neighbours along an axis lie on different nodes?"""
+        return _inside(axis, sizes) * sizes[axis] > self.ranks_per_node
 
     def collective(self, one: Collective, axis: str, sizes: Mapping[str, int]) -> float:
-        return _HALF[one.kind] * self._allreduce(
-            self.processor.collectives, one.num_bytes, one.ranks, self.crosses_nodes(axis, sizes)
-        )
+        if self.network is not None and self.crosses_nodes(axis, sizes):
+            return _HALF[one.kind] * self._ring(one.num_bytes, one.ranks, axis, sizes)
+        curves = self.processor.collectives
+        return _HALF[one.kind] * _on_a_node(curves, one.num_bytes, one.ranks)
 
-    def gradient_sum(self, num_bytes: float, sizes: Mapping[str, int]) -> float:
-        """An allreduce over the data axis by the best algorithm here."""
-        crosses = self.crosses_nodes("data", sizes)
-        return self._allreduce(self.processor.allreduces, num_bytes, sizes["data"], crosses)
+    def gradient_sum(
+        self, num_bytes: float, sizes: Mapping[str, int], name: str = "auto", copies: int = 1
+    ) -> float:
+        """An allreduce over the data axis, and over the `copies` that each pipeline has: the MPI's
+        (`native`), or the best algorithm here.
+        """
+        ranks = sizes["data"] * copies
+        if self.network is not None and self.sums_between_nodes(sizes, copies):
+            return self._ring(num_bytes, ranks, "data", sizes)
+        curves = self.processor.collectives if name == "native" else self.processor.allreduces
+        return _on_a_node(curves, num_bytes, ranks)
+
+    def sums_between_nodes(self, sizes: Mapping[str, int], copies: int = 1) -> bool:
+        """Are the ranks that hold the same gradients on several nodes?"""
+        along_pipeline = copies > 1 and self.crosses_nodes("pipeline", sizes)
+        return along_pipeline or (sizes["data"] > 1 and self.crosses_nodes("data", sizes))
 
     def message(self, num_bytes: float, sizes: Mapping[str, int]) -> float:
         if self.network is not None and self.crosses_nodes("pipeline", sizes):
-            return self.network.seconds(1, num_bytes)
+            return self.network.seconds(1, self._sent_at_once("pipeline", sizes) * num_bytes)
         curve = self.processor.message
         return curve.at(num_bytes) if curve is not None else 0.0
 
-    def _allreduce(
-        self, curves: Mapping[int, Curve], num_bytes: float, ranks: int, crosses: bool
-    ) -> float:
-        """On one node as measured, of other numbers of ranks in proportion to their words; between
-        nodes a ring.
-        """
-        share = (ranks - 1) / ranks
-        if self.network is not None and crosses:
-            return self.network.seconds(2 * (ranks - 1), 2 * share * num_bytes)
-        if not curves:
-            return 0.0
-        measured = min(curves, key=lambda other: (abs(other - ranks), other))
-        return curves[measured].at(num_bytes) * share / ((measured - 1) / measured)
+    def _ring(self, num_bytes: float, ranks: int, axis: str, sizes: Mapping[str, int]) -> float:
+        assert self.network is not None
+        words = 2 * (ranks - 1) / ranks * num_bytes
+        return self.network.seconds(2 * (ranks - 1), self._sent_at_once(axis, sizes) * words)
+
+    def _sent_at_once(self, axis: str, sizes: Mapping[str, int]) -> int:
+        """Ranks of a node that send to another one along an axis at a time: they share its link."""
+        return min(self.ranks_per_node, _inside(axis, sizes))
+
+
+def _inside(axis: str, sizes: Mapping[str, int]) -> int:
+    """Ranks between neighbours along an axis: the operator's is innermost, then the pipeline's."""
+    inner = {"operator": 1, "pipeline": sizes["operator"]}
+    return inner.get(axis, sizes["operator"] * sizes["pipeline"])
+
+
+def _on_a_node(curves: Mapping[int, Curve], num_bytes: float, ranks: int) -> float:
+    """An allreduce as measured, of other numbers of ranks in proportion to their words."""
+    if not curves:
+        return 0.0
+    measured = min(curves, key=lambda other: (abs(other - ranks), other))
+    share = (ranks - 1) / ranks
+    return curves[measured].at(num_bytes) * share / ((measured - 1) / measured)

@@ -7,6 +7,7 @@ fused attention and mixed precision count as what they are; nothing is computed 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -90,8 +91,14 @@ class Record(NamedTuple):
 @contextmanager
 def without_data() -> Iterator[None]:
     """Within the block tensors are made without data."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with _mode():
         yield
+
+
+@cache
+def _mode() -> FakeTensorMode:
+    """One for all: models keep tables that they made in an earlier block."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 @contextmanager

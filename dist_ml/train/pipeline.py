@@ -2,7 +2,7 @@
 holds the same ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,8 +88,10 @@ def shared_by_ranks(
     ]
 
 
-def make_schedule(config: PipelineConfig, num_ranks: int) -> Schedule:
-    """The schedule that `config` names on so many ranks, proved."""
+def make_schedule(
+    config: PipelineConfig, num_ranks: int, make: Callable[[str, Request], Schedule] = make
+) -> Schedule:
+    """The schedule that `config` names on so many ranks, proved by the `make` of a run."""
     require_one_of("pipeline.name", config.name, SCHEDULES)
     request = Request(
         num_ranks,

@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import math
 
 import pytest
 from operator_world import SHALLOW, on_mesh
 from pipeline_world import settings
+from plan_world import RATE, ideal
 
 from dist_ml.cli.main import main
 from dist_ml.comm.communicator import Communicator
@@ -16,30 +16,12 @@ from dist_ml.measure import cache
 from dist_ml.measure.cost_model import Link
 from dist_ml.plan import calibrate, calibrated, constants, machine
 from dist_ml.plan.links import link_named
-from dist_ml.plan.machine import PRODUCT_SIZES, Curve, Processor, Products
+from dist_ml.plan.machine import Curve, Products
 from dist_ml.plan.networked import Machine
 from dist_ml.plan.operators import Operator
 from dist_ml.plan.planned_ranks import Collective
 from dist_ml.plan.step_plan import plan_step
 from dist_ml.plan.step_seconds import step_seconds
-
-RATE = 1e10  # floating-point operations a second
-
-
-def ideal(ranks: int = 1) -> Processor:
-    """Every product at one rate, bytes at another, no constants."""
-    sizes = [(m, n, k) for m in PRODUCT_SIZES for n in PRODUCT_SIZES for k in PRODUCT_SIZES]
-    bytes_curve = Curve((1.0, 1e9), (1e-9, 1.0))
-    return Processor(
-        ranks,
-        1,
-        Products({each: 2.0 * math.prod(each) / RATE for each in sizes}),
-        {"add": bytes_curve},
-        {"sgd": Curve((1.0, 1e9), (1e-9, 1.0)), "adamw": Curve((1.0,), (1e-9,))},
-        allreduces={2: Curve((1.0, 1e9), (1e-9, 1.0))},
-        collectives={2: Curve((1.0, 1e9), (1e-9, 1.0))},
-        message=Curve((1.0, 1e9), (1e-9, 1.0)),
-    )
 
 
 def test_a_curve_goes_along_the_logarithms() -> None:
@@ -127,8 +109,9 @@ def test_axes_cross_nodes_from_the_outside() -> None:
     sizes = {"data": 2, "pipeline": 2, "operator": 2}
     four = Machine(ideal(), cores=4, ranks_per_node=4, network=Link(1.0, 1e9))
     assert [four.crosses_nodes(axis, sizes) for axis in sizes] == [True, False, False]
-    # a ring of two ranks over the link: two messages, as many bytes as the vector has
-    assert four.gradient_sum(1e9, sizes) == pytest.approx(2 * 1.0 + 1.0)
+    # a ring of two ranks over the link: two messages, as many bytes as the vector has, of each of
+    # the four ranks of a node
+    assert four.gradient_sum(1e9, sizes) == pytest.approx(2 * 1.0 + 4.0)
     assert four.message(1e9, sizes) == pytest.approx(1.0)  # inside the node
     gathered = Collective("allgather", 2, 1000, 500)
     assert four.collective(gathered, "operator", sizes) == pytest.approx(0.5e-6)

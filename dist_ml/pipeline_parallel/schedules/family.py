@@ -50,6 +50,13 @@ def make(name: str, request: Request) -> Schedule:
     """The schedule called `name`, proved; `ScheduleError` says what it can't take and what it
     can.
     """
+    schedule = unproved(name, request)
+    prove(unrolled(schedule, _STEPS_PROVED) if schedule.is_asynchronous else schedule)
+    return schedule
+
+
+def unproved(name: str, request: Request) -> Schedule:
+    """For plans of many, of which none is run."""
     if name not in SCHEDULES:
         raise ScheduleError(f"schedule {name} is none of {', '.join(SCHEDULES)}")
     if request.ranks < 1 or request.microbatches < 1:
@@ -65,6 +72,4 @@ def make(name: str, request: Request) -> Schedule:
             f"micro-batches through all stages; a step can have {_MOST_PASSES:,}: use fewer "
             "micro-batches"
         )
-    schedule = member.make(request)
-    prove(unrolled(schedule, _STEPS_PROVED) if schedule.is_asynchronous else schedule)
-    return schedule
+    return member.make(request)
