@@ -1,14 +1,18 @@
 """`slurm/train.sbatch` on a real Slurm of virtual nodes."""
 
 import json
+import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from virtual_slurm import VirtualSlurm
 
+from dist_ml.launch import process
 from dist_ml.train import metrics
 
 pytestmark = pytest.mark.cluster
@@ -58,18 +62,33 @@ def submit_and_tell(slurm: VirtualSlurm, flavour: str, run: Path, *scancel: str)
     """A job that is told something once its run has begun: its exit status and output."""
 
     def tell() -> None:
+        (job,) = slurm.client("squeue", "--noheader", "--format=%i").split()
+        slurm.client("scancel", *scancel, job)
+
+    return submit_and(tell, slurm, run, variables(flavour))
+
+
+def submit_and(
+    disturb: Callable[[], object],
+    slurm: VirtualSlurm,
+    run: Path,
+    environment: dict[str, str],
+    *overrides: str,
+) -> tuple[int, str]:
+    """A job to which `disturb` does something once its run has begun."""
+
+    def disturbing() -> None:
         file = run / "metrics.jsonl"
         deadline = time.monotonic() + 60
         while not file.exists() or file.read_bytes().count(b"\n") < 10:
             assert time.monotonic() < deadline, "the run does not begin"
             time.sleep(0.05)
-        (job,) = slurm.client("squeue", "--noheader", "--format=%i").split()
-        slurm.client("scancel", *scancel, job)
+        disturb()
 
     with ThreadPoolExecutor(1) as pool:
-        telling = pool.submit(tell)
-        ended = slurm.submit(*SIZE, f"folder={run}", environment=variables(flavour))
-        telling.result()
+        disturbed = pool.submit(disturbing)
+        ended = slurm.submit(*SIZE, f"folder={run}", *overrides, environment=environment)
+        disturbed.result()
     return ended
 
 
@@ -82,6 +101,25 @@ def test_a_job_that_is_told_saves_is_queued_again_and_comes_to_the_same_end(
     assert status == 0, output
     for words in ("stopped by SIGUSR1 after step", "so it is queued again", "goes on from step"):
         assert words in output, output
+    folder = f"folder={tmp_path / 'whole'}"
+    assert slurm.submit(*SIZE, folder, environment=variables(flavour))[0] == 0
+    assert losses(run) == losses(tmp_path / "whole")
+
+
+def test_a_job_whose_rank_is_killed_is_queued_again_where_it_may(
+    slurm: VirtualSlurm, flavour: str, tmp_path: Path
+) -> None:
+    """From the last checkpoint; once, as its second life is undisturbed."""
+    run, mark = tmp_path / "killed", f"DIST_ML_TEST={tmp_path}"
+    own = {**variables(flavour), "DIST_ML_RESTARTS": "1", "DIST_ML_TEST": str(tmp_path)}
+
+    def kill() -> None:
+        os.kill(process.ranks_of(mark)[3], signal.SIGKILL)
+
+    status, output = submit_and(kill, slurm, run, own, "checkpoint.every=40")
+    assert status == 0, output
+    assert "(restart 1 of 1), so it is queued again" in output
+    assert "goes on from step" in output
     folder = f"folder={tmp_path / 'whole'}"
     assert slurm.submit(*SIZE, folder, environment=variables(flavour))[0] == 0
     assert losses(run) == losses(tmp_path / "whole")

@@ -12,7 +12,8 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "slurm" / "train.sbatch"
 
 # The step says that it has begun, and does what the test wants: `stops` (once it is told), `slow`
-# (the srun before it takes a while), `fails`, `dies` (of a SIGUSR1 that comes too early).
+# (the srun before it takes a while), `fails` (is refused), `breaks` (a rank is killed), `dies`
+# (of a SIGUSR1 that comes too early).
 PROGRAMS = {
     "python": "echo mpich mpich",
     "squeue": 'echo "$SLURM_TIMES"',
@@ -23,7 +24,8 @@ echo "$@" >arguments
 write() { mkdir -p "$1"; echo '{"status": "stopped"}' >"$1/new"; mv "$1/new" "$1/summary.json"; }
 case $DOES in
     stops) trap 'write "$FOLDER"; exit 75' USR1; trap 'exit 143' TERM ;;
-    fails) touch begun; exit 2 ;;
+    fails) mkdir -p "$FOLDER/log"; touch begun; exit 2 ;;
+    breaks) mkdir -p "$FOLDER/log"; touch begun; exit 137 ;;
     dies) kill -USR1 $PPID; sleep 0.2; exit 138 ;;
 esac
 touch begun
@@ -185,3 +187,29 @@ def test_a_lead_that_is_no_number_is_told(tmp_path: Path) -> None:
     status, output = Job(tmp_path, "stops", DIST_ML_LEAD_SECONDS="2m").end()
     assert status == 2
     assert "DIST_ML_LEAD_SECONDS=2m must be a number of seconds" in output
+
+
+def test_a_rank_that_fails_queues_the_job_again_as_often_as_it_may(tmp_path: Path) -> None:
+    """In all its lives; unless asked, not at all."""
+    assert (Job(tmp_path, "breaks").end()[0], (tmp_path / "requeued").exists()) == (137, False)
+    for status in (75, 75, 137):
+        found, output = Job(tmp_path, "breaks", DIST_ML_RESTARTS="2").end()
+        assert found == status, output
+        assert (tmp_path / "requeued").exists() == (status == 75)
+        (tmp_path / "requeued").unlink(missing_ok=True)
+    assert "no restart is left of 2; resume=runs/slurm-7 goes on with it" in output
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_what_was_refused_or_told_to_stop_did_not_fail(told: bool, tmp_path: Path) -> None:
+    job = Job(tmp_path, "stops" if told else "fails", DIST_ML_RESTARTS="2")
+    if told:
+        job.tell(TERM)
+    status, output = job.end()
+    assert (status, job.requeued) == (75 if told else 2, False), output
+
+
+def test_a_number_of_restarts_that_is_none_is_told(tmp_path: Path) -> None:
+    status, output = Job(tmp_path, "stops", DIST_ML_RESTARTS="-1").end()
+    assert status == 2
+    assert "DIST_ML_RESTARTS=-1 must be a number of times" in output
