@@ -184,7 +184,7 @@ def _timed(stretch: Stretch, rounds: int) -> dict[str, Any]:
 def _seconds(operator: Operator, rounds: int) -> float:
     """Of one call on real tensors."""
     assert operator.call is not None
-    return _median(operator.call.on_real_tensors(), rounds)
+    return _median(operator.call.on_real_tensors(1)[0], rounds)
 
 
 def _median(call: Callable[[], object], rounds: int) -> float:

@@ -60,7 +60,7 @@ class _Model(NamedTuple):
 def run(config: PredictionBench, worlds: Worlds) -> Result:
     processors = {
         ranks: Processor.from_mapping(worlds.measure("calibrate", {}, ranks=ranks, mpi=config.mpi))
-        for ranks in sorted({1, cores()})
+        for ranks in sorted({1, cores(), *map(prod, config.meshes)})
     }
     records: list[Record] = []
     for number, mesh in enumerate(config.meshes):

@@ -8,6 +8,7 @@ from dist_ml.cli.terminal import Parser
 
 if TYPE_CHECKING:
     from dist_ml.comm.communicator import Communicator
+    from dist_ml.plan.machine import Processor
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
         prog="dist-ml calibrate",
         description=(
             "Measure how fast this machine computes and its ranks reach each other, for dist-ml "
-            "plan; half a minute. Started on several ranks of a node (dist-ml launch -n 2 "
+            "plan; a minute or two. Started on several ranks of a node (dist-ml launch -n 2 "
             "calibrate) it measures what each reaches while all compute."
         ),
     )
@@ -38,11 +39,19 @@ def _calibrate(world: "Communicator") -> int:
     processor = calibrate(world, tell)
     if world.rank == 0:
         calibrated.store(processor)
-        rate = 2e-9 * 1024**3 / processor.products.at(1024, 1024, 1024)
-        terminal.say(
-            f"{processor.ranks} rank{'s' * (processor.ranks > 1)} of {processor.threads} "
-            f"thread{'s' * (processor.threads > 1)}: {rate:.0f} GFLOP/s each in products of 1024, "
-            f"{1e6 * processor.operator_seconds:.1f} us an operator, "
-            f"{1e6 * processor.step_seconds:.0f} us a step"
-        )
+        terminal.say(_in_words(processor))
     return 0
+
+
+def _in_words(processor: "Processor") -> str:
+    warm, cold = (
+        2e-9 * 1024**3 / rates.products["NT"].at(1024, 1024, 1024)
+        for rates in (processor.warm, processor.cold)
+    )
+    own = processor.constants
+    return (
+        f"{processor.computing} rank{'s' * (processor.computing > 1)} of {processor.threads} "
+        f"thread{'s' * (processor.threads > 1)}: {warm:.0f} GFLOP/s each in products of 1024, "
+        f"{cold:.0f} with weights from memory; {1e6 * own.operator_seconds:.1f} us an operator, "
+        f"{1e6 * own.pass_seconds:.0f} us a micro-batch, {1e6 * own.step_seconds:.0f} us a step"
+    )

@@ -10,7 +10,7 @@ from dist_ml.kernels.tuner import machine as processor_key
 from dist_ml.measure import cache
 from dist_ml.plan.machine import Processor
 
-VERSION = 1  # of the form
+VERSION = 2  # of the form
 
 
 def store(processor: Processor) -> None:

@@ -1,10 +1,12 @@
 """A machine of several nodes: what its ranks take to compute, and to reach each other."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dist_ml.measure.cost_model import Link
-from dist_ml.plan.machine import Curve, Processor
+from dist_ml.plan.curves import Curve
+from dist_ml.plan.machine import Processor
 from dist_ml.plan.planned_ranks import Collective
 
 _HALF = {"allreduce": 1.0, "allgather": 0.5, "reduce_scatter": 0.5}
@@ -26,8 +28,19 @@ class Machine:
         computed at once when it was measured.
         """
         working = min(num_ranks, self.ranks_per_node) * self.processor.threads
-        room = max(self.cores, self.processor.ranks * self.processor.threads)
+        room = max(self.cores, self.processor.computing * self.processor.threads)
         return max(1.0, working / room)
+
+    def in_memory(self, num_bytes: float, num_ranks: int) -> float:
+        """The share of its operands that a pass doesn't find in its core's own cache, where each
+        rank goes through so many bytes: none up to that cache, all beyond what it has of the
+        cache of all, and between them along the logarithm, as from cache to cache.
+        """
+        own = self.processor.own_cache_bytes
+        of_all = self.processor.cache_bytes / min(num_ranks, self.ranks_per_node)
+        if num_bytes <= own or of_all <= own:
+            return float(num_bytes > own)
+        return min(1.0, math.log(num_bytes / own) / math.log(of_all / own))
 
     def crosses_nodes(self, axis: str, sizes: Mapping[str, int]) -> bool:
         """Do neighbours along an axis lie on different nodes?"""
@@ -50,6 +63,13 @@ class Machine:
             return self._ring(num_bytes, ranks, "data", sizes)
         curves = self.processor.collectives if name == "native" else self.processor.allreduces
         return _on_a_node(curves, num_bytes, ranks)
+
+    def agreement(self, num_bytes: float, sizes: Mapping[str, int]) -> float:
+        """An allreduce over a model's ranks, those of the pipeline and the operator axis."""
+        ranks = sizes["pipeline"] * sizes["operator"]
+        if self.network is not None and self.crosses_nodes("pipeline", sizes):
+            return self._ring(num_bytes, ranks, "pipeline", sizes)
+        return _on_a_node(self.processor.collectives, num_bytes, ranks)
 
     def sums_between_nodes(self, sizes: Mapping[str, int], copies: int = 1) -> bool:
         """Are the ranks that hold the same gradients on several nodes?"""

@@ -7,7 +7,7 @@ fused attention and mixed precision count as what they are; nothing is computed 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,8 @@ class Operator(NamedTuple):
     """One call of an operator that isn't a view.
 
     `num_bytes`: of its arguments and results, each once; `product`: rows, columns and inner size of
-    each of `times` matrix products, where it is that; `call` does it again on real tensors.
+    each of `times` matrix products, where it is that, and how its factors lie, T for transposed;
+    `call` does it again on real tensors.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Operator(NamedTuple):
     product: tuple[int, int, int] | None = None
     times: int = 1
     call: "Call | None" = None
+    layout: str = "NN"
 
 
 class Call(NamedTuple):
@@ -42,20 +44,28 @@ class Call(NamedTuple):
     named: dict[str, Any]
     results: "tuple[Memory, ...]" = ()
 
-    def on_real_tensors(self) -> Callable[[], Any]:
-        """The call, on tensors of small random numbers, and of zeros where they are indices."""
+    def on_real_tensors(self, times: int) -> list[Callable[[], Any]]:
+        """The call, so many times, each on tensors of its own, of small random numbers, and of
+        zeros where they are indices.
+        """
+        first = tree_map_only(torch.Tensor, _real, (self.arguments, self.named))
+        copies = (tree_map_only(torch.Tensor, _copy, first) for _ in range(times - 1))
+        return [partial(self.function, *args, **named) for args, named in (first, *copies)]
 
-        def real(tensor: torch.Tensor) -> torch.Tensor:
-            last = sum(
-                (n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)
-            )
-            flat = torch.zeros(last + 1 if tensor.numel() else 0, dtype=tensor.dtype)
-            if flat.is_floating_point():
-                flat.normal_(std=0.1)
-            return flat.as_strided(tensor.shape, tensor.stride())  # expanded ones, too
 
-        arguments, named = tree_map_only(torch.Tensor, real, (self.arguments, self.named))
-        return lambda: self.function(*arguments, **named)
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    """With numbers in it; the elements of expanded ones are one."""
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    flat = torch.zeros(last + 1 if tensor.numel() else 0, dtype=tensor.dtype)
+    if flat.is_floating_point():
+        flat.normal_(std=0.1)
+    return flat.as_strided(tensor.shape, tensor.stride())
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """As it lies in memory."""
+    flat = tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,))
+    return flat.clone().as_strided(tensor.shape, tensor.stride())
 
 
 class Memory(NamedTuple):
@@ -133,7 +143,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _operator(function: Any, arguments: tuple[Any, ...], named: Any, result: Any) -> Operator:
-    name = function._opname
+    name = _name(function, arguments)
     count = flop_registry.get(function._overloadpacket)
     flops = int(count(*arguments, **named, out_val=result)) if count else 0
     num_bytes = sum(
@@ -149,11 +159,23 @@ def _operator(function: Any, arguments: tuple[Any, ...], named: Any, result: Any
     left, right = (arguments[place] for place in _FACTORS[name])
     sizes = left.shape[-2], right.shape[-1], left.shape[-1]
     times = left.shape[0] if left.ndim == 3 else 1
-    return Operator(name, flops, num_bytes, sizes, times, call)
+    return Operator(name, flops, num_bytes, sizes, times, call, _lies(left) + _lies(right))
 
 
 # Where the factors of a matrix product are among the arguments.
 _FACTORS = {"mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2)}
+
+
+def _name(function: Any, arguments: tuple[Any, ...]) -> str:
+    """Its own where the numbers are complex, which cost several times as much."""
+    tensors = (each for each in arguments if isinstance(each, torch.Tensor))
+    complex_ = any(tensor.is_complex() for tensor in tensors)
+    return f"{function._opname} of complex numbers" if complex_ else str(function._opname)
+
+
+def _lies(matrix: torch.Tensor) -> str:
+    """Row by row, or transposed."""
+    return "N" if matrix.stride(-1) == 1 else "T"
 
 
 def _is_view(function: Any) -> bool:

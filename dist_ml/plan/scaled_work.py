@@ -64,6 +64,7 @@ def _operator(few: Operator, more: Operator, n: int) -> Operator:
         _at(few.num_bytes, more.num_bytes, n),
         product,
         _at(few.times, more.times, n),
+        layout=few.layout,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from operator_world import SHALLOW, on_mesh
 from pipeline_world import settings
-from test_plan_seconds import ideal
+from plan_world import ideal
 from test_report import make_run
 from thread_world import run_ranks
 

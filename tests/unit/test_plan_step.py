@@ -95,7 +95,11 @@ def test_operators_are_recorded_with_their_products() -> None:
         assert record.kept_bytes == x.numel() * 4 + y.numel() * 4
         with recorded([]) as back:
             y.backward(torch.empty_like(y))
-    assert sorted(op.product for op in back.operators if op.product) == [(3, 4, 5), (5, 4, 3)]
+    backward = sorted((op.layout, op.product) for op in back.operators if op.product)
+    assert (product.layout, backward) == ("NT", [("NN", (3, 4, 5)), ("TN", (5, 4, 3))])
+    with without_data(), recorded([]) as record:
+        torch.empty(3, dtype=torch.complex64) * 2
+    assert [operator.name for operator in record.operators] == ["mul of complex numbers"]
 
 
 @pytest.mark.parametrize(
