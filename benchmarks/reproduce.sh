@@ -50,6 +50,7 @@ allreduce-1gbit     | allreduce network=emulated_1gbit worlds=3 rounds=2
 allreduce_words     | allreduce_words
 startup             | startup
 trace               | trace
+failures            | failures
 overlap-node        | overlap
 overlap-1gbit       | overlap network=1gbit ranks=4 rounds=5 steps=1
 data_parallel       | data_parallel

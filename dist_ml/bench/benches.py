@@ -11,6 +11,7 @@ from dist_ml.bench import (
     daso,
     data_parallel,
     dataflow,
+    failures,
     gemm,
     gemm_words,
     kernel,
@@ -79,6 +80,7 @@ BENCHES: dict[str, Bench] = {
     "startup": startup.BENCH,
     "trace": trace.BENCH,
     "layouts": layouts.BENCH,
+    "failures": failures.BENCH,
     "gemm": gemm.BENCH,
     "gemm_words": gemm_words.BENCH,
 }

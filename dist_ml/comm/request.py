@@ -46,12 +46,18 @@ class Request:
 
     def wait(self) -> None:
         """Block until everything has completed."""
-        if self._record is not None:
-            self._record[WAITED] = monotonic_ns()
+        self.is_awaited()
         for pending in self._pending:
             pending.Wait()
         self._pending.clear()
         self._complete()
+
+    def is_awaited(self) -> None:
+        """Note in the flight recorder that nothing else is left to do, though `test` is called and
+        not `wait`.
+        """
+        if self._record is not None and not self._record[WAITED]:
+            self._record[WAITED] = monotonic_ns()
 
     def recorded(self, record: Record) -> "Request":
         """This request, which notes in the flight recorder when it is waited for and completes."""

@@ -121,7 +121,10 @@ def drain(
         if not in_flight or stop():
             return
         if soon.is_set():
-            monitor = monitor or PeerMonitor(peers)
+            if monitor is None:
+                monitor = PeerMonitor(peers)
+                for request in in_flight:
+                    request.is_awaited()
             monitor.between_looks()
         else:
             time.sleep(_LOOK_SECONDS)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from dist_ml.flight.divergence import Divergence, first_divergence
 from dist_ml.flight.flight import Flight
+from dist_ml.flight.left_out import LeftOut, left_out_message
 from dist_ml.flight.waits import Wait, late_ranks, waits
 
 Kind = Literal["diverged", "late", "circle", "nothing"]
@@ -32,6 +33,8 @@ def diagnose(flights: Mapping[int, Flight], away: Mapping[int, str] | None = Non
     if divergence is not None:
         return Finding("diverged", divergence.odd, _diverged(flights, divergence))
     found = waits(flights)
+    if left_out := left_out_message(flights, found):
+        return Finding("diverged", (left_out.rank,), _left_out(flights, left_out))
     late = late_ranks(flights, found)
     if not late:
         found = waits(flights, posted=True)
@@ -92,6 +95,15 @@ def _late(
         f"{name_of(flights, rank)} {way} {first.call}, in which {_ranks(sorted(set(same)))} "
         f"{'wait' if len(set(same)) > 1 else 'waits'} since {_clock(first.since)} at "
         f"{first.call.place}; {where}"
+    )
+
+
+def _left_out(flights: Mapping[int, Flight], found: LeftOut) -> str:
+    waits_in, later = found.wait.call, found.later
+    return (
+        f"{name_of(flights, found.rank)} left out its side of {waits_in}, in which rank "
+        f"{found.wait.rank} waits since {_clock(found.wait.since)} at {waits_in.place}; it went on "
+        f"to {later} at {later.place}"
     )
 
 

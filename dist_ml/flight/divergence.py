@@ -5,12 +5,13 @@ rank, so the n-th must be the same call on all of them.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from dist_ml.flight.flight import Call, Flight
 
 _What: TypeAlias = tuple[str, str | int | None, str, int | None]
 _LONGEST_CONTEXT = 64
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,17 @@ def _judged(calls: Mapping[int, Call], history: Sequence[_What]) -> Divergence:
     """
     (usual, most), *rest = Counter(call.what for call in calls.values()).most_common()
     if rest[0][1] == most:
-        expected = _expected(history)
-        if expected not in {call.what for call in calls.values()}:
+        habit = expected(history)
+        if habit not in {call.what for call in calls.values()}:
             return Divergence(calls, tuple(calls), left_out=False)
-        assert expected is not None
-        usual = expected
+        assert habit is not None
+        usual = habit
     odd = tuple(rank for rank, call in calls.items() if call.what != usual)
-    after = _expected([*history, usual])
+    after = expected([*history, usual])
     return Divergence(calls, odd, left_out=all(calls[rank].what == after for rank in odd))
 
 
-def _expected(history: Sequence[_What]) -> _What | None:
+def expected(history: Sequence[T]) -> T | None:
     """What followed the longest earlier run of calls that is like the last ones."""
     best, longest = None, 0
     for end in range(len(history) - 1, 0, -1):

@@ -45,6 +45,13 @@ class Call:
         return self.call, self.detail, self.dtype, self.count
 
     @property
+    def like(self) -> tuple[str | int | None, ...]:
+        """What it has in common with the same call of another round, on one rank."""
+        if self.is_message:
+            return self.call, self.peer, self.group, self.detail
+        return *self.what, self.group
+
+    @property
     def place(self) -> str:
         return f"{short_path(self.file)}:{self.line}"
 

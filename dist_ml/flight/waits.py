@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from dist_ml.flight.divergence import expected
 from dist_ml.flight.flight import Call, Flight
 from dist_ml.flight.recorder import ANY_PEER
 
@@ -36,13 +37,30 @@ def waits(flights: Mapping[int, Flight], posted: bool = False) -> list[Wait]:
 
 def late_ranks(flights: Mapping[int, Flight], found: Sequence[Wait]) -> tuple[int, ...]:
     """Those that others wait for and that wait for nobody themselves: the ranks that never came.
-    Of several, those without a record only if none has one. Where all wait, those that the call
-    with most of the ranks in it lacks; empty where no call has most.
+    Of several, those without a record only if none has one. Where all wait, the one whose call does
+    not follow what it followed in earlier rounds, else those that the call with most of the ranks
+    in it lacks; empty where no call has most.
     """
     waiting = {wait.rank for wait in found}
     late = {other for wait in found for other in wait.others} - waiting
     present = late & flights.keys()
-    return tuple(sorted(present or late or _outside_of_the_fullest(found)))
+    return tuple(
+        sorted(present or late or _elsewhere(flights, found) or _outside_of_the_fullest(found))
+    )
+
+
+def _elsewhere(flights: Mapping[int, Flight], found: Sequence[Wait]) -> set[int]:
+    """The rank that waits in a call which its earlier ones did not lead to, and that others wait
+    for; nobody where that is true of several.
+    """
+    strange = set()
+    for wait in found:
+        kind, number = wait.call.is_message, wait.call.number  # these come in one order
+        calls = [c for c in flights[wait.rank].calls if c.is_message == kind and c.number < number]
+        if expected([call.like for call in calls]) != wait.call.like:
+            strange.add(wait.rank)
+    awaited = {other for wait in found for other in wait.others}
+    return strange if len(strange) == 1 and strange <= awaited else set()
 
 
 def _outside_of_the_fullest(found: Sequence[Wait]) -> set[int]:

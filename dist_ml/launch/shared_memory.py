@@ -24,18 +24,18 @@ def remove_orphans(folder: Path = FOLDER, wait: bool = False) -> list[Path]:
     they are old enough to tell.
     """
     deadline = time.monotonic() + (_SECONDS_TO_MAP + 2 * _LOOK_SECONDS if wait else 0.0)
-    orphans = _unmapped(folder)
-    while time.monotonic() < deadline and any(not _is_old(file) for file in orphans):
+    left = orphans(folder)
+    while time.monotonic() < deadline and any(not _is_old(file) for file in left):
         time.sleep(_LOOK_SECONDS)
-        orphans = _unmapped(folder)
-    removed = [file for file in orphans if _is_old(file)]
+        left = orphans(folder)
+    removed = [file for file in left if _is_old(file)]
     for file in removed:
         with contextlib.suppress(OSError):
             file.unlink()
     return removed
 
 
-def _unmapped(folder: Path) -> list[Path]:
+def orphans(folder: Path = FOLDER) -> list[Path]:
     """MPI's segments in `folder` that are this user's and that no process maps."""
     candidates = [file for name in _NAMES for file in folder.glob(name) if _is_own(file)]
     mapped = _mapped_files(folder) if candidates else set()

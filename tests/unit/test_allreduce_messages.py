@@ -10,6 +10,7 @@ from dist_ml.comm.allreduce import family
 from dist_ml.comm.allreduce.base import FIRST_TAG, NUM_TAGS
 from dist_ml.comm.allreduce.ring import Ring
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.loopback import Loopback
 from dist_ml.errors import CommunicationError, ConfigError
 
 MESSAGES = ["ring", "rabenseifner"]
@@ -125,11 +126,18 @@ def test_several_under_way_end_in_any_order(name: str) -> None:
 def test_tags_come_in_one_order_and_start_again() -> None:
     comm = run_ranks(1, lambda comm: comm)[0]
     ring = Ring(comm)
-    tags = [ring.next_tag() for _ in range(NUM_TAGS + 2)]
+    tags = [ring.next_tag(9) for _ in range(NUM_TAGS + 2)]
     assert len(set(tags[:NUM_TAGS])) == NUM_TAGS
     assert tags[NUM_TAGS] == tags[0]
     assert min(tags) >= FIRST_TAG
     assert max(tags) < 32768  # what every MPI allows
+
+
+def test_calls_of_other_sizes_have_other_tags_where_there_are_enough() -> None:
+    one, other = (Ring(Communicator(Loopback())) for _ in range(2))
+    tags = [one.next_tag(n) for n in (30_100, 3_013, 2**31)]
+    assert len({*tags, *(other.next_tag(n) for n in (3_013, 30_100, 2**31))}) == 5
+    assert max(tags) <= Loopback.largest_tag
 
 
 @pytest.mark.parametrize("segment_bytes", [8, 64, 1 << 20])

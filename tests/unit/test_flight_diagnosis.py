@@ -155,3 +155,67 @@ def test_all_came_and_one_does_not_look_at_its_request() -> None:
 def test_nothing_hangs() -> None:
     found = diagnose(flights([collective(1)], [collective(1)], [collective(1)]))
     assert (found.kind, found.ranks) == ("nothing", ())
+
+
+def test_a_left_out_message_is_told_from_the_rounds_before() -> None:
+    """Each round rank 1 sends two messages and then all reduce; in the last one it sends one, and
+    waits in the allreduce for rank 0, which waits for the message.
+    """
+
+    def sent(*skipped: tuple[int, int]) -> list[Call]:
+        calls = []
+        for turn in range(1, 5):
+            calls += [
+                message("send", 0, tag, turn, 1.0, 1.0)
+                for tag in (1, 2)
+                if (turn, tag) not in skipped
+            ]
+            calls.append(collective(turn, open_since=9.0 if turn == 4 else None))
+        return calls
+
+    def waiting(turn: int, tag: int) -> list[Call]:
+        before = [collective(number) for number in range(1, turn)]
+        return [*before, message("receive", 1, tag, turn, waited=8.0)]
+
+    there = [collective(number, open_since=9.0 if number == 4 else None) for number in range(1, 5)]
+    found = diagnose(flights(waiting(4, 1), sent((4, 1)), there))
+    assert (found.kind, found.ranks) == ("diverged", (1,))
+    assert "rank 1 on host (process 101) left out its side of receive from rank 1" in found.words
+    assert "(tag 1, group" in found.words
+    assert "it went on to send to rank 0 float32[4] (tag 2" in found.words
+    # What it didn't make in each round may come yet.
+    assert diagnose(flights(waiting(4, 1), sent((2, 1), (4, 1)), there)).ranks != (1,)
+
+
+def test_where_all_wait_the_one_that_breaks_its_habit_is_late() -> None:
+    """Rank 1 used to send after each allreduce, and now waits in a barrier for the others."""
+
+    def calls(way: str, peer: int, last: Call) -> list[Call]:
+        made = [
+            c
+            for turn in range(1, 4)
+            for c in (collective(turn), message(way, peer, 3, turn, 1.0, 1.0))
+        ]
+        return [
+            Call(**{**vars(c), "number": n}) for n, c in enumerate([*made, collective(4), last])
+        ]
+
+    barrier = collective(5, 0, "barrier", open_since=9.0)
+    found = diagnose(
+        flights(
+            calls("receive", 1, message("receive", 1, 3, 4, waited=9.0)),
+            calls("send", 0, barrier),
+            [*(collective(turn) for turn in range(1, 5))],
+        )
+    )
+    assert found.ranks == (2,)  # which waits for nobody
+    found = diagnose(
+        flights(
+            calls("receive", 1, message("receive", 1, 3, 4, waited=9.0)),
+            calls("send", 0, barrier),
+            calls("receive", 0, message("receive", 0, 3, 4, waited=9.0)),
+        )
+    )
+    assert (found.kind, found.ranks) == ("late", (1,))
+    assert "rank 1 on host (process 101) never made its side of receive from rank 1" in found.words
+    assert "it waits in barrier" in found.words

@@ -25,6 +25,7 @@ FIRST_TAG, NUM_TAGS = (
     16_384,
     8_192,
 )  # kept for this family on any communicator; every MPI allows tags up to 32767
+TAG_BLOCK = 32_768  # and where it allows more, the same of each block
 
 _DTYPES = ("float32", "float64")
 
@@ -42,6 +43,7 @@ class Allreduce(ABC):
     def __init__(self, comm: Communicator) -> None:
         self.comm = comm
         self._started = 0
+        self._tag_blocks = max(1, (comm.transport.largest_tag + 1) // TAG_BLOCK)
         self._call = f"allreduce by {self.name}"
 
     def __call__(self, x: Tensor, op: Op = "sum") -> None:
@@ -71,12 +73,14 @@ class Allreduce(ABC):
     def free(self) -> None:  # noqa: B027 - most hold nothing
         """Give memory and communicators back. Collective."""
 
-    def next_tag(self) -> int:
+    def next_tag(self, n: int) -> int:
         """A tag of its own for each of the many that may be under way: ranks may get on with them
-        in different orders.
+        in different orders. It depends on the number of elements, too, so that ranks in different
+        calls wait for each other, and the watchdog says so: longer messages than expected were
+        seen to overwrite Open MPI's memory.
         """
         self._started += 1
-        return FIRST_TAG + self._started % NUM_TAGS
+        return TAG_BLOCK * (n % self._tag_blocks) + FIRST_TAG + self._started % NUM_TAGS
 
     def enter(self, x: Tensor, op: Op) -> Array:
         """Check one call (with the other ranks' too, in checked mode) and return the flat view of
@@ -113,7 +117,7 @@ class MessageAllreduce(Allreduce):
         if self.comm.size == 1 or array.size == 0:
             return Request()
         record = self.record(array.size, array.itemsize, op)
-        steps = self.steps(array, op, self.next_tag())
+        steps = self.steps(array, op, self.next_tag(array.size))
         request = GeneratorRequest(steps, self.comm, self.name, self._under_way)
         request.Test()
         return Request([request], keep=x).recorded(record)

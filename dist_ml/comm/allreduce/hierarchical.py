@@ -103,7 +103,7 @@ class Hierarchical(Allreduce):
 
     def _begin(self, shared: SharedBuffer, offset: int, n: int, op: Op) -> Request:
         record = self.record(n, shared.copies.itemsize, op)
-        epoch, tag = shared.next_epoch(), self.next_tag()
+        epoch, tag = shared.next_epoch(), self.next_tag(n)
         self._loops.signal(shared.flags, self.intra_node.rank, epoch)
         steps = self._node_steps(
             shared, Range(offset, offset + n), op, epoch, tag, self._last.get(shared)
