@@ -10,8 +10,8 @@ from dist_ml.errors import ConfigError
 @dataclass(frozen=True)
 class FaultConfig:
     """What follows a death (docs/shrink.md), how wrong results are found
-    (docs/reproducibility.md), and how long a step may take before the job counts as hung and ends
-    (docs/failures.md).
+    (docs/reproducibility.md), and after how long a step, or a host that does not answer, ends the
+    job (docs/failures.md).
     """
 
     # when a rank dies: none: the job ends; shrink: the others go on without it
@@ -22,6 +22,7 @@ class FaultConfig:
     rerun_deviations: float = 10.0
     watchdog: float = 10.0  # a step's limit, in medians of the steps so far; 0: none
     watchdog_seconds: float = 60.0  # but at least so long
+    unreachable_seconds: float = 8.0  # after so long without another host the job ends; 0: never
 
     def __post_init__(self) -> None:
         if self.rerun_window < 2:
@@ -37,4 +38,9 @@ class FaultConfig:
             raise ConfigError(
                 f"watchdog_seconds={self.watchdog_seconds:g} must be above 0 and finite; "
                 "watchdog=0 sets no limit"
+            )
+        if not (self.unreachable_seconds == 0 or 2 <= self.unreachable_seconds < math.inf):
+            raise ConfigError(
+                f"unreachable_seconds={self.unreachable_seconds:g} must be 2 or more, because "
+                "hosts ask each other once a second; or 0 for no limit"
             )

@@ -10,6 +10,7 @@ import numpy as np
 
 from dist_ml.comm.agreement import from_root
 from dist_ml.comm.communicator import Communicator
+from dist_ml.comm.host_links import HostLinks
 from dist_ml.comm.peer_monitor import Peer
 from dist_ml.comm.survivors import Survivors
 from dist_ml.config.convert import to_mapping
@@ -55,7 +56,10 @@ def train_run(
     signals = signals or StopSignals()
     signals.begin(config.saves, world.size == 1, from_root(world, seconds_to_stop))
     mesh = build_mesh(config, world)
-    with open_folder.claimed_log(config.place, mesh.world) as claimed:
+    with (
+        HostLinks(world, config.fault.unreachable_seconds),
+        open_folder.claimed_log(config.place, mesh.world) as claimed,
+    ):
         earlier = find(config, mesh) if config.resume is not None else None
         if earlier is not None and earlier.summary is not None:
             make_reporter(mesh.world.rank, 0, 0).finish(earlier.summary)
