@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
+from dist_ml.cli import hang
 from dist_ml.launch.job import Command, Completed, run_all
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -78,6 +79,42 @@ def test_a_rank_that_fails_ends_the_others(
     assert not done.timed_out
     assert done.returncode != 0
     assert re.search(words, done.stderr)
+
+
+FLIGHT = """
+import os, signal, sys, time
+from pathlib import Path
+import dist_ml, torch
+mesh = dist_ml.init(flight=sys.argv[1])
+pids = mesh.world.allgather_objects(os.getpid())
+if mesh.world.rank == 1:
+    time.sleep(0.5)  # until the others wait
+    os.kill(pids[0], signal.SIGUSR2)
+    record = Path(sys.argv[1], "flight-0000.json")
+    while not record.exists():
+        time.sleep(0.02)
+    record.rename(record.with_name("told"))
+    raise ValueError("a bug")
+mesh.world.allreduce(torch.ones(3))
+"""
+
+
+@MPIS
+def test_flight_records_of_a_script(
+    mpi: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At SIGUSR2, in a blocking call, and when a rank fails; those of an earlier job are gone."""
+    script, folder = tmp_path / "script.py", tmp_path / "records"
+    script.write_text(FLIGHT)
+    folder.mkdir()
+    (folder / "flight-0007.json").write_text("{}")
+    done = launch(mpi, 3, "python", str(script), str(folder))
+    assert not done.timed_out
+    assert "rank 1 of 3 on" in done.stderr
+    assert json.loads((folder / "told").read_text())["reason"] == "SIGUSR2"
+    assert hang.main([str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"rank 1 .*never came to allreduce sum float32\[3\]", said), said
 
 
 EARLY = """

@@ -22,7 +22,9 @@ _MAIN = "MainThread"
 def main(argv: Sequence[str]) -> int:
     """0; `DataError` where the run left no records."""
     parser = Parser(prog="dist-ml doctor hang", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a run that hung, or was ended")
+    parser.add_argument(
+        "run", type=Path, help="the folder of a run that hung, or that a script named as `flight`"
+    )
     parser.add_argument(
         "--export",
         type=Path,
@@ -50,11 +52,12 @@ def main(argv: Sequence[str]) -> int:
 def _flights(run: Path) -> dict[int, Flight]:
     if not run.is_dir():
         raise DataError(f"{run} is no folder; give the folder of a run")
-    flights = record_file.read_folder(RunFolder(run).log)
+    flights = record_file.read_folder(RunFolder(run).log) or record_file.read_folder(run)
     if not flights:
         raise DataError(
             f"{run} holds no flight records (log/flight-….json); ranks write them when a step "
-            "exceeds fault.watchdog, when one of them fails, and at SIGUSR2"
+            "exceeds fault.watchdog, when one of them fails, and at SIGUSR2; a script's with "
+            "dist_ml.init(flight=…)"
         )
     return flights
 

@@ -12,6 +12,7 @@ from types import FrameType, TracebackType
 
 from dist_ml.launch.lead import LEAST_SECONDS
 from dist_ml.launch.process import handled, raise_exit
+from dist_ml.launch.signal_pipe import signal_pipe
 
 log = logging.getLogger(__name__)
 
@@ -127,20 +128,15 @@ class StopSignals:
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        thread = threading.Thread(
-            target=self._listen, args=[reader], name="stop-signals", daemon=True
-        )
-        thread.start()
-        try:
+        with signal_pipe() as reader:
+            arguments = [reader]
+            thread = threading.Thread(
+                target=self._listen, args=arguments, name="stop-signals", daemon=True
+            )
+            thread.start()
             yield
-        finally:
-            signal.set_wakeup_fd(before)
-            os.close(writer)
-            thread.join(_JOIN_SECONDS)
-            os.close(reader)
+        thread.join(_JOIN_SECONDS)
+        os.close(reader)
 
     def _listen(self, reader: int) -> None:
         """Until the pipe is closed: note what comes, and end the process when its time is up."""
