@@ -13,7 +13,7 @@ import pytest
 from dist_ml.launch import mpiexec, stacks
 from dist_ml.launch.job import Command, Completed, _exit_status
 from dist_ml.launch.mpi_installation import MpiInstallation
-from dist_ml.launch.process import signals_wait, sigterm_raises
+from dist_ml.launch.process import handled, passed_on, signals_wait, sigterm_raises
 from dist_ml.launch.shared_memory import remove_orphans
 from dist_ml.launch.streams import discard
 
@@ -110,6 +110,16 @@ def test_stacks_are_collected_in_the_order_of_ranks(tmp_path: Path) -> None:
         "--- rank 2 stood here", "in two",
         "--- rank 10 stood here", "in ten",
     ]  # fmt: skip
+
+
+def test_a_signal_that_is_passed_on_is_still_heard_by_who_arranged_it_before() -> None:
+    """Restarts know by it that they were told to stop while a job failed."""
+    heard: list[int] = []
+    with handled(lambda number, _: heard.append(number), signal.SIGUSR1):
+        with passed_on(signal.SIGUSR1, []):
+            signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
+    assert heard == [signal.SIGUSR1] * 2
 
 
 @pytest.mark.parametrize(("returncode", "status"), [(0, 0), (3, 3), (-9, 137), (-15, 143)])
