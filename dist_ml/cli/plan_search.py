@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dist_ml.plan.search import Choice, Found
 
 _MOST_REASONS = 3
+_AS_LONG = 5e-4  # more
 
 
 def held_keys(overrides: Sequence[str]) -> set[str]:
@@ -157,7 +158,12 @@ def _show_why(best: Sequence["Choice"]) -> None:
         ours, theirs = (_phases(choice).get(name, 0.0) for choice in best[:2])
         parts.append((name, f"{_spell_seconds(ours)} against {_spell_seconds(theirs)};"))
     more = other.total / one.total - 1
-    _say_all("why", f"the second takes {more:.1%} more:".split())
+    if more < _AS_LONG:
+        held = [spell_bytes(sum(choice.memory.values())) for choice in best[:2]]
+        words = f"the second takes as long, and {held[1]} a rank against {held[0]}:"
+    else:
+        words = f"the second takes {more:.1%} more:"
+    _say_all("why", words.split())
     for line in pairs(parts, 68):
         terminal.say(f"{'':12}{line}")
 

@@ -59,9 +59,9 @@ class Choice(NamedTuple):
 
 @dataclass
 class Found:
-    """The best first. Of `candidates`, `costed` were planned; `refused` and `too_large` are those
-    that the run's own checks, or its memory, ruled out when it was their turn; the others' bounds
-    are above the seconds of the last of `best`.
+    """The best first, of equals the smallest. Of `candidates`, `costed` were planned; `refused` and
+    `too_large` are those that the run's own checks, or its memory, ruled out when it was their
+    turn; the others' bounds are above the seconds of the last of `best`.
     """
 
     best: list[Choice] = field(default_factory=list)
@@ -216,7 +216,7 @@ class _Search:
         seconds = step_seconds(plan, self._machine, self._stages)
         memory = {"program": self._machine.processor.base_bytes, **memory}
         found.best.append(Choice(config, plan, seconds, memory))
-        found.best.sort(key=lambda choice: choice.seconds.total)
+        found.best.sort(key=lambda choice: (choice.seconds.total, sum(choice.memory.values())))
         del found.best[self._num_best :]
 
     def _refuse(self, error: DistMLError, times: int = 1) -> None:
