@@ -49,7 +49,8 @@ def run(config: TorchBackendBench, worlds: Worlds) -> Result:
     sparse = (SPARSE,) if config.network == SLOW else ()
     with worlds.network(config.ranks, config.network) as network:
         found = _measured(config, worlds, (DDP, DDP_GLOO, *sparse), network)
-    return _result(config, found, ((DDP, DDP_GLOO, _MOST_OVER_GLOO),))
+    limits = () if config.network == SLOW else ((DDP, DDP_GLOO, _MOST_OVER_GLOO),)
+    return _result(config, found, limits)
 
 
 def _result(
