@@ -186,6 +186,7 @@ def test_actions_beyond_the_header_are_refused() -> None:
     ("name", "request_", "message"),
     [
         ("interleaved", Request(4, 6), "use 4 or 8"),
+        ("interleaved", Request(4, 3), "not 3; use 4$"),
         ("chimera", Request(3, 6), "use 2 or 4"),
         ("chimera", Request(4, 5), "use 4 or 6"),
         ("chimera", Request(8, 8, pipes=6), "use one of 2, 4, 8"),

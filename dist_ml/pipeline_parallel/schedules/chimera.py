@@ -19,7 +19,7 @@ from typing import NamedTuple
 from dist_ml.errors import ScheduleError
 from dist_ml.pipeline_parallel.dry_run import Costs, dry_run
 from dist_ml.pipeline_parallel.schedule import Action, Schedule
-from dist_ml.pipeline_parallel.schedules.request import Request, require
+from dist_ml.pipeline_parallel.schedules.request import Request, multiples, require
 
 
 class Placed(NamedTuple):
@@ -74,13 +74,12 @@ def _check(request: Request) -> None:
         str(pipes),
         f"use one of {', '.join(map(str, allowed))}",
     )
-    down = microbatches - microbatches % pipes
     require(
         microbatches % pipes == 0,
         "chimera",
         f"as many micro-batches in each of its {pipes} pipes",
         str(microbatches),
-        f"use {down or pipes} or {down + pipes}",
+        multiples(microbatches, pipes),
     )
     if request.concatenation not in ("auto", "direct", "doubling"):
         raise ScheduleError(

@@ -5,7 +5,7 @@ Megatron-LM", SC 2021, section 2.2.
 """
 
 from dist_ml.pipeline_parallel.schedule import Action, Schedule, one_pipe
-from dist_ml.pipeline_parallel.schedules.request import Request, require
+from dist_ml.pipeline_parallel.schedules.request import Request, multiples, require
 
 
 def interleaved(request: Request) -> Schedule:
@@ -15,13 +15,12 @@ def interleaved(request: Request) -> Schedule:
     """
     ranks, microbatches, chunks = request.ranks, request.microbatches, request.chunks
     require(chunks >= 1, "interleaved", "at least one stage a rank", f"chunks={chunks}", "use 2")
-    down = microbatches - microbatches % ranks
     require(
         microbatches % ranks == 0,
         "interleaved",
         f"a multiple of the {ranks} ranks as micro-batches",
         str(microbatches),
-        f"use {down or ranks} or {down + ranks}",
+        multiples(microbatches, ranks),
     )
     orders = [_order(rank, ranks, microbatches, chunks) for rank in range(ranks)]
     places = [stage % ranks for stage in range(ranks * chunks)]

@@ -33,3 +33,9 @@ def require_at_least(name: str, request: Request, microbatches: int) -> None:
         str(request.microbatches),
         f"use {microbatches} micro-batches, or fewer stages",
     )
+
+
+def multiples(number: int, of: int) -> str:
+    """Which multiples of `of` would do in the place of `number`."""
+    below = number - number % of
+    return f"use {below} or {below + of}" if below else f"use {of}"
