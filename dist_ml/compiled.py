@@ -9,6 +9,8 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
+from dist_ml.launch.stacks import rank
+
 log = logging.getLogger(__name__)
 
 
@@ -43,8 +45,9 @@ def compiled_loop(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 @cache
 def _report_no_cache() -> None:
-    log.warning(
+    log.log(
+        logging.INFO if rank(os.environ) else logging.WARNING,  # for all ranks, once
         "compiled loops can't be kept: neither the package's folder nor the user's cache can be "
         "written, so that each start compiles them anew (seconds); set NUMBA_CACHE_DIR to a folder "
-        "that can be written"
+        "that can be written",
     )

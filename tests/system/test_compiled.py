@@ -30,14 +30,14 @@ def double(n):
 RUN = "import loop; assert (loop.total(5), loop.double(4)) == (10, 8)"
 
 
-def run_loop(folder: Path, home: str) -> str:
+def run_loop(folder: Path, home: str, **variables: str) -> str:
     """What a new process says that compiles the loops of `folder` with this home."""
     environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("NUMBA_", "XDG_")) and name != "DIST_ML_NUMBA"
     }
-    environment |= {"HOME": home, "PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}"}
+    environment |= variables | {"HOME": home, "PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}"}
     done = subprocess.run(
         [sys.executable, "-B", "-c", RUN], env=environment, capture_output=True, text=True,
         check=True, timeout=60,
@@ -56,6 +56,7 @@ def test_loops_run_uncached_where_no_folder_can_be_written(tmp_path: Path) -> No
     (tmp_path / "__pycache__").write_text("a file here is a folder that not even root can write")
     said = run_loop(tmp_path, "/dev/null")
     assert said.count("set NUMBA_CACHE_DIR") == 1
+    assert run_loop(tmp_path, "/dev/null", PMI_RANK="1") == ""  # rank 0 says it for all
 
 
 def test_other_errors_of_the_compiler_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:

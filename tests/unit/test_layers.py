@@ -53,7 +53,8 @@ BELOW: dict[str, frozenset[str]] = {
 BELOW["config"] = frozenset({"errors"})
 BELOW["launch"] = frozenset({"errors", "partition"})
 BELOW["measure"] = frozenset({"errors", "config"})
-BELOW["partition"] = BELOW["counter_random"] = BELOW["compiled"] = frozenset({"errors"})
+BELOW["partition"] = BELOW["counter_random"] = frozenset({"errors"})
+BELOW["compiled"] = frozenset({"errors", "launch"})  # which rank speaks
 BELOW["flight"] = frozenset({"errors"})
 BELOW["placement"] = frozenset({"errors", "partition"})
 # Third-party packages that only these files or folders may import.
