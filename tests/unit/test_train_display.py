@@ -164,3 +164,9 @@ def test_a_failed_runs_summary_says_what_it_has() -> None:
     assert result_lines(failed) == ["run folder      runs/x"]
     assert [ranks({"ranks": count}) for count in (1, 2)] == ["1 rank", "2 ranks"]
     assert [short(x) for x in (9.994e11, 1e15, -1234.0)] == ["999G", "1e+03T", "-1.23k"]
+
+
+def test_steps_that_were_left_out_are_told() -> None:
+    assert result_lines({"num_skipped": 0, "num_steps": 24}) == []
+    lines = result_lines({"num_skipped": 16, "num_steps": 1024})
+    assert lines == ["steps left out  16 of 1,024: loss or gradient not finite"]

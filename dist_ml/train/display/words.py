@@ -36,6 +36,9 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"test accuracy   {summary['test_accuracy']:.2%}")
     elif summary.get("test_loss") is not None:
         lines.append(f"test loss       {summary['test_loss']:.6g}")
+    if summary.get("num_skipped"):
+        skipped, steps = summary["num_skipped"], summary["num_steps"]
+        lines.append(f"steps left out  {skipped:,} of {steps:,}: loss or gradient not finite")
     if summary.get("samples_per_second") is not None:
         seconds = (
             f" in {summary['seconds']:.1f} s on {ranks(summary)}" if "seconds" in summary else ""
