@@ -126,5 +126,8 @@ def write_whole(file: Path, text: str) -> None:
     part.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(file)
+    try:
+        temporary.write_text(text)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a disk that was full

@@ -107,6 +107,20 @@ def test_a_summary_that_cannot_be_written_is_an_error_in_words(
         folder.write_summary({})
 
 
+def test_what_a_full_disk_has_no_room_for_leaves_no_file_behind(
+    folder: run_folder.RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, _text: str) -> None:
+        file.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    before = set(folder.path.iterdir())
+    with pytest.raises(DataError, match=r"summary.json can't be written: No space left"):
+        folder.write_summary({})
+    assert set(folder.path.iterdir()) == before
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(

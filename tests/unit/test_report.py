@@ -196,3 +196,6 @@ def test_a_full_disk_under_standard_output_is_told_in_words(
         monkeypatch.setattr("sys.stdout", full)
         assert main.main(["report", str(tmp_path)]) == 2
     assert "standard output can't be written: No space left" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdout", None)  # `>&-`
+    monkeypatch.setenv("TERM", "xterm")
+    assert main.main(["report", str(tmp_path)]) == 0

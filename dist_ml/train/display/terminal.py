@@ -10,9 +10,11 @@ from typing import TextIO
 from rich.console import Console
 
 
-def on_terminal(environment: Mapping[str, str], stream: TextIO) -> bool:
-    """Does what is written to `stream` end on a terminal that can move its cursor?"""
-    if environment.get("TERM", "dumb") in ("", "dumb", "unknown"):
+def on_terminal(environment: Mapping[str, str], stream: TextIO | None) -> bool:
+    """Does what is written to `stream` end on a terminal that can move its cursor? None: the
+    process began without that stream (`>&-`).
+    """
+    if stream is None or environment.get("TERM", "dumb") in ("", "dumb", "unknown"):
         return False
     told = environment.get(
         "TTY_COMPATIBLE"
