@@ -18,7 +18,7 @@ from dist_ml.config.data import DataConfig
 from dist_ml.datasets import open_dataset
 from dist_ml.launch.mpiexec import cores
 from dist_ml.measure.memory import peak_bytes
-from dist_ml.plan.constants import with_constants
+from dist_ml.plan.constants import train_shortly, with_constants
 from dist_ml.plan.curves import Curve
 from dist_ml.plan.machine import Processor
 from dist_ml.plan.measured_exchanges import measure_allreduces, measure_messages
@@ -40,6 +40,7 @@ _SAMPLES = (4, 64, 1024)
 
 def calibrate(comm: Communicator, tell: Callable[[str], None]) -> Processor:
     """A minute or two. The slowest rank's seconds count."""
+    train_shortly()
     base_bytes = peak_bytes()
     computing = max(1, min(comm.size, cores() // torch.get_num_threads()))
     group = comm.split(0 if comm.rank < computing else None, comm.rank)

@@ -68,16 +68,21 @@ def _small(depth: int, pieces: int = 1) -> TrainConfig:
     )  # fmt: skip
 
 
-def _measured(config: TrainConfig) -> float:
+def train_shortly() -> None:
+    """Have loaded all that training loads."""
+    _measured(_small(1), 2)
+
+
+def _measured(config: TrainConfig, num_steps: int | None = None) -> float:
     """Median seconds of a step on this rank alone, beside the others."""
     trainer = build_trainer(config, build_mesh(config, Communicator(Loopback())))
     taken = []
-    for index in range(_STEPS):
+    for index in range(num_steps or _STEPS):
         start = time.perf_counter()
         trainer.step(0, index % trainer.sampler.steps_per_epoch)
         taken.append(time.perf_counter() - start)
     trainer.close()
-    return statistics.median(islice(taken, _WARM_UP, None))
+    return statistics.median(islice(taken, min(_WARM_UP, len(taken) - 1), None))
 
 
 def _num_operators(plan: StepPlan) -> int:

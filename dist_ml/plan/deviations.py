@@ -3,7 +3,7 @@
 step                   the mean over the run
 phases                 those of rank 0; of a pipeline its passes and waits are one
 words along an axis    rank 0's, which must be equal
-memory                 the most that rank 0 has had resident
+memory                 the most that rank 0 has had resident, before it gathers the model
 """
 
 import logging
@@ -13,7 +13,6 @@ from typing import Any
 
 from dist_ml.config.train import TrainConfig
 from dist_ml.errors import ConfigError, MachineError
-from dist_ml.measure.memory import peak_bytes
 from dist_ml.plan import calibrated
 from dist_ml.plan.likely_reasons import FAR, Run, likely_reason
 from dist_ml.plan.machine import Processor
@@ -52,7 +51,6 @@ def beside_measured(
 def _quantities(
     config: TrainConfig, trainer: Trainer, summary: Mapping[str, Any], ranks_per_node: int
 ) -> list[dict[str, Any]]:
-    resident = peak_bytes()  # before planning takes some
     processor = calibrated.load(ranks_per_node, summary["threads"])
     if not sums_all_gradients(config):
         raise ConfigError("sparse exchange and local steps are not modelled")
@@ -61,7 +59,7 @@ def _quantities(
     rows = _seconds(plan, processor, summary, ranks_per_node)
     for axis, words in summary["planned_words_by_axis"].items():
         rows.append(_row(f"{axis} words", "words", words, summary["words_by_axis"].get(axis, 0)))
-    rows.append(_row("memory", "bytes", held, resident))
+    rows.append(_row("memory", "bytes", held, summary["peak_bytes"]))
     run = Run(config, summary, processor, ranks_per_node)
     step = summary["seconds"] / max(1, summary["num_steps"])
     for row in rows:

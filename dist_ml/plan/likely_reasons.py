@@ -66,10 +66,8 @@ def _of_words(_: Mapping[str, Any], run: Run) -> Iterator[str]:
         yield "steps before the run was resumed may have had another mesh"
 
 
-def _of_bytes(row: Mapping[str, Any], run: Run) -> Iterator[str]:
+def _of_bytes(row: Mapping[str, Any], _: Run) -> Iterator[str]:
     if row["measured"] > row["predicted"]:
-        if run.config.data.name not in ("synthetic",):
-            yield "the data set, evaluation and saving are not in the plan"
-        yield "evaluation and saving are not in the plan"
+        yield "the data set, evaluation and checkpoints are not in the plan"
     else:
         yield "the largest operator's working memory was not needed at the peak"

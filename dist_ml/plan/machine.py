@@ -62,7 +62,7 @@ class Processor:
     allreduces: dict[int, Curve] = field(default_factory=dict)  # auto's, by ranks, over bytes
     collectives: dict[int, Curve] = field(default_factory=dict)  # the MPI's allreduce, likewise
     message: Curve | None = None  # over bytes, from rank to rank
-    base_bytes: int = 0  # resident, of a process before it has a model
+    base_bytes: int = 0  # resident, of a process that has trained next to nothing
 
     def seconds(self, operators: Sequence[Operator], in_memory: float) -> float:
         """`in_memory`: the share of their operands that isn't in the cache."""

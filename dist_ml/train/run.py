@@ -19,6 +19,7 @@ from dist_ml.errors import DataError, DistMLError, PeerLostError
 from dist_ml.flight import record_file
 from dist_ml.flight.on_signal import DUMP
 from dist_ml.launch.lead import lead_seconds, seconds_to_stop
+from dist_ml.measure.memory import peak_bytes
 from dist_ml.train import metrics, open_folder
 from dist_ml.train.build import build_mesh, build_trainer
 from dist_ml.train.checkpoints import Checkpoints, go_on
@@ -200,8 +201,14 @@ class Run:
             self._trace.close()
         with self._signals.saving():
             self._checkpoints.close()
+            peak = peak_bytes()  # before rank 0 gathers the whole model
             left = leave_results(self._trainer, self._folder, self._config)
-            summary = {"status": "finished", **self._summary(evaluation), **left}
+            summary = {
+                "status": "finished",
+                **self._summary(evaluation),
+                "peak_bytes": peak,
+                **left,
+            }
             summary |= predicted(self._predict, self._config, self._trainer, summary)
             from_root(self._world, lambda: self._folder.write_summary(summary))
         self._signals.log_ignored()

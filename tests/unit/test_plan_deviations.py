@@ -49,6 +49,7 @@ def test_a_run_holds_both(mesh: tuple[int, int, int], calibration: Path) -> None
     assert words["measured"] == pytest.approx(words["predicted"], rel=1e-12)
     assert words["why"] == ""
     memory, step = found.pop("memory"), found.pop("step")
+    assert memory["measured"] == summary["peak_bytes"]
     assert 1e8 < memory["predicted"] < memory["measured"] < 1e10
     assert {"pipeline" if axis == "pipeline" else "backward", "update", "other"} <= set(found)
     for which in ("predicted", "measured"):
