@@ -142,10 +142,11 @@ class _Search:
         return self._passes(spread, times) * _ROUNDING
 
     def _passes(self, spread: Spread, times: StepTimes) -> float:
-        """Seconds of forward and backward passes, at least."""
+        """Seconds of batches, forward and backward passes, at least."""
         if spread.pipeline == 1:
-            return spread.microbatches * sum(times.stages[0])
-        return least_makespan(times.plan.schedule, spread.microbatches, times.costs)
+            return spread.microbatches * (times.load + sum(times.stages[0]))
+        with_cores = least_makespan(times.plan.schedule, spread.microbatches, times.costs)
+        return max(with_cores, times.of_all_cores(spread.microbatches))
 
     def _sketch(self, spread: Spread, exchange: Exchange) -> StepPlan:
         """The plan with a schedule of the right kind, but of few micro-batches."""

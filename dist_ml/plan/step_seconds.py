@@ -137,13 +137,16 @@ class StepTimes:
             forward[end] += self._loaded
         return Costs(tuple(forward), halves, halves, message)
 
+    def of_all_cores(self, num_microbatches: int) -> float:
+        """What a pipeline's passes take where no core ever waits."""
+        return num_microbatches * sum(map(sum, self.stages)) / self.plan.sizes["pipeline"]
+
     def pipeline(self) -> tuple[float, float]:
         """Makespan and bubble: at least what the cores have to do in all. A step of an asynchronous
         schedule takes what one more adds.
         """
         schedule = self.plan.schedule
-        passes = sum(map(sum, self.stages)) / self.plan.sizes["pipeline"]
-        least = schedule.num_microbatches * passes
+        least = self.of_all_cores(schedule.num_microbatches)
         if schedule.is_asynchronous:
             few, more = (dry_run(unrolled(schedule, steps), self.costs) for steps in (2, 3))
             return max(least, more.makespan - few.makespan), 0.0

@@ -242,3 +242,13 @@ def test_works_of_any_size_follow_from_two(layout: str, autocast: bool) -> None:
             for ours, theirs in ((one.forward, other.forward), (one.backward, other.backward)):
                 found = [operator._replace(call=None) for operator in theirs.operators]
                 assert list(ours.operators) == found
+
+
+def test_bounds_know_that_ranks_share_cores() -> None:
+    """Pipelines of eight ranks on one core: what that has to do in all rules most of them out."""
+    config = text_config(batch_size=64, model={"depth": 12, "width": 64})
+    config = dataclasses.replace(config, mesh=MeshConfig(None, 8, 1))
+    machine = Machine(ideal(), cores=1, ranks_per_node=8, network=Link(0.0, 1e15))
+    held = ("mesh.pipeline", "mesh.operator")
+    found = search(Candidates(config, held, 64, 8), machine, PLENTY)
+    assert found.costed < found.candidates / 8
