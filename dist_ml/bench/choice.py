@@ -18,7 +18,6 @@ import numpy as np
 from dist_ml.bench.bench import Bench
 from dist_ml.bench.configured import from_arguments, to_arguments, with_widths
 from dist_ml.bench.form import Check, Record, Result
-from dist_ml.bench.prediction import measure_processor
 from dist_ml.bench.worlds import Worlds
 from dist_ml.comm.communicator import Communicator
 from dist_ml.config.data import DataConfig
@@ -65,7 +64,7 @@ def run(config: ChoiceBench, worlds: Worlds) -> Result:
     records: list[Record] = []
     for ranks in config.ranks:
         on = min(ranks, cores())
-        found = worlds.measure("calibrate", {}, ranks=on, mpi=config.mpi)
+        found = worlds.measure("calibrate", {}, ranks=on, mpi=config.mpi)  # of bench prediction
         machine = Machine(Processor.from_mapping(found), os.cpu_count() or 1, ranks)
         problems = [
             _Problem(name, train, _all_choices(train, machine, ranks))
@@ -219,6 +218,6 @@ BENCH = Bench(
     "the plan that dist-ml plan --search chooses, against all candidates as measured",
     ChoiceBench,
     run,
-    {"calibrate": measure_processor, "choices": measure},
+    {"choices": measure},
     ranks=1,
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from operator_world import SHALLOW, on_mesh
 from pipeline_world import settings
 from plan_world import ideal
@@ -27,7 +28,8 @@ from dist_ml.train.run import train_run
 @pytest.fixture
 def calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    calibrated.store(dataclasses.replace(ideal(2), base_bytes=10**8))
+    threads = torch.get_num_threads()
+    calibrated.store(dataclasses.replace(ideal(2), base_bytes=10**8, threads=threads))
     yield tmp_path / "run"  # type: ignore[misc]
     logs.stop()
 
